@@ -1,0 +1,1 @@
+"""raykb: distributed experiment orchestration on Ray for vision research."""

@@ -1,0 +1,1 @@
+"""Augmentation: policies, their search, and the baselines they are held against."""

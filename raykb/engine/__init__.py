@@ -1,0 +1,1 @@
+"""The training engine: objective, loop, optimizers, checkpoints and random streams; pure torch."""
