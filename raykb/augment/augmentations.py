@@ -1,0 +1,127 @@
+"""What final trainings compare: one table of augmentations, from none to the searched policy.
+
+Each entry builds a callable with one contract: uint8 images (N, C, H, W), their ids and the epoch
+go in, uint8 images come out. What a sample is given is a function of (seed, epoch, sample id)
+alone, whatever batch or worker it is in. Crop, flip and normalisation come afterwards, in the view
+(:class:`raykb.data.views.CropFlipView`), and so does the default Cutout: ``augmentation.cutout``
+says whether the view is to have it. As in Fast AutoAugment (arXiv:1905.00397, tables 2 to 4) every
+augmentation but ``none`` is trained with it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from raykb.augment.policy import Policy
+from raykb.engine.seeding import keyed_uniform, stream_seed
+
+
+class Augmentation(Protocol):
+    """The contract; implementations are picklable, for they travel to workers."""
+
+    @property
+    def cutout(self) -> bool:
+        """Whether the default Cutout of the view goes with it."""
+
+    def __call__(self, images: Tensor, ids: np.ndarray | Tensor, epoch: int) -> Tensor:
+        """Return augmented uint8 images (N, C, H, W); the input stays as it is."""
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """Leaves images as they are."""
+
+    cutout: bool
+
+    def __call__(self, images: Tensor, ids: np.ndarray | Tensor, epoch: int) -> Tensor:
+        """Return ``images``."""
+        return images
+
+
+@dataclass(frozen=True)
+class FromPolicy:
+    """Gives each image a sub-policy of its own."""
+
+    policy: Policy
+    seed: int = 0
+    cutout: bool = True
+
+    def __call__(self, images: Tensor, ids: np.ndarray | Tensor, epoch: int) -> Tensor:
+        """Return the images after the policy."""
+        stream = stream_seed(self.seed, "augment", epoch)
+        uniforms = keyed_uniform(stream, ids, self.policy.draws)
+        return self.policy.apply(images, draws=self.policy.draw(uniforms))
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """Applies a torchvision transform image by image.
+
+    torchvision draws once for a whole batch and from the global generator; here each image has a
+    call of its own, with the generator set to the image's own state and put back afterwards.
+    """
+
+    transform: v2.Transform
+    seed: int = 0
+    cutout: bool = True
+
+    def __call__(self, images: Tensor, ids: np.ndarray | Tensor, epoch: int) -> Tensor:
+        """Return the images, each after its own draw of the transform."""
+        stream = stream_seed(self.seed, "augment", epoch)
+        keys = (keyed_uniform(stream, ids, 1) * 2.0**53).long().flatten().tolist()
+        out = torch.empty_like(images)
+        with torch.random.fork_rng(devices=[]):
+            for place, image, key in zip(out, images, keys, strict=True):
+                torch.default_generator.manual_seed(key)  # the CPU's alone, unlike manual_seed()
+                place.copy_(self.transform(image))
+        return out
+
+
+def none() -> Augmentation:
+    """Crop and flip alone."""
+    return Unchanged(cutout=False)
+
+
+def cutout() -> Augmentation:
+    """Crop, flip and the default Cutout."""
+    return Unchanged(cutout=True)
+
+
+def trivial_augment_wide(seed: int = 0, num_magnitude_bins: int = 31) -> Augmentation:
+    """One random operation at a random strength (Müller and Hutter, arXiv:2103.10158)."""
+    return PerImage(v2.TrivialAugmentWide(num_magnitude_bins=num_magnitude_bins), seed)
+
+
+def rand_augment(seed: int = 0, num_ops: int = 2, magnitude: int = 9) -> Augmentation:
+    """``num_ops`` random operations at one strength (Cubuk et al., arXiv:1909.13719)."""
+    return PerImage(v2.RandAugment(num_ops=num_ops, magnitude=magnitude), seed)
+
+
+def random_policy(
+    seed: int = 0, num_sub_policies: int = 25, num_operations: int = 2
+) -> Augmentation:
+    """A policy drawn from the search space: the control that a searched one has to beat."""
+    return FromPolicy(Policy.random(num_sub_policies, num_operations, seed), seed)
+
+
+def policy(policy: Policy | str | Path, seed: int = 0) -> Augmentation:
+    """A given policy, or the file that :meth:`Policy.to_json` was written to."""
+    if not isinstance(policy, Policy):
+        policy = Policy.from_json(Path(policy).read_text())
+    return FromPolicy(policy, seed)
+
+
+AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
+    "none": none,
+    "cutout": cutout,
+    "trivial_augment_wide": trivial_augment_wide,
+    "rand_augment": rand_augment,
+    "random_policy": random_policy,
+    "policy": policy,
+}
