@@ -1,0 +1,1 @@
+"""Images as arrays: data sets by name, splits, and the views drawn from them."""

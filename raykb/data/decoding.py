@@ -1,0 +1,100 @@
+"""From files, bytes and pixels to uint8 arrays, and back to PNG: Pillow, its pitfalls settled.
+
+What may come in, and what becomes of it:
+
+- grey and black-and-white images have one channel, all others three; ``channels`` overrides:
+  grey is repeated, colour becomes luminance (ITU-R 601, as Pillow rounds it);
+- transparency is composited on white, as a page or a browser shows it;
+- 16-bit grey is scaled to 8 bits; palettes, CMYK and the other colour spaces become RGB;
+- an EXIF orientation is applied; of an animation the first frame is taken;
+- an image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` is refused before it is decoded.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+Encoded = bytes | Path | np.ndarray | None
+"""An image file's bytes, its path, or its pixels: uint8 (H, W) or (H, W, 3)."""
+
+_GREY_MODES = {"1", "L", "LA", "La"}
+_ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
+_ORIENTATION_TAG = 0x0112
+
+
+class BadImageError(ValueError):
+    """What was given is no image that can be decoded."""
+
+
+def decode(
+    encoded: Encoded, *, image_size: int | None = None, channels: int | None = None
+) -> np.ndarray:
+    """Return the image as (C, H, W) uint8.
+
+    Args:
+        encoded: a file's bytes, a path or pixels.
+        image_size: scale to cover a square of this many pixels (bicubic) and cut out its centre;
+            ``None`` keeps the size.
+        channels: 1 or 3; ``None`` keeps what the image has.
+
+    Raises:
+        BadImageError: it cannot be decoded, for the reason named.
+    """
+    image = Image.fromarray(encoded) if isinstance(encoded, np.ndarray) else _open(encoded)
+    mode = {None: image.mode, 1: "L", 3: "RGB"}[channels]
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image_size is not None and image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)  # (H, W) or (H, W, 3)
+    planes: np.ndarray = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return planes.copy()
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Return (C, H, W) uint8 pixels, one channel or three, as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=9)
+    return buffer.getvalue()
+
+
+def _open(encoded: bytes | Path | None) -> Image.Image:
+    """Return the decoded image in mode L or RGB."""
+    if not encoded:
+        raise BadImageError("no bytes")
+    try:
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise BadImageError(f"{image.width} x {image.height} pixels, more than {limit}")
+            image.load()
+            return _plain(_upright(image))
+    except BadImageError:
+        raise
+    except Exception as error:  # a decoder fed with noise may raise anything
+        raise BadImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turned = image.getexif().get(_ORIENTATION_TAG, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Return ``image`` in mode L or RGB."""
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise BadImageError("floating-point pixels, whose black and white are unknown")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.float64)  # 16-bit values in 16 or 32 bits
+        return Image.fromarray(np.rint(wide.clip(0, 65535) / 257).astype(np.uint8))
+    mode = "L" if image.mode in _GREY_MODES else "RGB"
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, colours).convert(mode)
+    return image.convert(mode)

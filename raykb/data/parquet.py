@@ -1,0 +1,181 @@
+"""Images in Parquet shards: int64 ``id``, binary ``image`` (a file's bytes), int64 ``label``.
+
+The names of the classes stand in the schema's metadata as a JSON list under ``classes``. Every
+page carries a checksum, which is verified when it is read.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raykb.data.decoding import Encoded
+from raykb.data.records import Records
+
+_SCHEMA = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64())])
+_READABLE: dict[str, Callable[[pa.DataType], bool]] = {
+    "id": pa.types.is_integer,
+    "image": lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
+    "label": pa.types.is_integer,
+}
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file and the positions of its first row and the row after its last."""
+
+    path: Path
+    start: int
+    end: int
+
+    def images(self, rows: np.ndarray) -> Iterator[bytes | None]:
+        """Yield the images of ``rows``, ascending positions in this shard."""
+        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            start = self.start
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
+                if len(wanted):
+                    table = file.read_row_group(group, columns=["image"])
+                    yield from table.column("image").take(pa.array(wanted)).to_pylist()
+                start = end
+
+
+def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = None) -> Records:
+    """Return the records of Parquet files; only ids and labels are read at once.
+
+    Args:
+        paths: files, or folders of ``*.parquet`` files.
+        classes: names of the classes; ``None`` takes them from the files, which may also lack
+            them: then they are numbered.
+
+    Raises:
+        ValueError: a file is not of this layout, or a label has no class; file and rows are named.
+        FileNotFoundError: a path does not exist or holds no shard.
+    """
+    shards: list[_Shard] = []
+    columns: dict[str, list[np.ndarray]] = {"id": [], "label": []}
+    named: dict[tuple[str, ...], Path] = {}
+    start = 0
+    for path in _files([paths] if isinstance(paths, str) else paths):
+        table, names = _read_columns(path)
+        for name, column in columns.items():
+            column.append(table.column(name).to_numpy().astype(np.int64))
+        named.setdefault(names, path)
+        shards.append(_Shard(path, start, start := start + len(table)))
+    if len(named) > 1:
+        raise ValueError(
+            "shards of one set name different classes:\n  - "
+            + "\n  - ".join(f"{path}: {list(names)}" for names, path in named.items())
+        )
+    ids, labels = (np.concatenate(columns[name]) for name in ("id", "label"))
+    names = tuple(classes or next(iter(named)) or map(str, range(labels.max(initial=-1) + 1)))
+    ends = [shard.end for shard in shards]
+
+    def origin(row: int) -> str:
+        shard = shards[int(np.searchsorted(ends, row, side="right"))]
+        return f"{shard.path}, row {row - shard.start}"
+
+    def read(rows: np.ndarray) -> Iterator[Encoded]:
+        for shard in shards:
+            inside = slice(np.searchsorted(rows, shard.start), np.searchsorted(rows, shard.end))
+            if inside.stop > inside.start:
+                yield from shard.images(rows[inside])
+
+    return Records(np.arange(len(ids)), labels, ids, names, read, origin)
+
+
+def _files(paths: Sequence[str]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not found or not found[0].is_file():
+            raise FileNotFoundError(
+                f"{path}: must be a Parquet file or a folder of *.parquet files; "
+                "pipelines/prepare_data.py makes one"
+            )
+        files += found
+    if not files:
+        raise FileNotFoundError("no Parquet file is given; name files or folders of them")
+    return files
+
+
+def _read_columns(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
+    """Return ids and labels of a file and the names of its classes, or () where it has none."""
+    try:
+        schema = pq.read_schema(path)
+        problems = [
+            f"column '{name}' is {schema.field(name).type if name in schema.names else 'missing'},"
+            f" must be {_SCHEMA.field(name).type}"
+            for name, readable in _READABLE.items()
+            if name not in schema.names or not readable(schema.field(name).type)
+        ]
+        if problems:
+            raise ValueError(f"{path}: {'; '.join(problems)}. It has {schema.names}")
+        table = pq.read_table(path, columns=["id", "label"], page_checksum_verification=True)
+        names = json.loads((schema.metadata or {}).get(b"classes", b"[]"))
+    except (pa.ArrowException, OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
+    nulls = [name for name in table.column_names if table.column(name).null_count]
+    if nulls:
+        raise ValueError(f"{path}: column '{nulls[0]}' has empty cells; every image needs one")
+    return table, tuple(names)
+
+
+def write_shards(
+    folder: Path,
+    rows: Iterable[tuple[int, bytes, int]],
+    classes: Sequence[str],
+    *,
+    shard_bytes: int = 32 * 2**20,
+) -> list[Path]:
+    """Write (id, image, label) rows as ``folder/00000.parquet``, ... and return the paths.
+
+    A shard is closed by the image that fills it up to ``shard_bytes``. It appears under its name
+    only when it is whole and on the disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[Path] = []
+    pending: list[tuple[int, bytes, int]] = []
+    filled = 0
+
+    def close() -> None:
+        shards.append(folder / f"{len(shards):05d}.parquet")
+        _write_shard(shards[-1], pending, classes)
+        pending.clear()
+
+    for row in rows:
+        pending.append(row)
+        filled += len(row[1])
+        if filled >= shard_bytes:
+            close()
+            filled = 0
+    if pending:
+        close()
+    return shards
+
+
+def _write_shard(
+    path: Path, rows: Sequence[tuple[int, bytes, int]], classes: Sequence[str]
+) -> None:
+    table = pa.table(
+        dict(zip(_SCHEMA.names, zip(*rows, strict=True), strict=True)),
+        schema=_SCHEMA.with_metadata({"classes": json.dumps(list(classes))}),
+    )
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            use_dictionary=False,
+            write_page_checksum=True,
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

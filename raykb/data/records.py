@@ -1,0 +1,193 @@
+"""A data set before its images are decoded: choose rows first, pay for decoding after.
+
+A source (:mod:`raykb.data.datasets`) returns its training and test :class:`Records`;
+:class:`Options` says which rows of them are wanted and in what form; :func:`load` decodes these.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from raykb.data.decoding import BadImageError, Encoded, decode
+from raykb.data.images import ImageSet
+from raykb.data.splits import stratified_subset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """N labelled images, not decoded yet.
+
+    Attributes:
+        rows: (N,) positions in the source, ascending.
+        labels: (N,) int64.
+        ids: (N,) int64.
+        classes: names of the classes, in the order of the labels.
+        read: yields the images of such rows, in that order.
+        origin: says in words where a row is from, for messages.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    classes: tuple[str, ...]
+    read: Callable[[np.ndarray], Iterable[Encoded]]
+    origin: Callable[[int], str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def subset(self, indices: np.ndarray) -> "Records":
+        """Return the records at ``indices``, ascending positions among these."""
+        return replace(
+            self, rows=self.rows[indices], labels=self.labels[indices], ids=self.ids[indices]
+        )
+
+    def keep_classes(self, labels: Sequence[int]) -> "Records":
+        """Return the records of the classes ``labels``, numbered anew in the order given."""
+        numbers = np.full(len(self.classes), -1, np.int64)
+        numbers[list(labels)] = np.arange(len(labels))
+        kept = self.subset(np.flatnonzero(numbers[self.labels] >= 0))
+        names = tuple(self.classes[label] for label in labels)
+        return replace(kept, labels=numbers[kept.labels], classes=names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which images of a data set are wanted and in what form; every data set takes these.
+
+    Attributes:
+        image_size: scale to cover a square of this many pixels and cut out its centre.
+        channels: 1 (colour becomes luminance) or 3 (grey is repeated).
+        train_size: a stratified draw of so many training images, from all classes.
+        test_size: the same for the test set.
+        classes: then keep the classes of these names, numbered in this order, ...
+        num_classes: ... or so many classes, drawn at random. (Fast AutoAugment's reduced ImageNet:
+            50000 training images, of which those of 120 classes are kept.)
+        subset_seed: of the draws of images and classes.
+        on_bad_image: ``raise``, or ``skip`` to leave out what cannot be decoded and say so.
+    """
+
+    image_size: int | None = None
+    channels: int | None = None
+    train_size: int | None = None
+    test_size: int | None = None
+    classes: list[str] | None = None
+    num_classes: int | None = None
+    subset_seed: int = 0
+    on_bad_image: str = "raise"
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={value!r}, must be a positive integer"
+            for name in ("image_size", "train_size", "test_size", "num_classes")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        if self.channels not in (None, 1, 3):
+            problems.append(f"channels={self.channels!r}, must be 1 or 3")
+        if self.on_bad_image not in ("raise", "skip"):
+            problems.append(f"on_bad_image={self.on_bad_image!r}, must be 'raise' or 'skip'")
+        if self.classes is not None and self.num_classes is not None:
+            problems.append("classes and num_classes, of which only one can be given")
+        if problems:
+            raise ValueError("the data set was asked for with:\n  - " + "\n  - ".join(problems))
+
+    def select(self, train: Records, test: Records) -> tuple[Records, Records]:
+        """Return the training and test records that are wanted."""
+        kept = self._class_labels(train.classes)
+        return self._draw(train, self.train_size, kept), self._draw(test, self.test_size, kept)
+
+    def _draw(self, records: Records, size: int | None, kept: Sequence[int] | None) -> Records:
+        if size is not None:
+            indices = stratified_subset(records.labels, size, seed=self.subset_seed)
+            records = records.subset(indices)
+        return records if kept is None else records.keep_classes(kept)
+
+    def _class_labels(self, names: tuple[str, ...]) -> Sequence[int] | None:
+        if self.num_classes is not None:
+            if self.num_classes > len(names):
+                raise ValueError(
+                    f"num_classes={self.num_classes}, but the set has {len(names)} classes"
+                )
+            drawn = np.random.default_rng(self.subset_seed).permutation(len(names))
+            return sorted(drawn[: self.num_classes].tolist())
+        if self.classes is None:
+            return None
+        unknown = [name for name in self.classes if name not in names]
+        if unknown or not self.classes or len(set(self.classes)) < len(self.classes):
+            raise ValueError(
+                f"classes={self.classes}: must name some of the set's classes, each once; "
+                f"{unknown or 'none'} unknown. The set has {list(names)}"
+            )
+        return [names.index(name) for name in self.classes]
+
+
+def load(records: Records, options: Options) -> ImageSet:
+    """Return the records with their images decoded, all of one size.
+
+    Raises:
+        ValueError: images are bad (all of them are counted, the first are named), or of different
+            sizes while no ``image_size`` is set.
+    """
+
+    def attempt(encoded: Encoded) -> np.ndarray | BadImageError:
+        try:
+            return decode(encoded, image_size=options.image_size, channels=options.channels)
+        except BadImageError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(attempt, records.read(records.rows)))
+    bad = [
+        f"{records.origin(int(row))}: {result}"
+        for row, result in zip(records.rows, results, strict=True)
+        if isinstance(result, BadImageError)
+    ]
+    if bad and (options.on_bad_image == "raise" or len(bad) == len(records)):
+        raise ValueError(
+            f"{summary(bad, len(records))}\nRepair or remove them"
+            + ("." if options.on_bad_image == "skip" else ", or set on_bad_image: skip.")
+        )
+    if bad:
+        logger.warning("left out %s", summary(bad, len(records)))
+    good = np.array([isinstance(result, np.ndarray) for result in results])
+    images = [result for result in results if isinstance(result, np.ndarray)]
+    return ImageSet(
+        stack(images, records.subset(np.flatnonzero(good))),
+        records.labels[good],
+        records.ids[good],
+        records.classes,
+        tuple(bad),
+    )
+
+
+def summary(bad: Sequence[str], total: int, *, shown: int = 10) -> str:
+    """Return a text that counts the bad images and names the first of them."""
+    lines = [*bad[:shown], *(["..."] if len(bad) > shown else [])]
+    return f"{len(bad)} of {total} images that cannot be used:\n  - " + "\n  - ".join(lines)
+
+
+def stack(images: Sequence[np.ndarray], records: Records) -> np.ndarray:
+    """Return the decoded images as one (N, C, H, W) array; among colour, grey is repeated."""
+    sizes = Counter(image.shape[1:] for image in images)
+    if len(sizes) > 1:
+        examples = "\n  - ".join(
+            f"{height} x {width}: {count} images, {records.origin(int(records.rows[first]))}"
+            for (height, width), count in sizes.most_common(5)
+            for first in [next(i for i, im in enumerate(images) if im.shape[1:] == (height, width))]
+        )
+        raise ValueError(
+            f"the images have {len(sizes)} sizes (height x width):\n  - {examples}\n"
+            "Set image_size to scale and crop them to one"
+        )
+    channels = max(len(image) for image in images)
+    stacked = np.empty((len(images), channels, *images[0].shape[1:]), np.uint8)
+    for target, image in zip(stacked, images, strict=True):
+        target[:] = image
+    return stacked
