@@ -1,0 +1,140 @@
+"""Optimizers and schedules by name, and the update that follows each backward pass."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the parameters in two: weights decay, norms and biases (one dimension) do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def sgd(
+    model: nn.Module,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Return SGD with (Nesterov) momentum over ``model``; norms and biases are not decayed."""
+    groups = parameter_groups(model, weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def adamw(
+    model: nn.Module, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float
+) -> Optimizer:
+    """Return AdamW over ``model``; norms and biases are not decayed."""
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas)
+
+
+def rmsprop(
+    model: nn.Module,
+    *,
+    lr: float,
+    alpha: float = 0.9,
+    momentum: float = 0.9,
+    eps: float = 1e-3,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Return RMSprop over ``model``; norms and biases are not decayed."""
+    groups = parameter_groups(model, weight_decay)
+    return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum, eps=eps)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": sgd, "adamw": adamw, "rmsprop": rmsprop}
+
+
+def constant() -> Callable[[float], float]:
+    """Return the schedule that keeps the learning rate."""
+    return lambda progress: 1.0
+
+
+def cosine() -> Callable[[float], float]:
+    """Return the schedule (1 + cos(pi t)) / 2 (Loshchilov, Hutter, ICLR 2017, eq. 5)."""
+    return lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def multi_step(
+    *, milestones: tuple[float, ...] = (1 / 3, 2 / 3, 8 / 9), factor: float = 0.1
+) -> Callable[[float], float]:
+    """Return the schedule that multiplies by ``factor`` at each milestone, a share of the run."""
+    return lambda progress: factor ** sum(progress >= milestone for milestone in milestones)
+
+
+SCHEDULES: dict[str, Callable[..., Callable[[float], float]]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "multi_step": multi_step,
+}
+
+
+def scheduled(
+    optimizer: Optimizer,
+    schedule: Callable[[float], float],
+    *,
+    steps: int,
+    warmup_steps: int = 0,
+) -> LRScheduler:
+    """Return a scheduler that is stepped once per optimizer step.
+
+    The rate climbs in ``warmup_steps`` equal steps to the optimizer's own and then follows
+    ``schedule``, a factor of the progress in [0, 1) over all ``steps``.
+    """
+    if not 0 <= warmup_steps < max(steps, 1):
+        raise ValueError(
+            f"warmup_steps: {warmup_steps}, must be at least 0 and below the {steps} steps"
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return schedule(step / steps)
+
+    return LambdaLR(optimizer, factor)
+
+
+def updater(
+    parameters: Iterable[nn.Parameter],
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    *,
+    clip_norm: float | None = None,
+    after_step: Callable[[int], None] | None = None,
+) -> Callable[[int], dict[str, Any]]:
+    """Return ``update(step)``: clip the gradient, step optimizer and schedule, clear gradients.
+
+    Args:
+        parameters: what is clipped, together.
+        optimizer: is stepped, then its gradients are cleared.
+        scheduler: is stepped after the optimizer.
+        clip_norm: largest global 2-norm of the gradient; None leaves the gradient alone.
+        after_step: is called last, with the step's number (an objective's ``after_step``).
+    """
+    if clip_norm is not None and not clip_norm > 0.0:
+        raise ValueError(f"clip_norm: {clip_norm}, must be above 0, or null for no clipping")
+    parameters = list(parameters)
+
+    def update(step: int) -> dict[str, Any]:
+        figures: dict[str, Any] = {"lr": optimizer.param_groups[0]["lr"]}
+        if clip_norm is not None:
+            figures["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, clip_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        if after_step is not None:
+            after_step(step)
+        return figures
+
+    return update

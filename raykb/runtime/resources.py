@@ -1,0 +1,138 @@
+"""What a run needs against what there is: refused with numbers, never waited for in silence."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+import torch
+
+
+class ResourceError(Exception):
+    """A run needs more than the cluster has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerResources:
+    """What each unit of one kind of work takes; a section of the config.
+
+    Args:
+        cpus: CPUs of one worker, at least 1; its threads as well.
+        gpus: GPUs of one worker; a share below 1 lets several of them use one GPU.
+        workers: processes of one training; 1 runs it as a Ray task, more as a Ray Train job.
+        at_most: how many such units run side by side; null for as many as fit.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
+    workers: int = 1
+    at_most: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: {value}, must be {allowed}"
+            for name, value, good, allowed in (
+                ("cpus", self.cpus, self.cpus >= 1, "at least 1"),
+                ("gpus", self.gpus, self.gpus >= 0, "at least 0"),
+                ("workers", self.workers, self.workers >= 1, "at least 1"),
+                ("at_most", self.at_most, self.at_most is None or self.at_most >= 1, "at least 1"),
+            )
+            if not good
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def device(self) -> str:
+        """The torch device of one worker."""
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one host gives."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: ``units`` equal pieces of work, of which several may run at once.
+
+    Attributes:
+        name: as the user knows it, ``theta trainings``.
+        units: how many pieces there are in all.
+        each: what one piece takes.
+        beside: what must run at the same time as each of them (data workers), by name.
+    """
+
+    name: str
+    units: int
+    each: WorkerResources
+    beside: Mapping[str, WorkerResources] | None = None
+
+
+def this_host() -> list[Node]:
+    """Return this host as a cluster of one node."""
+    return [Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count()))]
+
+
+def cluster() -> list[Node]:
+    """Return the living nodes of the cluster that this process is connected to."""
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _packed(nodes: Sequence[Node], piece: Sequence[WorkerResources], limit: int) -> int:
+    """Return how many pieces, each of several workers, fit side by side (first fit)."""
+    free = [[node.cpus, node.gpus] for node in nodes]
+    for count in range(limit):
+        for worker in piece:
+            for slot in free:
+                if slot[0] >= worker.cpus and slot[1] >= worker.gpus - 1e-9:
+                    slot[0] -= worker.cpus
+                    slot[1] -= worker.gpus
+                    break
+            else:
+                return count
+    return limit
+
+
+def plan(phases: Sequence[Phase], nodes: Sequence[Node]) -> dict[str, int]:
+    """Return how many pieces of each phase run side by side on ``nodes``.
+
+    Raises:
+        ResourceError: not even one piece of some phase fits; all such phases are named.
+    """
+    parallel, problems = {}, []
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    for phase in phases:
+        piece = [phase.each] * phase.each.workers
+        for extra in (phase.beside or {}).values():
+            piece += [extra] * extra.workers
+        limit = min(phase.units, phase.each.at_most or phase.units)
+        parallel[phase.name] = _packed(nodes, piece, limit)
+        if limit and not parallel[phase.name]:
+            wanted = " + ".join(
+                f"{worker.workers} x {_amount(worker.cpus, worker.gpus)} ({name})"
+                for name, worker in [("each", phase.each), *(phase.beside or {}).items()]
+            )
+            problems.append(f"{phase.name}: one needs {wanted}")
+    if problems:
+        largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
+        raise ResourceError(
+            "this run needs more than the cluster has:\n  "
+            + "\n  ".join(problems)
+            + f"\nThere are {len(nodes)} node(s) with {_amount(cpus, gpus)} in all, the largest "
+            f"with {_amount(largest.cpus, largest.gpus)}. Lower `resources` in the config "
+            "(--set resources.…), or add nodes."
+        )
+    return parallel
+
+
+def _amount(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
