@@ -1,0 +1,338 @@
+"""The 15 image operations of Fast AutoAugment, each row of a batch with a magnitude of its own.
+
+Lim, Kim, Kim, Kim, Kim, "Fast AutoAugment", NeurIPS 2019, arXiv 1905.00397. The operations are
+AutoAugment's (Cubuk et al., CVPR 2019, arXiv 1805.09501), which are Pillow's: an image augmented
+here is, pixel for pixel, the image that Pillow would have made one at a time.
+
+    images     (N, C, H, W) uint8 on any device; C is 1 (grey, Pillow's mode L) or 3 (RGB)
+    magnitude  (N,) float64, ``low + level * (high - low)`` with its sign already chosen
+    levels     (N * C, H * W) int64, the pixels as positions in a table of 256 entries
+
+Departures: Posterize allows 0 bits (a black image), which newer versions of Pillow refuse.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_ONE = 1 << 16  # Pillow's geometry counts in 1/65536 of a pixel
+_LUMA = (19595, 38470, 7471)  # weights of R, G, B in grey, in 1/65536
+_PIECE = 1 << 18  # bytes of image that the CPU works on at a time: what a kernel makes stays cached
+_FILL = {1: (123,), 3: (125, 123, 114)}  # Cutout's colour by the number of channels
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation: its name, the range that levels 0 to 1 span, and the kernel that applies it.
+
+    Attributes:
+        name: AutoAugment's name of it.
+        low: magnitude at level 0.
+        high: magnitude at level 1; equal to ``low`` where the operation has no magnitude.
+        mirrored: whether the magnitude's sign is flipped with probability 1/2 when it is applied.
+        kernel: (images, magnitude on the CPU) -> images; Cutout's takes (N, 3): size, x, y.
+        allowed: least and greatest magnitude that have a meaning, beyond what levels reach.
+    """
+
+    name: str
+    low: float
+    high: float
+    mirrored: bool
+    kernel: Callable[[Tensor, Tensor], Tensor]
+    allowed: tuple[float, float] = (-1e6, 1e6)
+
+    def magnitude(self, level: Tensor) -> Tensor:
+        """Return the magnitude at ``level`` in [0, 1], of the same shape, before mirroring."""
+        return self.low + level * (self.high - self.low)
+
+
+# Geometry: nearest neighbour by Pillow's fixed-point arithmetic; outside the image lies black.
+
+
+def _fixed(value: Tensor) -> Tensor:
+    return (value * _ONE + 0.5).floor().long()
+
+
+def _shift(images: Tensor, shift: Tensor, dim: int) -> Tensor:
+    """Read each pixel ``shift`` pixels further along ``dim``; shift broadcasts to the images."""
+    size = images.shape[dim]
+    # a border of zeros is what every position outside the image reads
+    padded = F.pad(images, (1, 1) if dim == 3 else (0, 0, 1, 1))
+    position = torch.arange(1, size + 1, device=images.device)
+    position = position if dim == 3 else position[:, None]
+    source = (shift.to(images.device) + position).clamp_(0, size + 1)
+    return padded.gather(dim, source.expand(images.shape))
+
+
+def _shear(images: Tensor, magnitude: Tensor, dim: int) -> Tensor:
+    along = torch.arange(images.shape[5 - dim])
+    shift = (_fixed(0.5 + 0.5 * magnitude)[:, None] + _fixed(magnitude)[:, None] * along) >> 16
+    return _shift(images, shift[:, None, :, None] if dim == 3 else shift[:, None, None, :], dim)
+
+
+def _shear_x(images: Tensor, magnitude: Tensor) -> Tensor:
+    return _shear(images, magnitude, dim=3)
+
+
+def _shear_y(images: Tensor, magnitude: Tensor) -> Tensor:
+    return _shear(images, magnitude, dim=2)
+
+
+def _translate(images: Tensor, magnitude: Tensor, dim: int) -> Tensor:
+    shift = (magnitude * images.shape[dim] + 0.5).floor().long()
+    return _shift(images, shift[:, None, None, None], dim)
+
+
+def _translate_x(images: Tensor, magnitude: Tensor) -> Tensor:
+    return _translate(images, magnitude, dim=3)
+
+
+def _translate_y(images: Tensor, magnitude: Tensor) -> Tensor:
+    return _translate(images, magnitude, dim=2)
+
+
+def _rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    _, _, height, width = images.shape
+    angle = -torch.deg2rad(degrees.remainder(360.0))
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    middle_x, middle_y = width / 2, height / 2
+    start_x = middle_x - cos * middle_x - sin * middle_y + 0.5 * cos + 0.5 * sin
+    start_y = middle_y + sin * middle_x - cos * middle_y - 0.5 * sin + 0.5 * cos
+    x, y = torch.arange(width), torch.arange(height)[:, None]
+
+    def source(start: Tensor, step_x: Tensor, step_y: Tensor, size: int) -> Tensor:
+        start, step_x, step_y = (_fixed(t)[:, None, None] for t in (start, step_x, step_y))
+        columns = (step_x * x).to(images.device)  # (N, 1, W)
+        rows = (start + _ONE + step_y * y).to(images.device)  # (N, H, 1)
+        return ((rows + columns) >> 16).clamp_(0, size + 1)  # (N, H, W) in the padded image
+
+    row = source(start_y, -sin, cos, height)
+    index = row.mul_(width + 2).add_(source(start_x, cos, sin, width))
+    padded = F.pad(images, (1, 1, 1, 1)).flatten(2)
+    index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return padded.gather(2, index).view(images.shape)
+
+
+# Tone: each value of a channel is replaced by another.
+
+
+def _auto_contrast(images: Tensor, _: Tensor) -> Tensor:
+    levels = images.flatten(2).flatten(0, 1).long()
+    low, high = (t[:, None].double() for t in levels.aminmax(dim=1))  # (N * C, 1)
+    flat = high <= low
+    # a tensor as numerator: "255.0 / tensor" multiplies by the reciprocal and rounds otherwise
+    scale = torch.full_like(low, 255.0) / (high - low).masked_fill(flat, 1.0)
+    values = torch.arange(256, dtype=torch.float64, device=images.device)
+    table = (values * scale - low * scale).clamp_(0, 255)
+    table = torch.where(flat, values, table).to(torch.uint8)  # (N * C, 256)
+    return table.gather(1, levels).view(images.shape)
+
+
+def _equalize(images: Tensor, _: Tensor) -> Tensor:
+    levels = images.flatten(2).flatten(0, 1).long()
+    histogram = torch.zeros(len(levels), 256, dtype=torch.int32, device=images.device)
+    one = torch.ones((), dtype=torch.int32, device=images.device)
+    histogram.scatter_add_(1, levels, one.expand_as(levels))
+    last = histogram.gather(1, levels.amax(dim=1, keepdim=True))  # of the brightest filled bin
+    step = (levels.shape[1] - last) // 255  # (N * C, 1)
+    below = histogram.cumsum(1, dtype=torch.int32) - histogram
+    table = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255)
+    values = torch.arange(256, dtype=torch.int32, device=images.device)
+    table = torch.where(step == 0, values, table).to(torch.uint8)  # (N * C, 256)
+    return table.gather(1, levels).view(images.shape)
+
+
+def _invert(images: Tensor, _: Tensor) -> Tensor:
+    return images ^ 255
+
+
+def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    # x < v is x < ceil(v) for whole x; int16 holds every threshold that matters
+    threshold = threshold.ceil().clamp(0, 256).to(images.device, torch.int16)
+    above = images >= threshold[:, None, None, None]
+    return images ^ above.to(torch.uint8).mul_(255)
+
+
+def _posterize(images: Tensor, bits: Tensor) -> Tensor:
+    mask = 256 - (1 << (8 - bits.long()))  # bits of the highest places, all in one byte
+    return images & mask.to(images.device, torch.uint8)[:, None, None, None]
+
+
+# Blends: images are mixed with, or pushed away from, a degenerate version of themselves.
+
+
+def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
+    """Return ``degenerate + factor * (images - degenerate)``, cut to a byte, as float32 gives it."""
+    factor = factor.to(images.device, torch.float32)[:, None, None, None]
+    change = (images - degenerate).mul_(factor)  # no fused multiply-add: Pillow rounds twice
+    return change.add_(degenerate).clamp_(0, 255).to(torch.uint8)
+
+
+def _grey(images: Tensor) -> Tensor:
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.int().unbind(1)
+    luma = red.mul_(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    return luma.add_(_ONE // 2).bitwise_right_shift_(16)[:, None]  # (N, 1, H, W)
+
+
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+    mean = _grey(images).mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
+    return _blend((mean + 0.5).floor().float(), images, factor)
+
+
+def _color(images: Tensor, factor: Tensor) -> Tensor:
+    return _blend(_grey(images).float(), images, factor)
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return _blend(torch.zeros((), device=images.device), images, factor)
+
+
+def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    wide = images.to(torch.int16)
+    columns = wide[..., :-2] + wide[..., 1:-1] + wide[..., 2:]
+    box = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
+    inner = wide[..., 1:-1, 1:-1]
+    # thirteenths: no multiple of 1/13 lies within rounding error of a half
+    smooth = (box + 4 * inner).float().add_(6.5).div_(13).floor_()
+    out = images.clone()  # the border of one pixel has no smooth version and stays
+    out[..., 1:-1, 1:-1] = _blend(smooth, inner, factor)
+    return out
+
+
+def _cutout(images: Tensor, box: Tensor) -> Tensor:
+    _, channels, height, width = images.shape
+    side, x, y = (box[:, 0] * width), box[:, 1], box[:, 2]
+
+    def covered(middle: Tensor, size: int) -> Tensor:
+        """Return which of ``size`` positions lie in the box, both of its ends included."""
+        first = (middle - side / 2).clamp(min=0).trunc()
+        last = (first + side).clamp(max=size).trunc()
+        position = torch.arange(size)
+        inside = (position >= first[:, None]) & (position <= last[:, None])
+        return (inside & (side > 0)[:, None]).to(images.device)  # (N, size)
+
+    hole = covered(y, height)[:, None, :, None] & covered(x, width)[:, None, None, :]
+    fill = torch.tensor(_FILL[channels], dtype=torch.uint8, device=images.device)
+    return torch.where(hole, fill[:, None, None], images)
+
+
+_TABLE = (
+    Operation("ShearX", -0.3, 0.3, True, _shear_x),
+    Operation("ShearY", -0.3, 0.3, True, _shear_y),
+    Operation("TranslateX", -0.45, 0.45, True, _translate_x),
+    Operation("TranslateY", -0.45, 0.45, True, _translate_y),
+    Operation("Rotate", -30.0, 30.0, True, _rotate),
+    Operation("AutoContrast", 0.0, 0.0, False, _auto_contrast),
+    Operation("Invert", 0.0, 0.0, False, _invert),
+    Operation("Equalize", 0.0, 0.0, False, _equalize),
+    Operation("Solarize", 0.0, 256.0, False, _solarize),
+    Operation("Posterize", 4.0, 8.0, False, _posterize, allowed=(0.0, 8.0)),
+    Operation("Contrast", 0.1, 1.9, False, _contrast),
+    Operation("Color", 0.1, 1.9, False, _color),
+    Operation("Brightness", 0.1, 1.9, False, _brightness),
+    Operation("Sharpness", 0.1, 1.9, False, _sharpness),
+    Operation("Cutout", 0.0, 0.2, False, _cutout),
+)
+OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _TABLE}
+NAMES: tuple[str, ...] = tuple(OPERATIONS)
+
+
+def _find(name: str) -> Operation:
+    if name in OPERATIONS:
+        return OPERATIONS[name]
+    near = difflib.get_close_matches(name.lower(), [known.lower() for known in NAMES], n=1)
+    hint = "".join(f" (did you mean {known!r}?)" for known in NAMES if known.lower() in near)
+    raise ValueError(f"name: {name!r} is no operation{hint}; choose from {', '.join(NAMES)}")
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8:
+        raise TypeError(
+            f"images: dtype {images.dtype}; must be torch.uint8 (operations come before the view "
+            "that normalises)"
+        )
+    if images.ndim != 4 or images.shape[1] not in _FILL or 0 in images.shape[2:]:
+        raise ValueError(
+            f"images: shape {tuple(images.shape)}; must be (N, 1, H, W) or (N, 3, H, W) with H and "
+            "W at least 1; give a single image its batch axis with images[None]"
+        )
+
+
+def _check_magnitude(magnitude: Tensor | float, operation: Operation, count: int) -> Tensor:
+    """Return the magnitudes as (N,) float64 on the CPU."""
+    value = torch.as_tensor(magnitude, dtype=torch.float64, device="cpu")
+    if operation.low == operation.high:
+        return torch.zeros(count, dtype=torch.float64)
+    if value.shape not in ((), (count,)):
+        raise ValueError(
+            f"magnitude: shape {tuple(value.shape)} for {count} images; must be a number or "
+            f"({count},), one for each image"
+        )
+    low, high = operation.allowed
+    wrong = ~((value >= low) & (value <= high))  # true of NaN as well
+    if wrong.any():
+        raise ValueError(
+            f"magnitude: {value[wrong][0].item():g} for {operation.name}; must lie in "
+            f"[{low:g}, {high:g}]; levels 0 to 1 stand for {operation.low:g} to {operation.high:g}"
+        )
+    return value.expand(count)
+
+
+def _check_centre(
+    centre: Tensor | None, images: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """Return Cutout's centres as (N, 2) float64 on the CPU, drawn where none are given."""
+    count, _, height, width = images.shape
+    if centre is None:
+        size = torch.tensor([width, height], dtype=torch.float64)
+        return torch.rand(count, 2, dtype=torch.float64, generator=generator) * size
+    if centre.shape != (count, 2) or not centre.isfinite().all():
+        raise ValueError(
+            f"centre: shape {tuple(centre.shape)} for {count} images; must be ({count}, 2) finite "
+            "numbers, x and y in pixels; leave it out to have it drawn from generator"
+        )
+    return centre.to("cpu", torch.float64)
+
+
+def apply_operation(
+    images: Tensor,
+    name: str,
+    magnitude: Tensor | float,
+    *,
+    centre: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Apply one operation to a batch, row by row as Pillow would.
+
+    Args:
+        images: (N, C, H, W) uint8, C = 1 or 3; left as they are.
+        name: one of :data:`NAMES`.
+        magnitude: (N,) float64 or one number for all; factors beyond the table's range are fine.
+            Ignored by AutoContrast, Invert and Equalize. On the CPU it costs no wait for the
+            device of the images.
+        centre: (N, 2) float64, x and y in pixels of Cutout's centres; other operations ignore it.
+        generator: CPU generator that Cutout draws its centres from where ``centre`` is None;
+            torch's global one by default.
+
+    Returns:
+        (N, C, H, W) uint8 on the device of ``images``.
+
+    Raises:
+        TypeError: ``images`` are not uint8.
+        ValueError: an unknown name, a wrong shape, or a magnitude without a meaning.
+    """
+    operation = _find(name)
+    _check_images(images)
+    parameters = _check_magnitude(magnitude, operation, len(images))
+    if name == "Cutout":
+        parameters = torch.column_stack([parameters, _check_centre(centre, images, generator)])
+    on_cpu = images.device.type == "cpu"
+    rows = max(1, _PIECE // images.shape[1:].numel() if on_cpu else len(images))
+    pieces = zip(images.split(rows), parameters.split(rows), strict=True)
+    return torch.cat([operation.kernel(piece, strength) for piece, strength in pieces])
