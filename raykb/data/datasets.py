@@ -18,10 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torchvision
+
+from raykb.data.download import fetch
+from raykb.data.folder import folder_records
 from raykb.data.idx import idx_records
 from raykb.data.images import ImageSet
 from raykb.data.parquet import parquet_records
-from raykb.data.records import Options, Records, load
+from raykb.data.records import Options, Records, array_records, load
+from raykb.data.splits import stratified_shuffle_splits
 
 __all__ = ["DATASETS", "SOURCES", "ImageSet"]
 
@@ -29,7 +35,7 @@ Pair = tuple[Records, Records]
 """Training and test records."""
 
 _SAMPLES = Path(__file__).parent / "samples"
-_FASHION = (
+_FASHION = [
     "T-shirt/top",
     "Trouser",
     "Pullover",
@@ -40,7 +46,7 @@ _FASHION = (
     "Sneaker",
     "Bag",
     "Ankle boot",
-)
+]
 
 
 def fashion_mnist_sample() -> Pair:
@@ -81,17 +87,115 @@ def fashion_mnist(*, root: str = "datasets", download: bool = True) -> Pair:
     """Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017): 60000 + 10000 grey 28 x 28, 10 classes.
 
     Args:
-        root: folder of the four IDX files, or torchvision's folder of data sets.
-        download: get the files if they are not there.
+        root: torchvision's folder of data sets, or the folder of the four IDX files.
+        download: get them if they are not there.
     """
-    folders = [Path(root), Path(root) / "FashionMNIST" / "raw"]
-    train, test = (idx_records(folders[0], part, _FASHION) for part in ("train", "t10k"))
+
+    def open_set(folder: Path, download: bool) -> Pair:
+        if download:
+            torchvision.datasets.FashionMNIST(folder, download=True)
+        raw = folder / "FashionMNIST" / "raw"
+        return idx(root=str(raw if raw.is_dir() else folder), class_names=_FASHION)
+
+    return fetch(open_set, Path(root), name="fashion_mnist", download=download)
+
+
+def cifar10(*, root: str = "datasets", download: bool = True) -> Pair:
+    """CIFAR-10 (Krizhevsky, 2009): 50000 + 10000 colour 32 x 32, 10 classes.
+
+    Args:
+        root: torchvision's folder of data sets.
+        download: get it if it is not there.
+    """
+    return _cifar(torchvision.datasets.CIFAR10, "cifar10", root, download)
+
+
+def cifar100(*, root: str = "datasets", download: bool = True) -> Pair:
+    """CIFAR-100 (Krizhevsky, 2009): 50000 + 10000 colour 32 x 32, 100 classes.
+
+    Args:
+        root: torchvision's folder of data sets.
+        download: get it if it is not there.
+    """
+    return _cifar(torchvision.datasets.CIFAR100, "cifar100", root, download)
+
+
+def _cifar(kind: Callable[..., Any], name: str, root: str, download: bool) -> Pair:
+    def open_set(folder: Path, download: bool) -> Pair:
+        train, test = (
+            array_records(part.data, np.asarray(part.targets), part.classes, name)
+            for part in (kind(folder, train=train, download=download) for train in (True, False))
+        )
+        return train, test
+
+    return fetch(open_set, Path(root), name=name, download=download)
+
+
+def svhn(*, root: str = "datasets", download: bool = True) -> Pair:
+    """SVHN (Netzer et al., 2011), cropped digits: 73257 + 26032 colour 32 x 32, 10 classes.
+
+    Args:
+        root: torchvision's folder of data sets.
+        download: get it if it is not there.
+    """
+
+    def open_set(folder: Path, download: bool) -> Pair:
+        train, test = (
+            array_records(part.data.transpose(0, 2, 3, 1), part.labels, list("0123456789"), "svhn")
+            for part in (
+                torchvision.datasets.SVHN(folder, split=split, download=download)
+                for split in ("train", "test")
+            )
+        )
+        return train, test
+
+    return fetch(open_set, Path(root), name="svhn", download=download)
+
+
+def image_folder(*, root: str, test_fraction: float | None = None, split_seed: int = 0) -> Pair:
+    """Image files, one folder per class: ``root/train/<class>/<image>`` and ``root/test/...``.
+
+    Args:
+        root: folder of ``train`` and of ``test`` or ``val``; or, with ``test_fraction``, the
+            folder of the classes.
+        test_fraction: share of the images to hold out as the test set.
+        split_seed: of the draw of that share.
+    """
+    if test_fraction is not None:
+        records = folder_records(Path(root))
+        splits = stratified_shuffle_splits(
+            records.labels, splits=1, test_fraction=test_fraction, seed=split_seed
+        )
+        train, test = (records.subset(np.sort(rows)) for rows in splits[0])
+        return train, test
+    folders = [Path(root) / part for part in ("train", "test", "val")]
+    present = [folder for folder in folders if folder.is_dir()]
+    if folders[0] not in present or len(present) < 2:
+        raise FileNotFoundError(
+            f"root={root!r}: must hold the folders 'train' and 'test' (or 'val'); for a folder of "
+            "classes only, set test_fraction to the share to hold out"
+        )
+    train, test = (folder_records(folder) for folder in present[:2])
+    if train.classes != test.classes:
+        differing = sorted(set(train.classes) ^ set(test.classes))
+        raise ValueError(
+            f"{present[0]} and {present[1]} must hold the same classes; only one of them has "
+            f"{', '.join(differing[:10])}"
+        )
     return train, test
 
 
 SOURCES: dict[str, Callable[..., Pair]] = {
-    source.__name__: source for source in (fashion_mnist_sample, fashion_mnist, parquet, idx)
+    "fashion_mnist_sample": fashion_mnist_sample,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "parquet": parquet,
+    "idx": idx,
+    "image_folder": image_folder,
 }
+"""Data sets by name, not decoded yet."""
 
 
 def _data_set(source: Callable[..., Pair]) -> Callable[..., tuple[ImageSet, ImageSet]]:
@@ -101,12 +205,19 @@ def _data_set(source: Callable[..., Pair]) -> Callable[..., tuple[ImageSet, Imag
 
     def images(**arguments: Any) -> tuple[ImageSet, ImageSet]:
         options = Options(**{name: arguments.pop(name) for name in common if name in arguments})
-        train, test = options.select(*source(**arguments))
-        return load(train, options), load(test, options)
+        train, test = (load(part, options) for part in options.select(*source(**arguments)))
+        if train.images.shape[1:] != test.images.shape[1:]:
+            raise ValueError(
+                f"{source.__name__}: training images have the shape {train.images.shape[1:]} and "
+                f"test images {test.images.shape[1:]}; set image_size and channels"
+            )
+        return train, test
 
     images.__name__ = images.__qualname__ = source.__name__
     images.__doc__ = source.__doc__
-    images.__signature__ = inspect.Signature([*own.values(), *common.values()])  # type: ignore[attr-defined]
+    parameters = [*own.values(), *common.values()]
+    images.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    images.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return images
 
 

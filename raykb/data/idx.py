@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raykb.data.records import Records
+from raykb.data.records import Records, array_records
 
 _UNSIGNED_BYTE = 8
 
@@ -69,12 +69,5 @@ def idx_records(root: Path, part: str, classes: Sequence[str] | None) -> Records
             f"{root}: the {part} images have shape {images.shape} and the labels {labels.shape}; "
             "must be (N, H, W) and (N,)"
         )
-    rows = np.arange(len(labels))
-    return Records(
-        rows,
-        labels.astype(np.int64),
-        rows,
-        tuple(classes or map(str, range(labels.max(initial=-1) + 1))),
-        lambda rows: images[rows],
-        lambda row: f"{paths[0]}, image {row}",
-    )
+    names = classes or [str(label) for label in range(labels.max(initial=-1) + 1)]
+    return array_records(images, labels, names, str(paths[0]))

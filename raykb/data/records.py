@@ -5,15 +5,13 @@ A source (:mod:`raykb.data.datasets`) returns its training and test :class:`Reco
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from raykb.data.decoding import BadImageError, Encoded, decode
+from raykb.data.decoding import BadImageError, Encoded, decode_all
 from raykb.data.images import ImageSet
 from raykb.data.splits import stratified_subset
 
@@ -58,6 +56,21 @@ class Records:
         return replace(kept, labels=numbers[kept.labels], classes=names)
 
 
+def array_records(
+    images: np.ndarray, labels: np.ndarray, classes: Sequence[str], name: str
+) -> Records:
+    """Return the records of pixels (N, H, W) or (N, H, W, 3); positions become ids."""
+    rows = np.arange(len(labels))
+    return Records(
+        rows,
+        labels.astype(np.int64),
+        rows,
+        tuple(classes),
+        lambda rows: images[rows],
+        lambda row: f"{name}, image {row}",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Which images of a data set are wanted and in what form; every data set takes these.
@@ -87,8 +100,11 @@ class Options:
         problems = [
             f"{name}={value!r}, must be a positive integer"
             for name in ("image_size", "train_size", "test_size", "num_classes")
-            if (value := getattr(self, name)) is not None and value < 1
+            if (value := getattr(self, name)) is not None
+            and not (isinstance(value, int) and value > 0)
         ]
+        if self.subset_seed < 0:
+            problems.append(f"subset_seed={self.subset_seed!r}, must not be negative")
         if self.channels not in (None, 1, 3):
             problems.append(f"channels={self.channels!r}, must be 1 or 3")
         if self.on_bad_image not in ("raise", "skip"):
@@ -101,12 +117,15 @@ class Options:
     def select(self, train: Records, test: Records) -> tuple[Records, Records]:
         """Return the training and test records that are wanted."""
         kept = self._class_labels(train.classes)
-        return self._draw(train, self.train_size, kept), self._draw(test, self.test_size, kept)
+        return self._draw(train, "train_size", kept), self._draw(test, "test_size", kept)
 
-    def _draw(self, records: Records, size: int | None, kept: Sequence[int] | None) -> Records:
-        if size is not None:
-            indices = stratified_subset(records.labels, size, seed=self.subset_seed)
-            records = records.subset(indices)
+    def _draw(self, records: Records, option: str, kept: Sequence[int] | None) -> Records:
+        if (size := getattr(self, option)) is not None:
+            try:
+                drawn = stratified_subset(records.labels, size, seed=self.subset_seed)
+            except ValueError as error:
+                raise ValueError(f"{option}: {error}") from error
+            records = records.subset(drawn)
         return records if kept is None else records.keep_classes(kept)
 
     def _class_labels(self, names: tuple[str, ...]) -> Sequence[int] | None:
@@ -136,14 +155,8 @@ def load(records: Records, options: Options) -> ImageSet:
             sizes while no ``image_size`` is set.
     """
 
-    def attempt(encoded: Encoded) -> np.ndarray | BadImageError:
-        try:
-            return decode(encoded, image_size=options.image_size, channels=options.channels)
-        except BadImageError as error:
-            return error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(attempt, records.read(records.rows)))
+    encoded = list(records.read(records.rows))
+    results = decode_all(encoded, image_size=options.image_size, channels=options.channels)
     bad = [
         f"{records.origin(int(row))}: {result}"
         for row, result in zip(records.rows, results, strict=True)
