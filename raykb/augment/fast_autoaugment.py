@@ -52,7 +52,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raykb.augment.policy import Draws, Policy, apply_draws
+from raykb.augment.draws import Draws, apply_draws
+from raykb.augment.policy import Policy
 from raykb.data.operations import NAMES
 from raykb.engine.seeding import keyed_uniform, stream_seed
 

@@ -8,14 +8,8 @@ the operations of that sub-policy fire independently, each with its own probabil
                      [("Rotate", 0.7, 0.2), ("TranslateX", 0.3, 0.9)]])
     images = policy.apply(images, torch.Generator().manual_seed(0))  # uint8 (N, C, H, W)
 
-Chance and pixels are two steps, so that what an image undergoes depends on neither the batch nor
-the device it is in::
-
-    uniforms  (N, policy.draws)       one row of numbers per image, keyed by its id, on the CPU
-       │ policy.draw
-    Draws     (N, depth)              per image: which operations, how strong, where
-       │ apply_draws
-    images    (N, C, H, W) uint8      rows grouped by operation: one kernel per operation and turn
+Where the numbers come from, and why a sample's augmentation depends on neither the batch nor the
+device it is in, is told in :mod:`raykb.augment.draws`.
 """
 
 import json
@@ -28,21 +22,17 @@ from math import prod
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import PIL.Image
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import Transform
-from torchvision.transforms.v2 import functional as F
 
-from raykb.data.operations import NAMES, OPERATIONS, apply_operation
+from raykb.augment.draws import NOTHING, Draws, apply_draws
+from raykb.data.operations import NAMES, OPERATIONS
 from raykb.engine.seeding import generator as named_generator
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from raykb.augment.transform import PolicyTransform
 
 FORMAT, VERSION = "raykb.policy", 1
-NOTHING = -1  # the operation index of a turn that does nothing
 _DRAWS_PER_TURN = 4  # does it fire, which sign, centre x, centre y
 
 
@@ -52,80 +42,6 @@ class Triple(NamedTuple):
     operation: str
     probability: float
     level: float
-
-
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """What each of N images undergoes, turn after turn, with all chance resolved; on the CPU.
-
-    Attributes:
-        sub_policy: (N,) int64, the sub-policy drawn.
-        operation: (N, depth) int64, place in ``NAMES``, or ``NOTHING``.
-        magnitude: (N, depth) float64, in the operation's own unit, sign included.
-        centre: (N, depth, 2) float64 in [0, 1), x and y as fractions of width and height.
-    """
-
-    sub_policy: Tensor
-    operation: Tensor
-    magnitude: Tensor
-    centre: Tensor
-
-    def __len__(self) -> int:
-        return len(self.operation)
-
-    @property
-    def fired(self) -> Tensor:
-        """(N,) int64, how many operations each image undergoes."""
-        return (self.operation != NOTHING).sum(1)
-
-    def __getitem__(self, rows: Any) -> "Draws":
-        return Draws(
-            self.sub_policy[rows], self.operation[rows], self.magnitude[rows], self.centre[rows]
-        )
-
-    @staticmethod
-    def concatenate(parts: Sequence["Draws"]) -> "Draws":
-        """Return the rows of all ``parts``, the shallow ones filled up with turns of nothing."""
-        depth = max(part.operation.shape[1] for part in parts)
-
-        def joined(values: Sequence[Tensor], fill: float) -> Tensor:
-            rows, rest = sum(len(value) for value in values), values[0].shape[2:]
-            out = values[0].new_full((rows, depth, *rest), fill)
-            for value, place in zip(values, out.split([len(v) for v in values]), strict=True):
-                place[:, : value.shape[1]] = value
-            return out
-
-        return Draws(
-            torch.cat([part.sub_policy for part in parts]),
-            joined([part.operation for part in parts], NOTHING),
-            joined([part.magnitude for part in parts], 0.0),
-            joined([part.centre for part in parts], 0.0),
-        )
-
-
-def apply_draws(images: Tensor, draws: Draws) -> Tensor:
-    """Return uint8 images (N, C, H, W) after what ``draws`` says of each; the input stays as it is.
-
-    In each turn the rows are sorted by operation over all sub-policies (and all policies, where
-    the draws of several were concatenated), so every operation runs once, on all its rows.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(draws):
-        raise ValueError(
-            f"images: {images.dtype} {tuple(images.shape)}; "
-            f"allowed: torch.uint8 ({len(draws)}, C, H, W), one image for each row of draws"
-        )
-    centre = draws.centre * torch.tensor([images.shape[3], images.shape[2]])  # in pixels
-    out = images.clone(memory_format=torch.contiguous_format)
-    for turn, operation in enumerate(draws.operation.unbind(1)):
-        counts = torch.bincount(operation - NOTHING, minlength=len(NAMES) + 1).tolist()
-        groups = operation.argsort(stable=True).split(counts)
-        for name, rows in zip(NAMES, groups[1:], strict=True):  # the first group does nothing
-            if len(rows):
-                here = rows.to(images.device)
-                out[here] = apply_operation(
-                    out[here], name, draws.magnitude[rows, turn], centre=centre[rows, turn]
-                )
-    return out
 
 
 @dataclass(frozen=True)
@@ -220,10 +136,10 @@ class Policy:
         gate, sign = turns[..., 0], turns[..., 1]  # (N, depth)
         operation, probability, magnitude, mirrored = (table[sub_policy] for table in self._table)
         return Draws(
-            sub_policy,
-            torch.where(gate < probability, operation, NOTHING),
-            torch.where(mirrored & (sign < 0.5), -magnitude, magnitude),
-            turns[..., 2:],
+            operation=torch.where(gate < probability, operation, NOTHING),
+            magnitude=torch.where(mirrored & (sign < 0.5), -magnitude, magnitude),
+            centre=turns[..., 2:],
+            sub_policy=sub_policy,
         )
 
     def apply(
@@ -333,7 +249,10 @@ class Policy:
         return Policy(content["sub_policies"])
 
     def to_transform(self) -> "PolicyTransform":
-        """Return the policy as a torchvision transform of single images."""
+        """Return the policy as a torchvision transform of single images, for data loaders."""
+        # torchvision takes as long to import as torch; evaluators do without it
+        from raykb.augment.transform import PolicyTransform  # noqa: PLC0415
+
         return PolicyTransform(self)
 
 
@@ -363,73 +282,3 @@ def _problems(sub_policies: Any) -> list[str]:
                 if not number or not 0 <= float(value) <= 1:
                     problems.append(f"{place}, {what}: {value!r}; allowed: a number in [0, 1]")
     return problems
-
-
-class PolicyTransform(Transform):  # type: ignore[misc]  # torchvision is not typed
-    """A policy as a torchvision transform: one image in, an image of the same kind out.
-
-    Takes a PIL image (L or RGB), or a uint8 tensor (C, H, W), alone or with labels beside it. The
-    numbers come from torch's global generator, which a ``DataLoader`` seeds in each worker.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw once for the sample."""
-        return {"draws": self.policy.draw(torch.rand(1, self.policy.draws, dtype=torch.float64))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply what was drawn."""
-        if isinstance(inpt, PIL.Image.Image) and inpt.mode in ("L", "RGB"):
-            image = apply_draws(F.pil_to_tensor(inpt)[None], params["draws"])[0]
-            return F.to_pil_image(image, mode=inpt.mode)
-        plain = not isinstance(inpt, tv_tensors.TVTensor) or isinstance(inpt, tv_tensors.Image)
-        if isinstance(inpt, Tensor) and plain and inpt.ndim == 3 and inpt.dtype == torch.uint8:
-            image = apply_draws(inpt.as_subclass(Tensor)[None], params["draws"])[0]
-            return tv_tensors.wrap(image, like=inpt)
-        given = (
-            f"{inpt.mode} image"
-            if isinstance(inpt, PIL.Image.Image)
-            else f"{type(inpt).__name__} {inpt.dtype} {tuple(inpt.shape)}"
-        )
-        raise TypeError(
-            f"PolicyTransform: {given}; allowed: a PIL image of mode L or RGB, or a uint8 tensor "
-            "(C, H, W); apply it before the conversion to float, and to no boxes or masks"
-        )
-
-
-def contact_sheet(policy: Policy, images: Tensor, *, columns: int = 8, seed: int = 0) -> "Figure":
-    """Draw what a policy does: a row for each image, a column for each sub-policy.
-
-    Every operation fires, so that each column shows its sub-policy at work; the titles give the
-    probability and level of its operations. The first column holds the images as they are.
-
-    Args:
-        policy: the policy to look at; its first ``columns`` sub-policies are drawn.
-        images: uint8 (N, C, H, W), a handful.
-        columns: sub-policies at most.
-        seed: of the signs and of the centres of Cutout.
-    """
-    from matplotlib.figure import Figure  # noqa: PLC0415 -- 0.6 s that no evaluator should pay
-
-    shown = policy.sub_policies[:columns]
-    figure = Figure(
-        figsize=(1.15 * (len(shown) + 1), 1.15 * len(images) + 0.75), layout="compressed"
-    )
-    axes = figure.subplots(len(images), len(shown) + 1, squeeze=False)
-    stream = named_generator(seed, "contact_sheet")
-    pictures, titles = [images], ["original"]
-    for sub_policy in shown:
-        certain = Policy([[(name, 1.0, level) for name, _, level in sub_policy]])
-        pictures.append(certain.apply(images, stream))
-        titles.append("\n".join(f"{name}\np {p:.2f}  l {lv:.2f}" for name, p, lv in sub_policy))
-    for column, (batch, title) in enumerate(zip(pictures, titles, strict=True)):
-        axes[0, column].set_title(title, fontsize=6.5, verticalalignment="bottom")
-        for row, image in enumerate(batch.permute(0, 2, 3, 1).cpu().numpy()):
-            axes[row, column].imshow(
-                image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255
-            )
-            axes[row, column].set_axis_off()
-    return figure
