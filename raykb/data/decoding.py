@@ -52,7 +52,7 @@ def decode(
     if image_size is not None and image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     pixels: np.ndarray = np.asarray(image)  # (H, W) or (H, W, 3)
-    return pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy()
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
 
 
 def decode_all(

@@ -5,7 +5,6 @@ A source (:mod:`raykb.data.datasets`) returns its training and test :class:`Reco
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -162,13 +161,7 @@ def load(records: Records, options: Options) -> ImageSet:
         for row, result in zip(records.rows, results, strict=True)
         if isinstance(result, BadImageError)
     ]
-    if bad and (options.on_bad_image == "raise" or len(bad) == len(records)):
-        raise ValueError(
-            f"{summary(bad, len(records))}\nRepair or remove them"
-            + ("." if options.on_bad_image == "skip" else ", or set on_bad_image: skip.")
-        )
-    if bad:
-        logger.warning("left out %s", summary(bad, len(records)))
+    check_bad_images(bad, len(records), options)
     good = np.array([isinstance(result, np.ndarray) for result in results])
     images = [result for result in results if isinstance(result, np.ndarray)]
     return ImageSet(
@@ -180,23 +173,36 @@ def load(records: Records, options: Options) -> ImageSet:
     )
 
 
-def summary(bad: Sequence[str], total: int, *, shown: int = 10) -> str:
-    """Return a text that counts the bad images and names the first of them."""
-    lines = [*bad[:shown], *(["..."] if len(bad) > shown else [])]
-    return f"{len(bad)} of {total} images that cannot be used:\n  - " + "\n  - ".join(lines)
+def check_bad_images(bad: Sequence[str], total: int, options: Options) -> None:
+    """Report the images that cannot be used: all are counted, the first ten are named.
+
+    Raises:
+        ValueError: there are some and none may be skipped, or there are no others.
+    """
+    if not bad:
+        return
+    lines = "".join(f"\n  - {line}" for line in [*bad[:10], *(["..."] if len(bad) > 10 else [])])
+    report = f"{len(bad)} of {total} images cannot be used:{lines}"
+    if options.on_bad_image == "raise":
+        raise ValueError(f"{report}\nRepair or remove them, or set on_bad_image to 'skip'")
+    if len(bad) == total:
+        raise ValueError(f"{report}\nNone is left: repair them")
+    logger.warning("%s\nThey are skipped, as on_bad_image is 'skip'", report)
 
 
 def stack(images: Sequence[np.ndarray], records: Records) -> np.ndarray:
     """Return the decoded images as one (N, C, H, W) array; among colour, grey is repeated."""
-    sizes = Counter(image.shape[1:] for image in images)
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(images):
+        sizes.setdefault(image.shape[1:], []).append(position)
     if len(sizes) > 1:
-        examples = "\n  - ".join(
-            f"{height} x {width}: {count} images, {records.origin(int(records.rows[first]))}"
-            for (height, width), count in sizes.most_common(5)
-            for first in [next(i for i, im in enumerate(images) if im.shape[1:] == (height, width))]
+        examples = "".join(
+            f"\n  - {size[0]} x {size[1]}: {len(found)} images, as "
+            f"{records.origin(int(records.rows[found[0]]))}"
+            for size, found in list(sizes.items())[:5]
         )
         raise ValueError(
-            f"the images have {len(sizes)} sizes (height x width):\n  - {examples}\n"
+            f"the images have {len(sizes)} sizes (height x width):{examples}\n"
             "Set image_size to scale and crop them to one"
         )
     channels = max(len(image) for image in images)

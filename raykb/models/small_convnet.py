@@ -1,0 +1,36 @@
+"""A small network for two CPU cores, which learns Fashion-MNIST in seconds."""
+
+from torch import nn
+
+
+def small_convnet(classes: int, channels: int = 3, *, width: int = 16) -> nn.Sequential:
+    """Return four convolutions and a linear layer, from (N, channels, H, W) to logits (N, classes).
+
+    The first convolution halves the resolution, so a pass over 1000 grey images of 28 pixels costs
+    about 0.1 s on one core. Any size from 8 pixels on is accepted. 66170 parameters with 10
+    classes and one channel.
+
+    Args:
+        classes: number of classes.
+        channels: of the images.
+        width: channels of the first convolution; the others have 2, 4 and 4 times as many.
+    """
+    return nn.Sequential(
+        *_convolution(channels, width, stride=2),  # 28 pixels: 14
+        *_convolution(width, 2 * width),
+        nn.MaxPool2d(2),  # 7
+        *_convolution(2 * width, 4 * width),
+        nn.MaxPool2d(2),  # 3
+        *_convolution(4 * width, 4 * width),
+        nn.AdaptiveAvgPool2d(3),  # the identity at 28 pixels
+        nn.Flatten(),
+        nn.Linear(36 * width, classes),
+    )
+
+
+def _convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
