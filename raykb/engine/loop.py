@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from raykb.engine.objective import Batch, Step
 from raykb.engine.seeding import rng_state, set_rng_state
 
@@ -14,6 +16,15 @@ Log = Callable[[int, dict[str, float]], None]
 
 Save = Callable[[dict[str, Any]], None]
 """``save(state)`` returns when the state is durable."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who builds a training: its place among the workers that share it, and its device."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Stateful(Protocol):

@@ -109,7 +109,6 @@ def plan(phases: Sequence[Phase], nodes: Sequence[Node]) -> dict[str, int]:
         ResourceError: not even one piece of some phase fits; all such phases are named.
     """
     parallel, problems = {}, []
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     for phase in phases:
         piece = [phase.each] * phase.each.workers
         for extra in (phase.beside or {}).values():
@@ -117,22 +116,33 @@ def plan(phases: Sequence[Phase], nodes: Sequence[Node]) -> dict[str, int]:
         limit = min(phase.units, phase.each.at_most or phase.units)
         parallel[phase.name] = _packed(nodes, piece, limit)
         if limit and not parallel[phase.name]:
-            wanted = " + ".join(
-                f"{worker.workers} x {_amount(worker.cpus, worker.gpus)} ({name})"
-                for name, worker in [("each", phase.each), *(phase.beside or {}).items()]
-            )
-            problems.append(f"{phase.name}: one needs {wanted}")
+            problems.append(f"{phase.name}: one needs {needs(phase)}")
     if problems:
-        largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
         raise ResourceError(
             "this run needs more than the cluster has:\n  "
             + "\n  ".join(problems)
-            + f"\nThere are {len(nodes)} node(s) with {_amount(cpus, gpus)} in all, the largest "
-            f"with {_amount(largest.cpus, largest.gpus)}. Lower `resources` in the config "
-            "(--set resources.…), or add nodes."
+            + f"\nThere is {describe(nodes)}. Lower `resources` (--set resources.…), or add nodes."
         )
     return parallel
 
 
-def _amount(cpus: float, gpus: float) -> str:
-    return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
+def needs(phase: Phase) -> str:
+    """Return what one piece of ``phase`` takes, in words."""
+    parts = [_amount(phase.each.cpus, phase.each.gpus, phase.each.workers)]
+    parts += [
+        f"{_amount(extra.cpus, extra.gpus, extra.workers)} for {name}"
+        for name, extra in (phase.beside or {}).items()
+    ]
+    return " + ".join(parts)
+
+
+def describe(nodes: Sequence[Node]) -> str:
+    """Return what the nodes have, in words."""
+    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} with " + " | ".join(
+        _amount(node.cpus, node.gpus) for node in nodes
+    )
+
+
+def _amount(cpus: float, gpus: float, count: int = 1) -> str:
+    each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+    return each if count == 1 else f"{count} x ({each})"

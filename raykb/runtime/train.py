@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import ray.train
@@ -22,7 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raykb.engine import checkpoint
-from raykb.engine.loop import Training, fit
+from raykb.engine.loop import Training, Worker, fit
 from raykb.engine.seeding import seed_everything, stream_seed
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.storage import Storage, open_storage
@@ -32,16 +32,7 @@ FINAL = "final.pt"
 
 
 @dataclass(frozen=True)
-class Worker:
-    """Who builds a training: its place among the workers, and its device."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Job:
+class TrainJob:
     """One training to be run.
 
     Attributes:
@@ -85,17 +76,33 @@ class Result:
         return state
 
 
+class Letter(NamedTuple):
+    """What a worker says of its training after some steps.
+
+    Attributes:
+        name: the job's.
+        step: optimizer steps done.
+        steps: of the whole training.
+        figures: means since the last letter.
+    """
+
+    name: str
+    step: int
+    steps: int
+    figures: dict[str, float]
+
+
 @ray.remote(num_cpus=0)
 class _Mailbox:
     """Takes what workers have to say, until the driver asks; only the driver talks to MLflow."""
 
     def __init__(self) -> None:
-        self._letters: list[tuple[str, int, dict[str, float]]] = []
+        self._letters: list[Letter] = []
 
-    def put(self, name: str, step: int, figures: dict[str, float]) -> None:
-        self._letters.append((name, step, figures))
+    def put(self, letter: "Letter") -> None:
+        self._letters.append(letter)
 
-    def take(self) -> list[tuple[str, int, dict[str, float]]]:
+    def take(self) -> "list[Letter]":
         letters, self._letters = self._letters, []
         return letters
 
@@ -115,12 +122,12 @@ def finished(storage: Storage, name: str) -> Result | None:
 
 
 def train(
-    jobs: Sequence[Job],
+    jobs: Sequence[TrainJob],
     *,
     storage: Storage,
     resources: WorkerResources,
     parallel: int,
-    on_figures: Callable[[str, int, dict[str, float]], None],
+    on_letter: Callable[[Letter], None],
     on_result: Callable[[Result], None],
     retries: int = 3,
 ) -> list[Result]:
@@ -131,7 +138,7 @@ def train(
         storage: the run directory; each job has the folder of its name.
         resources: what one worker of one training takes.
         parallel: trainings side by side, as the plan allows.
-        on_figures: gets ``(name, step, figures)`` as the workers log, in the driver.
+        on_letter: gets what the workers log, in the driver.
         on_result: gets each result as it comes, those found in ``storage`` too.
         retries: how often a training is taken up again after its process or node died. An
             exception that a training raises is a bug: it is raised here and not retried.
@@ -144,7 +151,7 @@ def train(
         return [results[job.name] for job in jobs]
     mailbox = _Mailbox.remote()  # type: ignore[attr-defined]
     launch = _launch_task if resources.workers == 1 else _launch_group
-    running: dict[Any, Job] = {}
+    running: dict[Any, TrainJob] = {}
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
@@ -152,7 +159,7 @@ def train(
                 running[launch(job, storage.uri, resources, mailbox, retries)] = job
             ready, _ = ray.wait(list(running), timeout=0.5)
             for letter in ray.get(mailbox.take.remote()):
-                on_figures(*letter)
+                on_letter(letter)
             for reference in ready:
                 job = running.pop(reference)
                 ray.get(reference)
@@ -168,7 +175,9 @@ def train(
     return [results[job.name] for job in jobs]
 
 
-def _launch_task(job: Job, uri: str, resources: WorkerResources, mailbox: Any, retries: int) -> Any:
+def _launch_task(
+    job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, retries: int
+) -> Any:
     task = ray.remote(_run_alone).options(
         name=job.name,
         num_cpus=resources.cpus,
@@ -179,20 +188,22 @@ def _launch_task(job: Job, uri: str, resources: WorkerResources, mailbox: Any, r
     return task.remote(job, uri, resources, mailbox)
 
 
-def _run_alone(job: Job, uri: str, resources: WorkerResources, mailbox: Any) -> None:
+def _run_alone(job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any) -> None:
     torch.set_num_threads(resources.cpus)
     _run(job, uri, Worker(0, 1, torch.device(resources.device)), mailbox)
 
 
 def _launch_group(
-    job: Job, uri: str, resources: WorkerResources, mailbox: Any, retries: int
+    job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, retries: int
 ) -> Any:
     """Run a Ray Train job in a task of its own, so that several can run side by side."""
     task = ray.remote(_run_group).options(name=job.name, num_cpus=0, max_retries=0)
     return task.remote(job, uri, resources, mailbox, retries)
 
 
-def _run_group(job: Job, uri: str, resources: WorkerResources, mailbox: Any, retries: int) -> None:
+def _run_group(
+    job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, retries: int
+) -> None:
     """Run a Ray Train job; take it up again when processes or nodes died, never after a bug."""
     for attempt in range(retries + 1):
         trainer = TorchTrainer(
@@ -240,17 +251,21 @@ def _run_member(config: dict[str, Any]) -> None:
     _run(config["job"], config["uri"], worker, config["mailbox"])
 
 
-def _run(job: Job, uri: str, worker: Worker, mailbox: Any) -> None:
+def _run(job: TrainJob, uri: str, worker: Worker, mailbox: Any) -> None:
     """Build, restore, fit, evaluate, and write the result: what every worker does."""
     began = time.perf_counter()
     folder = open_storage(uri).below(job.name)
     seed_everything(stream_seed(job.seed, job.name))
-    training = job.build(worker, **job.arguments)
+    arguments = {
+        name: ray.get(value) if isinstance(value, ray.ObjectRef) else value
+        for name, value in job.arguments.items()
+    }
+    training = job.build(worker, **arguments)
     start = _restore(folder, training, worker)
 
     def log(step: int, figures: dict[str, float]) -> None:
         if worker.rank == 0:
-            mailbox.put.remote(job.name, step, figures)
+            mailbox.put.remote(Letter(job.name, step, training.steps, figures))
 
     fit(
         training,

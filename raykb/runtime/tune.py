@@ -21,6 +21,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
@@ -416,8 +417,8 @@ class _Errors(tune.Callback):
 
     @staticmethod
     def _reason(trial: Any) -> str:
-        lines = str(trial.get_error() or "its evaluator died").strip().splitlines()
-        return lines[-1] if lines else "its evaluator died"
+        lines = Path(trial.error_file).read_text().split("\n") if trial.error_file else []
+        return next((line for line in reversed(lines) if line.strip()), "its evaluator died")
 
 
 def search(

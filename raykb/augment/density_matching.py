@@ -1,0 +1,100 @@
+"""Density matching as a score for a search: one object that serves every split."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raykb.augment.fast_autoaugment import (
+    PolicyEvaluator,
+    View,
+    density_matching_scores,
+    policy_from,
+    reward,
+)
+from raykb.config import build
+from raykb.data.images import ImageSet
+from raykb.models import MODELS
+
+
+@dataclass
+class DensityMatching:
+    """Scores candidate policies on the held-out part of whichever split they are for.
+
+    An evaluator of a split is set up when its first candidate comes and then kept. A candidate
+    that is scored on one more part of the data goes on from the parts before.
+
+    Args:
+        model: of the thetas: a row of ``MODELS`` by ``name``, with its arguments.
+        view: the default augmentation.
+        held_out: positions of the held-out images, by split.
+        chunks: for each split, the parts of ``held_out`` as positions in it.
+        copies: R, augmented copies of each image.
+        reward: which of the four scores is maximised.
+        seed: of all random numbers.
+        batch_size: images of one forward pass.
+        device: where the thetas run.
+        autocast: run them in bfloat16.
+    """
+
+    model: dict[str, Any]
+    view: View
+    held_out: Sequence[np.ndarray]
+    chunks: Sequence[Sequence[np.ndarray]]
+    copies: int
+    reward: str
+    seed: int
+    batch_size: int
+    device: str
+    autocast: bool
+
+    def setup(self, train: ImageSet, thetas: Sequence[dict[str, Tensor]]) -> None:
+        """Take the images, which stay where they are, and the trained states of the thetas."""
+        self._train, self._thetas = train, thetas
+        self._evaluators: dict[int, PolicyEvaluator] = {}
+        self._scored: tuple[Any, ...] = ()
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._seconds = 0.0
+
+    def score(self, candidate: dict[str, Any], budget: int) -> dict[str, float]:
+        """Return the four scores, the reward and the seconds over the first ``budget`` chunks."""
+        start = time.perf_counter()
+        evaluator = self._evaluator(candidate["fields"]["split"])
+        policy = policy_from(candidate["params"])
+        name = (candidate["study"], candidate["number"])
+        if name != self._scored or len(self._parts) > budget:
+            self._scored, self._parts, self._seconds = name, [], 0.0
+        while len(self._parts) < budget:
+            self._parts.append(evaluator.evaluate_chunk(policy, len(self._parts)))
+        losses, hits = (torch.cat(parts, dim=1) for parts in zip(*self._parts, strict=True))
+        scores = density_matching_scores(losses, hits)
+        self._seconds += time.perf_counter() - start
+        return scores | {"reward": reward(scores, self.reward), "seconds": self._seconds}
+
+    def _evaluator(self, split: int) -> PolicyEvaluator:
+        if split not in self._evaluators:
+            train = self._train
+            theta = build(
+                MODELS, self.model, classes=len(train.classes), channels=train.images.shape[1]
+            )
+            theta.load_state_dict(self._thetas[split])
+            self._evaluators[split] = PolicyEvaluator(
+                theta,
+                train.images,
+                labels=train.labels,
+                ids=train.ids,
+                indices=self.held_out[split],
+                view=self.view,
+                copies=self.copies,
+                seed=self.seed,
+                split=split,
+                chunks=self.chunks[split],
+                batch_size=self.batch_size,
+                device=self.device,
+                autocast=self.autocast,
+            )
+        return self._evaluators[split]

@@ -1,0 +1,115 @@
+"""The sections of a search's configuration that are no constructor of something else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from raykb.augment.fast_autoaugment import SCORES
+from raykb.engine.objective import Precision
+
+SEARCHED = "searched_policy"
+METHODS = (
+    "none",
+    "cutout",
+    "trivial_augment_wide",
+    "rand_augment",
+    "random_policy",
+    SEARCHED,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """Density matching; the letters are the paper's.
+
+    Args:
+        rounds: T, fresh searches of each split.
+        width: B, candidates of each search.
+        keep: N, policies kept of each search.
+        copies: R, augmented copies of each held-out image.
+        sub_policies: of a candidate.
+        operations: of a sub-policy.
+        reward: the score that is maximised: ``max_accuracy`` (official code), ``mean_accuracy``,
+            ``mean_loss`` (paper) or ``min_loss``.
+        sampler: ``tpe`` or ``random``.
+        evaluators_per_split: candidates of one split scored at the same time; with 1 the search
+            does not depend on timing.
+        chunks: stratified parts of the held-out images; above 1 a candidate is scored part by
+            part, and asynchronous halving stops the worse ones early.
+        halving_factor: one in so many goes on to twice, four times … the parts.
+        batch_size: images of one forward pass.
+        precision: of the thetas' forward pass, ``fp32`` or ``bf16``.
+        retries: how often a candidate is scored again after its evaluator failed.
+        every_candidate_a_child: give each candidate, not only the kept, a run in the tracker.
+    """
+
+    rounds: int = 2
+    width: int = 200
+    keep: int = 10
+    copies: int = 5
+    sub_policies: int = 5
+    operations: int = 2
+    reward: str = "max_accuracy"
+    sampler: Literal["tpe", "random"] = "tpe"
+    evaluators_per_split: int = 1
+    chunks: int = 1
+    halving_factor: float = 2.0
+    batch_size: int = 500
+    precision: Precision = "fp32"
+    retries: int = 2
+    every_candidate_a_child: bool = False
+
+    def __post_init__(self) -> None:
+        counts = (
+            "rounds",
+            "width",
+            "keep",
+            "copies",
+            "sub_policies",
+            "operations",
+            "evaluators_per_split",
+            "chunks",
+            "batch_size",
+        )
+        problems = [
+            f"{name}: {getattr(self, name)}, must be at least 1"
+            for name in counts
+            if getattr(self, name) < 1
+        ]
+        if self.keep > self.width:
+            problems.append(f"keep: {self.keep}, must be at most the width, {self.width}")
+        if self.reward not in SCORES:
+            problems.append(f"reward: {self.reward!r}, must be one of {', '.join(SCORES)}")
+        if not self.halving_factor > 1:
+            problems.append(f"halving_factor: {self.halving_factor}, must be above 1")
+        if self.retries < 0:
+            problems.append(f"retries: {self.retries}, must be at least 0")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The final trainings: what is compared, over how many seeds.
+
+    Args:
+        augmentations: what is trained with, in the table's order; the searched policy among them.
+        seeds: trainings of each; paired, for seed s is the same network and order everywhere.
+    """
+
+    augmentations: Sequence[str] = METHODS
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        problems = []
+        unknown = [name for name in self.augmentations if name not in METHODS]
+        if unknown:
+            problems.append(f"augmentations: {unknown}, must be of {', '.join(METHODS)}")
+        if SEARCHED not in self.augmentations:
+            problems.append(f"augmentations: {list(self.augmentations)}, must have {SEARCHED}")
+        if len(set(self.augmentations)) != len(self.augmentations):
+            problems.append(f"augmentations: {list(self.augmentations)}, must differ")
+        if self.seeds < 1:
+            problems.append(f"seeds: {self.seeds}, must be at least 1")
+        if problems:
+            raise ValueError("; ".join(problems))

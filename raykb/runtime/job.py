@@ -1,0 +1,480 @@
+"""One invocation of a script: arguments, configuration, run directory, Ray, tracker, signals.
+
+A script hands :func:`launch` its function, its schema and its plan; the function gets a
+:class:`Session` and calls :meth:`Session.train` and :meth:`Session.search` on it::
+
+    arguments -> config, checked -> plan, refused if it does not fit -> run directory, locked
+        -> tracker (database, experiment, parent run) beside Ray -> the script -> closed, in order
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import raykb
+from raykb import config as configuration
+from raykb.runtime import resources
+from raykb.runtime.progress import Progress
+from raykb.runtime.resources import Phase, ResourceError, WorkerResources
+from raykb.runtime.storage import LocalStorage, Storage, open_storage
+from raykb.runtime.tracking import Run, Tracker, environment_tags, resolve_uri, ui_command
+from raykb.runtime.train import Letter, Result, TrainJob, train
+from raykb.runtime.tune import Candidate, LedgerError, search
+
+RECORD = "run.json"
+JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable, which has this very name, for the driver of a submitted job."""
+
+EXIT_FAILED, EXIT_REFUSED = 1, 2
+
+
+class Refused(Exception):
+    """The run must not start; the message says why and what to do."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclass
+class Session:
+    """A run under way, as a script sees it.
+
+    Attributes:
+        config: the resolved configuration.
+        storage: the run directory.
+        parallel: pieces of each phase that run side by side, from the plan.
+        parent: the parent run in the tracker.
+        tracker: makes child runs.
+    """
+
+    config: dict[str, Any]
+    storage: Storage
+    parallel: Mapping[str, int]
+    parent: Run
+    tracker: Tracker
+    _children: dict[str, Run] = field(default_factory=dict)
+
+    def say(self, text: str) -> None:
+        """Tell the user what happens now."""
+        print(text, file=sys.stderr, flush=True)
+
+    def child(self, name: str, *, phase: str, params: Mapping[str, Any] | None = None) -> Run:
+        """Return the child run ``name``; it has the parent's parameters and ``params``."""
+        if name not in self._children:
+            self._children[name] = self.tracker.run(
+                name,
+                name=name,
+                parent=self.parent,
+                params=configuration.flatten(self.config) | dict(params or {}),
+                tags={"raykb.phase": phase},
+            )
+        return self._children[name]
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Write a file of the run directory, and log it to the parent run."""
+        data = data.encode() if isinstance(data, str) else data
+        self.storage.write(name, data)
+        self.parent.blob(name, data)
+
+    def train(
+        self,
+        phase: str,
+        jobs: Sequence[TrainJob],
+        each: WorkerResources,
+        params: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> list[Result]:
+        """Run ``jobs`` with progress, each with a child run; see :func:`raykb.runtime.train.train`.
+
+        Args:
+            phase: its name in the plan.
+            jobs: the trainings.
+            each: what one of them takes.
+            params: further parameters of the child runs, by the job's name.
+        """
+        share = {job.name: 0.0 for job in jobs}
+        runs = {
+            job.name: self.child(job.name, phase=phase, params=(params or {}).get(job.name))
+            for job in jobs
+        }
+        with Progress(phase, len(jobs), "") as progress:
+
+            def on_letter(letter: Letter) -> None:
+                runs[letter.name].log(letter.step, letter.figures)
+                share[letter.name] = max(share[letter.name], letter.step / letter.steps * 0.999)
+                progress.update(sum(share.values()))
+
+            def on_result(result: Result) -> None:
+                runs[result.name].log(result.steps, result.metrics)
+                runs[result.name].finish()
+                share[result.name] = 1.0
+                progress.update(sum(share.values()))
+
+            return train(
+                jobs,
+                storage=self.storage,
+                resources=each,
+                parallel=self.parallel[phase],
+                on_letter=on_letter,
+                on_result=on_result,
+            )
+
+    def search(
+        self, phase: str, total: int, on_told: Callable[[Candidate], None], **arguments: Any
+    ) -> list[Candidate]:
+        """Search with progress; see :func:`raykb.runtime.tune.search`."""
+        with Progress(phase, total, "") as progress:
+            told = 0
+
+            def count(candidate: Candidate) -> None:
+                nonlocal told
+                told += 1
+                on_told(candidate)
+                progress.update(told)
+
+            return search(
+                storage=self.storage, parallel=self.parallel[phase], on_told=count, **arguments
+            )
+
+
+def launch(
+    script: Callable[[Session], None],
+    *,
+    description: str,
+    default: Path,
+    schema: Mapping[str, Any],
+    plan: Callable[[dict[str, Any]], Sequence[Phase]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run a script from its command line; return the exit status.
+
+    Args:
+        script: the work; called with the session once all is set up.
+        description: for ``--help``; its first line names the MLflow experiment's runs.
+        default: the configuration used without ``--config``.
+        schema: what :func:`raykb.config.check` takes, but for ``storage`` and ``tracking``.
+        plan: returns the phases of the run from its configuration; may raise ValueError.
+        argv: the command line after the script's name.
+    """
+    name = Path(script.__code__.co_filename).stem
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser(name, description, default).parse_args(argv)
+    try:
+        config = _config(arguments, default, schema)
+        phases = plan(config)
+        if arguments.dry_run:
+            _show_plan(config, phases)
+            return 0
+        address = _address()
+        if address is None:
+            resources.plan(phases, resources.this_host())
+        where = _where(arguments, config, name)
+        return _run(script, name, config, phases, address, where, arguments)
+    except (configuration.ConfigError, ResourceError, Refused, LedgerError, ValueError) as error:
+        if os.environ.get("RAYKB_TRACEBACK"):
+            traceback.print_exc()
+        print(f"{name}: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+def _parser(name: str, description: str, default: Path) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python pipelines/{name}.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"Without --config the run is that of {default}. A cluster is used if RAY_ADDRESS "
+        "names one or `ray start` runs on this host; else a local Ray is started.",
+    )
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="YAML file of the run (see pipelines/configs)")
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="change a key of the file, e.g. --set search.width=200; may be repeated",
+    )
+    add("--smoke", action="store_true", help="apply the file's `smoke:` part: minutes, no download")
+    add("--dry-run", action="store_true", help="print plan and resolved config; start nothing")
+    add("--out", metavar="DIR", help="run directory, a path or URI; it must be empty")
+    add("--resume", metavar="DIR", help="go on with the run in DIR from where it stopped")
+    return parser
+
+
+def _config(
+    arguments: argparse.Namespace, default: Path, schema: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the resolved configuration, of the run to be resumed if there is one."""
+    given = arguments.config or arguments.overrides or arguments.smoke
+    if arguments.resume and arguments.out:
+        raise Refused("--out and --resume: give one of them; --resume goes on in its own DIR")
+    stored = _stored(arguments.resume) if arguments.resume else None
+    if stored is not None and not given:
+        return stored
+    file = arguments.config or str(default)
+    config = configuration.load(file, overrides=arguments.overrides, smoke=arguments.smoke)
+    configuration.check(config, {"storage": str, "tracking": Tracking, **schema}, source=file)
+    if stored is not None and (changes := configuration.diff(stored, config)):
+        raise Refused(
+            f"--resume {arguments.resume}: the configuration is not that of the run:\n  "
+            + "\n  ".join(changes)
+            + "\nGive --resume alone, or start a new run in another directory."
+        )
+    return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where metrics go; a section of the config.
+
+    Args:
+        uri: of the MLflow store; null for ``MLFLOW_TRACKING_URI``, or else one ``mlflow.db`` in
+            the launch directory.
+        experiment: name of the MLflow experiment.
+    """
+
+    uri: str | None = None
+    experiment: str = "raykb"
+
+
+def _stored(directory: str) -> dict[str, Any]:
+    """Return the configuration of the run in ``directory``."""
+    storage = open_storage(_absolute(directory))
+    try:
+        record = json.loads(storage.read(RECORD))
+    except FileNotFoundError as error:
+        raise Refused(
+            f"--resume {directory}: there is no {RECORD}, so no run began here; start one with "
+            "--out, or name the directory that the run printed"
+        ) from error
+    config: dict[str, Any] = record["config"]
+    return config
+
+
+def home() -> Path:
+    """Return the launch directory; inside a Ray job, where it is temporary, ``~/raykb``."""
+    return Path.home() / "raykb" if JOB_ENVIRONMENT in os.environ else Path.cwd()
+
+
+def _absolute(where: str) -> str:
+    return where if "://" in where else str(home() / Path(where).expanduser())
+
+
+def _where(arguments: argparse.Namespace, config: Mapping[str, Any], name: str) -> Storage:
+    """Return the run directory, which is the one to resume or is empty."""
+    if arguments.resume:
+        return open_storage(_absolute(arguments.resume))
+    folder = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    storage = open_storage(_absolute(arguments.out or f"{config['storage']}/{folder}"))
+    if storage.exists(RECORD):
+        raise Refused(
+            f"--out {storage.uri}: a run began here; go on with it by --resume {storage.uri}, or "
+            "name another directory"
+        )
+    if isinstance(storage, LocalStorage) and storage.folder.exists():
+        if not storage.folder.is_dir():
+            raise Refused(f"--out {storage.uri}: is a file; name a directory")
+        if any(storage.folder.iterdir()):
+            raise Refused(f"--out {storage.uri}: is not empty; name another directory")
+    return storage
+
+
+def _show_plan(config: Mapping[str, Any], phases: Sequence[Phase]) -> None:
+    """Print what a run would do; refuse what this host could not do."""
+    print(configuration.dump(config), end="")
+    address = _address()
+    nodes = resources.this_host()
+    print(f"\n# plan, on {address or 'this host: ' + resources.describe(nodes)}")
+    for phase in phases:
+        print(f"#   {phase.name}: {phase.units} x {resources.needs(phase)}")
+    if address is None:
+        for name, count in resources.plan(phases, nodes).items():
+            print(f"#   {name}: {count} at once")
+    else:
+        print("#   what fits is known once the run has connected")
+
+
+def _address() -> str | None:
+    """Return the address of the cluster to connect to, or None if a local Ray is to be started."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        return address
+    folder = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    return "auto" if folder.exists() else None
+
+
+def _run(
+    script: Callable[[Session], None],
+    name: str,
+    config: dict[str, Any],
+    phases: Sequence[Phase],
+    address: str | None,
+    storage: Storage,
+    arguments: argparse.Namespace,
+) -> int:
+    """Set up everything around ``script``, run it, and close everything in order."""
+    uri = resolve_uri(config["tracking"]["uri"], home())
+    with _locked(storage):
+        key = _begin(storage, name, config)
+        print(f"{name}: run directory {storage.uri}", file=sys.stderr, flush=True)
+        tracker = Tracker(uri, config["tracking"]["experiment"], spool=_spool(storage, key))
+        parent = tracker.run(
+            key,
+            name=Path(storage.uri).name,
+            params=configuration.flatten(config),
+            tags=environment_tags() | {"raykb.script": name, "raykb.storage": storage.uri},
+        )
+        parent.text(configuration.dump(config), "config.yaml")
+        status, code = "FAILED", EXIT_FAILED
+        try:
+            with _connected(address), _signals():
+                nodes = resources.cluster()
+                parallel = resources.plan(phases, nodes)
+                _check_shared(storage)
+                tracker.ready(timeout_s=5.0)
+                script(Session(config, storage, parallel, parent, tracker))
+            status, code = "FINISHED", 0
+        except Interrupted as stop:
+            status, code = "KILLED", 128 + stop.number
+            print(f"\n{name}: stopped by {stop}", file=sys.stderr)
+        except (ResourceError, Refused, LedgerError):
+            raise
+        except Exception:
+            parent.text(traceback.format_exc(), "error.txt")
+            traceback.print_exc()
+        finally:
+            tracker.close(status)
+        _last_words(name, storage, uri, code)
+        return code
+
+
+def _last_words(name: str, storage: Storage, uri: str, code: int) -> None:
+    if code:
+        resume = f"python pipelines/{name}.py --resume {shlex.quote(storage.uri)}"
+        print(f"{name}: nothing finished is lost; go on with\n  {resume}", file=sys.stderr)
+    print(f"\nrun directory   {storage.uri}\nMLflow          {uri}")
+    print(f"open the UI     {ui_command(uri)}")
+
+
+def _begin(storage: Storage, name: str, config: Mapping[str, Any]) -> str:
+    """Write the record of a new run, or read that of the resumed one; return the run's key."""
+    if not storage.exists(RECORD):
+        record = {"schema": 1, "key": uuid.uuid4().hex, "script": name, "config": config}
+        storage.write(RECORD, json.dumps(record, indent=1).encode())
+    key: str = json.loads(storage.read(RECORD))["key"]
+    return key
+
+
+def _spool(storage: Storage, key: str) -> Path:
+    """Return where the tracker keeps what is not sent yet: on this host, whatever the storage."""
+    if isinstance(storage, LocalStorage):
+        return storage.folder / "tracking"
+    return Path.home() / "raykb" / "tracking" / key
+
+
+@contextlib.contextmanager
+def _locked(storage: Storage) -> Iterator[None]:
+    """Hold the run directory for this process; the lock ends with the process, however it ends."""
+    if not isinstance(storage, LocalStorage):
+        yield
+        return
+    storage.folder.mkdir(parents=True, exist_ok=True)
+    with (storage.folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise Refused(
+                f"{storage.uri}: another run holds it ({file.read().strip()}); wait for it, or "
+                "name another directory"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start a local Ray; end only what was started here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(address="local", include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=address, runtime_env=_runtime_env(), **quiet)
+        except ConnectionError as error:
+            raise Refused(
+                f"RAY_ADDRESS: no cluster answers at {address!r}; start one with `ray start "
+                "--head`, or unset RAY_ADDRESS (and remove a stale /tmp/ray/ray_current_cluster) "
+                "to have a local Ray"
+            ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """Return what brings this package to the workers; a job's working directory already does."""
+    shipped = json.loads(os.environ.get(JOB_ENVIRONMENT, "{}")).get("runtime_env", {})
+    if shipped.get("working_dir") or shipped.get("py_modules"):
+        return None
+    return {"py_modules": [str(Path(raykb.__file__).parent)]}
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into :class:`Interrupted`; entered after ``ray.init`` set its own."""
+
+    def stop(number: int, frame: Any) -> None:
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_shared(storage: Storage) -> None:
+    """Refuse a local run directory that another host of the cluster does not see."""
+    here = ray.util.get_node_ip_address()
+    others = {n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}
+    others.pop(here, None)
+    if not isinstance(storage, LocalStorage) or not others:
+        return
+    for host, node in others.items():
+        strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+        look = ray.remote(LocalStorage.exists).options(num_cpus=0, scheduling_strategy=strategy)
+        if not ray.get(look.remote(storage, RECORD), timeout=60):
+            raise Refused(
+                f"storage: {storage.uri} on {here} is not seen by {host}; with several hosts name "
+                "a folder that all of them mount, or an object store: --set storage=/nfs/… or "
+                "--set storage=s3://…"
+            )

@@ -1,0 +1,126 @@
+"""A checkpoint is whole or it does not count, wherever its writer was killed."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from raykb.engine import checkpoint
+from raykb.runtime.storage import LocalStorage
+
+
+class Killed(BaseException):
+    """Stands for the death of the process at a file operation."""
+
+
+class Mortal:
+    """A storage that dies at its k-th operation, or at half of it."""
+
+    def __init__(self, storage, life):
+        self._storage, self._life = storage, life
+
+    def __getattr__(self, name):
+        operation = getattr(self._storage, name)
+
+        def counted(*arguments):
+            self._life -= 1
+            if self._life < 0:
+                raise Killed
+            return operation(*arguments)
+
+        return counted
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return LocalStorage(tmp_path / "run")
+
+
+def save(storage, step, ranks=2, keep=2):
+    parts = [
+        checkpoint.write_part(storage, {"step": step, "rank": rank}, step=step, rank=rank)
+        for rank in range(ranks)
+    ]
+    checkpoint.commit(storage, parts, step=step, keep=keep)
+
+
+def found(storage):
+    parts = checkpoint.newest(storage)
+    return None if parts is None else [checkpoint.decode(part) for part in parts]
+
+
+def test_the_newest_is_found_with_the_parts_of_all_ranks(storage):
+    assert found(storage) is None
+    for step in (1, 2, 10):
+        save(storage, step)
+    assert found(storage) == [{"step": 10, "rank": 0}, {"step": 10, "rank": 1}]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_only_the_newest_stay(storage, keep):
+    for step in range(1, 6):
+        save(storage, step, keep=keep)
+    wanted = [f"step-{step:08d}" for step in range(6 - keep, 6)]
+    assert storage.folders() == wanted
+
+
+@pytest.mark.parametrize("life", range(8))
+def test_a_writer_killed_at_any_operation_leaves_the_checkpoint_before(storage, life):
+    save(storage, 1, keep=1)
+    operations = 0
+    try:
+        save(Mortal(storage, life), 2, keep=1)
+        operations = life
+    except Killed:
+        pass
+    state = found(storage)
+    assert state is not None
+    assert state[0]["step"] in (1, 2)
+    assert not operations or state[0]["step"] == 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "manifest"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(storage, damage, caplog):
+    save(storage, 1)
+    save(storage, 2)
+    folder = Path(storage.uri) / "step-00000002"
+    part = folder / "part-00001.pt"
+    data = bytearray(part.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        part.write_bytes(data)
+    elif damage == "cut":
+        part.write_bytes(data[:-10])
+    elif damage == "empty":
+        part.write_bytes(b"")
+    elif damage == "gone":
+        part.unlink()
+    else:
+        (folder / "manifest.json").write_text('{"schema": 1, "par')
+    assert found(storage)[0]["step"] == 1
+    assert "step-00000002 does not verify" in caplog.text
+    assert storage.folders() == ["step-00000001", "step-00000002.corrupt"]
+    assert found(storage)[0]["step"] == 1
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.decode(checkpoint.encode({"state": Attack()}))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tensors_and_plain_values_come_back_equal():
+    state = {"weights": torch.randn(3, 2), "step": 3, "names": ["a", None, 1.5, True]}
+    again = checkpoint.decode(checkpoint.encode(state))
+    assert torch.equal(again.pop("weights"), state.pop("weights"))
+    assert again == state
+
+
+def test_keeping_none_is_refused(storage):
+    with pytest.raises(ValueError, match="keep: 0, must be at least 1"):
+        save(storage, 1, keep=0)
