@@ -83,13 +83,13 @@ class PerImage:
         return out
 
 
-def none() -> Augmentation:
-    """Crop and flip alone."""
+def none(seed: int = 0) -> Augmentation:
+    """Crop and flip alone; every entry takes a seed, this one has no use for it."""
     return Unchanged(cutout=False)
 
 
-def cutout() -> Augmentation:
-    """Crop, flip and the default Cutout."""
+def cutout(seed: int = 0) -> Augmentation:
+    """Crop, flip and the default Cutout, which are the view's: no use for the seed either."""
     return Unchanged(cutout=True)
 
 
