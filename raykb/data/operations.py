@@ -6,7 +6,6 @@ here is, pixel for pixel, the image that Pillow would have made one at a time.
 
     images     (N, C, H, W) uint8 on any device; C is 1 (grey, Pillow's mode L) or 3 (RGB)
     magnitude  (N,) float64, ``low + level * (high - low)`` with its sign already chosen
-    levels     (N * C, H * W) int64, the pixels as positions in a table of 256 entries
 
 Departures: Posterize allows 0 bits (a black image), which newer versions of Pillow refuse.
 """
@@ -21,7 +20,9 @@ from torch.nn import functional as F
 
 _ONE = 1 << 16  # Pillow's geometry counts in 1/65536 of a pixel
 _LUMA = (19595, 38470, 7471)  # weights of R, G, B in grey, in 1/65536
-_PIECE = 1 << 18  # bytes of image that the CPU works on at a time: what a kernel makes stays cached
+_SIDE = 8192  # pixels; fixed-point positions of larger images would not fit 32 bits
+_FAR = 1 << 30  # farther outside any image than its own side, in 1/65536
+_PIECE = 1 << 19  # bytes of image the CPU works on at a time, so that what a kernel makes is cached
 _FILL = {1: (123,), 3: (125, 123, 114)}  # Cutout's colour by the number of channels
 
 
@@ -57,92 +58,89 @@ def _fixed(value: Tensor) -> Tensor:
     return (value * _ONE + 0.5).floor().long()
 
 
-def _shift(images: Tensor, shift: Tensor, dim: int) -> Tensor:
-    """Read each pixel ``shift`` pixels further along ``dim``; shift broadcasts to the images."""
-    size = images.shape[dim]
-    # a border of zeros is what every position outside the image reads
-    padded = F.pad(images, (1, 1) if dim == 3 else (0, 0, 1, 1))
-    position = torch.arange(1, size + 1, device=images.device)
-    position = position if dim == 3 else position[:, None]
-    source = (shift.to(images.device) + position).clamp_(0, size + 1)
-    return padded.gather(dim, source.expand(images.shape))
+def _affine(images: Tensor, *matrix: Tensor | int) -> Tensor:
+    """Read each pixel (X, Y) from x = a X + b Y + c, y = d X + e Y + f.
 
+    Args:
+        images: (N, C, H, W) uint8.
+        matrix: a to f, each (N,) or one for all, in 1/65536; (c, f) is where (0, 0) reads.
+    """
+    _, channels, height, width = images.shape
+    a, b, c, d, e, f = (torch.as_tensor(entry).view(-1, 1, 1) for entry in matrix)
+    columns, rows = torch.arange(width), torch.arange(height)[:, None]
 
-def _shear(images: Tensor, magnitude: Tensor, dim: int) -> Tensor:
-    along = torch.arange(images.shape[5 - dim])
-    shift = (_fixed(0.5 + 0.5 * magnitude)[:, None] + _fixed(magnitude)[:, None] * along) >> 16
-    return _shift(images, shift[:, None, :, None] if dim == 3 else shift[:, None, None, :], dim)
+    def source(along: Tensor, start: Tensor, size: int) -> Tensor:
+        # on the small tensors int64, beyond overflow; the clamp keeps what is outside outside
+        along, start = (t.clamp(-_FAR, _FAR).to(images.device, torch.int32) for t in (along, start))
+        return (along + start).bitwise_right_shift_(16).clamp_(0, size + 1)
+
+    # a border of one black pixel is what every position outside the image reads
+    x = source(a * columns, b * rows + c + _ONE, width)
+    y = source(d * columns, e * rows + f + _ONE, height)
+    index = torch.add(x, y, alpha=width + 2).long()  # (N, H, W)
+    index = index.flatten(1)[:, None].expand(-1, channels, -1)
+    return F.pad(images, (1, 1, 1, 1)).flatten(2).gather(2, index).view(images.shape)
 
 
 def _shear_x(images: Tensor, magnitude: Tensor) -> Tensor:
-    return _shear(images, magnitude, dim=3)
+    start = _fixed(0.5 + 0.5 * magnitude)
+    return _affine(images, _ONE, _fixed(magnitude), start, 0, _ONE, _ONE // 2)
 
 
 def _shear_y(images: Tensor, magnitude: Tensor) -> Tensor:
-    return _shear(images, magnitude, dim=2)
-
-
-def _translate(images: Tensor, magnitude: Tensor, dim: int) -> Tensor:
-    shift = (magnitude * images.shape[dim] + 0.5).floor().long()
-    return _shift(images, shift[:, None, None, None], dim)
+    start = _fixed(0.5 + 0.5 * magnitude)
+    return _affine(images, _ONE, 0, _ONE // 2, _fixed(magnitude), _ONE, start)
 
 
 def _translate_x(images: Tensor, magnitude: Tensor) -> Tensor:
-    return _translate(images, magnitude, dim=3)
+    pixels = (magnitude * images.shape[3] + 0.5).floor().long()
+    return _affine(images, _ONE, 0, pixels * _ONE, 0, _ONE, 0)
 
 
 def _translate_y(images: Tensor, magnitude: Tensor) -> Tensor:
-    return _translate(images, magnitude, dim=2)
+    pixels = (magnitude * images.shape[2] + 0.5).floor().long()
+    return _affine(images, _ONE, 0, 0, 0, _ONE, pixels * _ONE)
 
 
 def _rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    _, _, height, width = images.shape
     angle = -torch.deg2rad(degrees.remainder(360.0))
     cos, sin = torch.cos(angle), torch.sin(angle)
-    middle_x, middle_y = width / 2, height / 2
-    start_x = middle_x - cos * middle_x - sin * middle_y + 0.5 * cos + 0.5 * sin
-    start_y = middle_y + sin * middle_x - cos * middle_y - 0.5 * sin + 0.5 * cos
-    x, y = torch.arange(width), torch.arange(height)[:, None]
-
-    def source(start: Tensor, step_x: Tensor, step_y: Tensor, size: int) -> Tensor:
-        start, step_x, step_y = (_fixed(t)[:, None, None] for t in (start, step_x, step_y))
-        columns = (step_x * x).to(images.device)  # (N, 1, W)
-        rows = (start + _ONE + step_y * y).to(images.device)  # (N, H, 1)
-        return ((rows + columns) >> 16).clamp_(0, size + 1)  # (N, H, W) in the padded image
-
-    row = source(start_y, -sin, cos, height)
-    index = row.mul_(width + 2).add_(source(start_x, cos, sin, width))
-    padded = F.pad(images, (1, 1, 1, 1)).flatten(2)
-    index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    return padded.gather(2, index).view(images.shape)
+    middle_x, middle_y = images.shape[3] / 2, images.shape[2] / 2  # stays where it is
+    left, top = 0.5 - middle_x, 0.5 - middle_y  # the first pixel's centre, seen from there
+    start_x = _fixed(middle_x + left * cos + top * sin)
+    start_y = _fixed(middle_y - left * sin + top * cos)
+    return _affine(images, _fixed(cos), _fixed(sin), start_x, _fixed(-sin), _fixed(cos), start_y)
 
 
 # Tone: each value of a channel is replaced by another.
 
 
 def _auto_contrast(images: Tensor, _: Tensor) -> Tensor:
-    levels = images.flatten(2).flatten(0, 1).long()
-    low, high = (t[:, None].double() for t in levels.aminmax(dim=1))  # (N * C, 1)
-    flat = high <= low
+    channels = images.flatten(2).flatten(0, 1)  # (N * C, H * W)
+    low = channels.amin(1, keepdim=True).double()
+    high = channels.amax(1, keepdim=True).double()
+    flat = high <= low  # stays as it is
     # a tensor as numerator: "255.0 / tensor" multiplies by the reciprocal and rounds otherwise
-    scale = torch.full_like(low, 255.0) / (high - low).masked_fill(flat, 1.0)
+    scale = torch.full_like(low, 255.0) / (high - low).masked_fill(flat, 255.0)
+    offset = (-low * scale).masked_fill(flat, 0.0)
     values = torch.arange(256, dtype=torch.float64, device=images.device)
-    table = (values * scale - low * scale).clamp_(0, 255)
-    table = torch.where(flat, values, table).to(torch.uint8)  # (N * C, 256)
-    return table.gather(1, levels).view(images.shape)
+    table = (values * scale).add_(offset).clamp_(0, 255).to(torch.uint8)  # (N * C, 256)
+    return table.gather(1, channels.long()).view(images.shape)
 
 
 def _equalize(images: Tensor, _: Tensor) -> Tensor:
-    levels = images.flatten(2).flatten(0, 1).long()
+    channels = images.flatten(2).flatten(0, 1)  # (N * C, H * W)
+    brightest = channels.amax(1, keepdim=True).long()
+    levels = channels.long()
     histogram = torch.zeros(len(levels), 256, dtype=torch.int32, device=images.device)
     one = torch.ones((), dtype=torch.int32, device=images.device)
     histogram.scatter_add_(1, levels, one.expand_as(levels))
-    last = histogram.gather(1, levels.amax(dim=1, keepdim=True))  # of the brightest filled bin
-    step = (levels.shape[1] - last) // 255  # (N * C, 1)
-    below = histogram.cumsum(1, dtype=torch.int32) - histogram
-    table = ((step // 2 + below) // step.clamp(min=1)).clamp_(max=255)
-    values = torch.arange(256, dtype=torch.int32, device=images.device)
-    table = torch.where(step == 0, values, table).to(torch.uint8)  # (N * C, 256)
+    step = (channels.shape[1] - histogram.gather(1, brightest)) // 255  # (N * C, 1)
+    below = histogram.cumsum(1, dtype=torch.int32).sub_(histogram)
+    # whole numbers below 2^53 divide exactly enough in float64, and faster than as integers
+    table = below.add_(step // 2).double().div_(step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
+    values = torch.arange(256, dtype=torch.uint8, device=images.device)
+    table = torch.where(step == 0, values, table)  # (N * C, 256)
     return table.gather(1, levels).view(images.shape)
 
 
@@ -151,38 +149,43 @@ def _invert(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    # x < v is x < ceil(v) for whole x; int16 holds every threshold that matters
-    threshold = threshold.ceil().clamp(0, 256).to(images.device, torch.int16)
-    above = images >= threshold[:, None, None, None]
-    return images ^ above.to(torch.uint8).mul_(255)
+    # x < v is x < ceil(v) for whole x; the maximum is vectorised where a broadcast >= is not
+    start = threshold.ceil().clamp(0, 256).to(images.device, torch.int16)[:, None, None, None]
+    wide = images.to(torch.int16)
+    above = torch.maximum(wide, start) == wide
+    return above.to(torch.uint8).mul_(255).bitwise_xor_(images)
 
 
 def _posterize(images: Tensor, bits: Tensor) -> Tensor:
-    mask = 256 - (1 << (8 - bits.long()))  # bits of the highest places, all in one byte
+    mask = 256 - (1 << (8 - bits.long()))  # the highest places of a byte
     return images & mask.to(images.device, torch.uint8)[:, None, None, None]
 
 
 # Blends: images are mixed with, or pushed away from, a degenerate version of themselves.
 
 
+def _byte(values: Tensor) -> Tensor:
+    return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)  # both steps are vectorised
+
+
 def _blend(degenerate: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """Return ``degenerate + factor * (images - degenerate)``, cut to a byte, as float32 gives it."""
+    """Return ``degenerate + factor * (images - degenerate)`` in float32, cut to a byte."""
     factor = factor.to(images.device, torch.float32)[:, None, None, None]
-    change = (images - degenerate).mul_(factor)  # no fused multiply-add: Pillow rounds twice
-    return change.add_(degenerate).clamp_(0, 255).to(torch.uint8)
+    change = images.float().sub_(degenerate).mul_(factor)
+    return _byte(change.add_(degenerate))  # not fused with the product: Pillow rounds twice
 
 
 def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     red, green, blue = images.int().unbind(1)
-    luma = red.mul_(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    luma = red.mul(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
     return luma.add_(_ONE // 2).bitwise_right_shift_(16)[:, None]  # (N, 1, H, W)
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    mean = _grey(images).mean(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
-    return _blend((mean + 0.5).floor().float(), images, factor)
+    mean = _grey(images).flatten(1).sum(1).double() / images.shape[2:].numel()
+    return _blend((mean + 0.5).floor().float()[:, None, None, None], images, factor)
 
 
 def _color(images: Tensor, factor: Tensor) -> Tensor:
@@ -190,36 +193,38 @@ def _color(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return _blend(torch.zeros((), device=images.device), images, factor)
+    return _byte(images.float().mul_(factor.to(images.device, torch.float32)[:, None, None, None]))
 
 
 def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
     wide = images.to(torch.int16)
-    columns = wide[..., :-2] + wide[..., 1:-1] + wide[..., 2:]
-    box = columns[..., :-2, :] + columns[..., 1:-1, :] + columns[..., 2:, :]
-    inner = wide[..., 1:-1, 1:-1]
-    # thirteenths: no multiple of 1/13 lies within rounding error of a half
-    smooth = (box + 4 * inner).float().add_(6.5).div_(13).floor_()
-    out = images.clone()  # the border of one pixel has no smooth version and stays
-    out[..., 1:-1, 1:-1] = _blend(smooth, inner, factor)
+    # neighbours by rolling all pixels as one line: wrong only in the border, restored below
+    rows = wide.roll(images.shape[3]).add_(wide.roll(-images.shape[3])).add_(wide)
+    box = rows.roll(1).add_(rows.roll(-1)).add_(rows).add_(wide, alpha=4)
+    # no thirteenth lies within rounding error of a half
+    smooth = box.float().add_(6.5).mul_(1 / 13).floor_()
+    out = _blend(smooth, images, factor)
+    for edge in (0, -1):
+        out[..., edge] = images[..., edge]
+        out[..., edge, :] = images[..., edge, :]
     return out
 
 
 def _cutout(images: Tensor, box: Tensor) -> Tensor:
     _, channels, height, width = images.shape
-    side, x, y = (box[:, 0] * width), box[:, 1], box[:, 2]
+    side, x, y = box[:, :1] * width, box[:, 1:2], box[:, 2:]  # (N, 1)
 
     def covered(middle: Tensor, size: int) -> Tensor:
-        """Return which of ``size`` positions lie in the box, both of its ends included."""
+        """Return 255 at the positions within the box, both of its ends included, else 0."""
         first = (middle - side / 2).clamp(min=0).trunc()
         last = (first + side).clamp(max=size).trunc()
         position = torch.arange(size)
-        inside = (position >= first[:, None]) & (position <= last[:, None])
-        return (inside & (side > 0)[:, None]).to(images.device)  # (N, size)
+        inside = (position >= first) & (position <= last) & (side > 0)
+        return inside.to(images.device, torch.uint8) * 255  # (N, size)
 
     hole = covered(y, height)[:, None, :, None] & covered(x, width)[:, None, None, :]
-    fill = torch.tensor(_FILL[channels], dtype=torch.uint8, device=images.device)
-    return torch.where(hole, fill[:, None, None], images)
+    fill = torch.tensor(_FILL[channels], dtype=torch.uint8, device=images.device)[:, None, None]
+    return (images ^ fill).bitwise_and_(hole).bitwise_xor_(images)  # a select, bit by bit
 
 
 _TABLE = (
@@ -257,10 +262,11 @@ def _check_images(images: Tensor) -> None:
             f"images: dtype {images.dtype}; must be torch.uint8 (operations come before the view "
             "that normalises)"
         )
-    if images.ndim != 4 or images.shape[1] not in _FILL or 0 in images.shape[2:]:
+    sides_fit = all(1 <= side <= _SIDE for side in images.shape[2:])
+    if images.ndim != 4 or images.shape[1] not in _FILL or not sides_fit:
         raise ValueError(
             f"images: shape {tuple(images.shape)}; must be (N, 1, H, W) or (N, 3, H, W) with H and "
-            "W at least 1; give a single image its batch axis with images[None]"
+            f"W from 1 to {_SIDE}; give a single image its batch axis with images[None]"
         )
 
 

@@ -1,6 +1,5 @@
 """Every operation against Pillow, one image at a time."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
 
-from raykb.data.operations import NAMES, OPERATIONS, apply_operation
+from raykb.data.operations import OPERATIONS, apply_operation
 
 SIZES = [(32, 32), (28, 28), (33, 47), (2, 5), (1, 1)]
 COUNT = {(32, 32): 512, (28, 28): 512, (33, 47): 512, (2, 5): 64, (1, 1): 16}
