@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 from raykb.data.datasets import SOURCES
 from raykb.data.decoding import BadImageError, Encoded, decode_all, encode_png
+from raykb.data.loading import check_bad_images
+from raykb.data.options import Options
 from raykb.data.parquet import write_shards
-from raykb.data.records import Options, Records, check_bad_images
+from raykb.data.records import Records
 
 USAGE = """
 A shard has the columns id (int64), image (the bytes of an image file) and label (int64), and the

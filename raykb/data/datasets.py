@@ -1,6 +1,6 @@
 """The table of data sets: a name, and the function that returns its training and test images.
 
-Each takes its own arguments and those of :class:`raykb.data.records.Options`, all by keyword;
+Each takes its own arguments and those of :class:`raykb.data.options.Options`, all by keyword;
 ``inspect.signature`` of an entry lists them, so a config's ``data`` section is checked against it.
 
 The embedded sample is a real, balanced part of Fashion-MNIST (Zalando SE, MIT; see
@@ -25,8 +25,10 @@ from raykb.data.download import fetch
 from raykb.data.folder import folder_records
 from raykb.data.idx import idx_records
 from raykb.data.images import ImageSet
+from raykb.data.loading import load
+from raykb.data.options import Options
 from raykb.data.parquet import parquet_records
-from raykb.data.records import Options, Records, array_records, load
+from raykb.data.records import Records, array_records
 from raykb.data.splits import stratified_shuffle_splits
 
 __all__ = ["DATASETS", "SOURCES", "ImageSet"]

@@ -69,5 +69,6 @@ def idx_records(root: Path, part: str, classes: Sequence[str] | None) -> Records
             f"{root}: the {part} images have shape {images.shape} and the labels {labels.shape}; "
             "must be (N, H, W) and (N,)"
         )
+    labels = labels.astype(np.int64)
     names = classes or [str(label) for label in range(labels.max(initial=-1) + 1)]
     return array_records(images, labels, names, str(paths[0]))

@@ -73,6 +73,8 @@ def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = 
             "shards of one set name different classes:\n  - "
             + "\n  - ".join(f"{path}: {list(names)}" for names, path in named.items())
         )
+    if not start:
+        raise ValueError(f"{', '.join(str(shard.path) for shard in shards)}: no rows")
     ids, labels = (np.concatenate(columns[name]) for name in ("id", "label"))
     names = tuple(classes or next(iter(named)) or map(str, range(labels.max(initial=-1) + 1)))
     ends = [shard.end for shard in shards]
