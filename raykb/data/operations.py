@@ -306,6 +306,13 @@ def _check_centre(
     return centre.to("cpu", torch.float64)
 
 
+def rows_at_a_time(images: Tensor) -> int:
+    """Return how many rows of a batch to work on at once, so that on the CPU they stay cached."""
+    if images.device.type != "cpu":
+        return max(1, len(images))
+    return max(1, _PIECE // max(1, images.shape[1:].numel()))
+
+
 def apply_operation(
     images: Tensor,
     name: str,
@@ -338,7 +345,6 @@ def apply_operation(
     parameters = _check_magnitude(magnitude, operation, len(images))
     if name == "Cutout":
         parameters = torch.column_stack([parameters, _check_centre(centre, images, generator)])
-    on_cpu = images.device.type == "cpu"
-    rows = max(1, _PIECE // images.shape[1:].numel() if on_cpu else len(images))
+    rows = rows_at_a_time(images)
     pieces = zip(images.split(rows), parameters.split(rows), strict=True)
     return torch.cat([operation.kernel(piece, strength) for piece, strength in pieces])
