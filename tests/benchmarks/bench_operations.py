@@ -100,9 +100,7 @@ def main() -> None:
                 theirs[name].append(single / len(pairs))
     for name in args.only:
         ratio = statistics.median(theirs[name]) / statistics.median(ours[name])
-        print(
-            f"{name:14s}{spread(ours[name], 1):>26s}{spread(theirs[name], 1):>28s}{ratio:8.1f}"
-        )
+        print(f"{name:14s}{spread(ours[name], 1):>26s}{spread(theirs[name], 1):>28s}{ratio:8.1f}")
     total = [sum(column) / len(args.only) for column in zip(*ours.values(), strict=True)]
     single = [sum(column) / len(args.only) for column in zip(*theirs.values(), strict=True)]
     print(f"{'mean':14s}{spread(total, 1):>26s}{spread(single, 1):>28s}")
