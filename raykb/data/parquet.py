@@ -7,6 +7,7 @@ page carries a checksum, which is verified when it is read.
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raykb.data.decoding import Encoded
-from raykb.data.records import Records
+from raykb.data.records import Records, bullets
 
 _SCHEMA = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64())])
 _READABLE: dict[str, Callable[[pa.DataType], bool]] = {
@@ -35,8 +36,11 @@ class _Shard:
 
     def images(self, rows: np.ndarray) -> Iterator[bytes | None]:
         """Yield the images of ``rows``, ascending positions in this shard."""
-        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-            start = self.start
+        start = self.start
+        with (
+            _named_errors(self.path),
+            pq.ParquetFile(self.path, page_checksum_verification=True) as file,
+        ):
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
                 wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
@@ -51,8 +55,8 @@ def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = 
 
     Args:
         paths: files, or folders of ``*.parquet`` files.
-        classes: names of the classes; ``None`` takes them from the files, which may also lack
-            them: then they are numbered.
+        classes: names of the classes, with which those in the files must agree; where neither are
+            given they are numbered.
 
     Raises:
         ValueError: a file is not of this layout, or a label has no class; file and rows are named.
@@ -60,23 +64,22 @@ def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = 
     """
     shards: list[_Shard] = []
     columns: dict[str, list[np.ndarray]] = {"id": [], "label": []}
-    named: dict[tuple[str, ...], Path] = {}
+    named = {tuple(classes): "the names given, or those of the training set"} if classes else {}
     start = 0
     for path in _files([paths] if isinstance(paths, str) else paths):
         table, names = _read_columns(path)
         for name, column in columns.items():
             column.append(table.column(name).to_numpy().astype(np.int64))
-        named.setdefault(names, path)
+        if names:
+            named.setdefault(names, str(path))
         shards.append(_Shard(path, start, start := start + len(table)))
     if len(named) > 1:
-        raise ValueError(
-            "shards of one set name different classes:\n  - "
-            + "\n  - ".join(f"{path}: {list(names)}" for names, path in named.items())
-        )
+        differing = [f"{origin}: {list(names)}" for names, origin in named.items()]
+        raise ValueError(f"the classes must be the same everywhere:{bullets(differing)}")
     if not start:
         raise ValueError(f"{', '.join(str(shard.path) for shard in shards)}: no rows")
     ids, labels = (np.concatenate(columns[name]) for name in ("id", "label"))
-    names = tuple(classes or next(iter(named)) or map(str, range(labels.max(initial=-1) + 1)))
+    numbered = map(str, range(min(labels.max() + 1, len(labels))))
     ends = [shard.end for shard in shards]
 
     def origin(row: int) -> str:
@@ -89,7 +92,9 @@ def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = 
             if inside.stop > inside.start:
                 yield from shard.images(rows[inside])
 
-    return Records(np.arange(len(ids)), labels, ids, names, read, origin)
+    return Records(
+        np.arange(len(ids)), labels, ids, next(iter(named), tuple(numbered)), read, origin
+    )
 
 
 def _files(paths: Sequence[str]) -> list[Path]:
@@ -109,24 +114,33 @@ def _files(paths: Sequence[str]) -> list[Path]:
 
 def _read_columns(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
     """Return ids and labels of a file and the names of its classes, or () where it has none."""
-    try:
+    with _named_errors(path):
         schema = pq.read_schema(path)
-        problems = [
-            f"column '{name}' is {schema.field(name).type if name in schema.names else 'missing'},"
-            f" must be {_SCHEMA.field(name).type}"
-            for name, readable in _READABLE.items()
-            if name not in schema.names or not readable(schema.field(name).type)
-        ]
-        if problems:
-            raise ValueError(f"{path}: {'; '.join(problems)}. It has {schema.names}")
+    problems = [
+        f"column '{name}' is {schema.field(name).type if name in schema.names else 'missing'},"
+        f" must be {_SCHEMA.field(name).type}"
+        for name, readable in _READABLE.items()
+        if name not in schema.names or not readable(schema.field(name).type)
+    ]
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}. It has {schema.names}")
+    with _named_errors(path):
         table = pq.read_table(path, columns=["id", "label"], page_checksum_verification=True)
         names = json.loads((schema.metadata or {}).get(b"classes", b"[]"))
-    except (pa.ArrowException, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"its metadata name the classes {names!r}, must be a list of names")
     nulls = [name for name in table.column_names if table.column(name).null_count]
     if nulls:
         raise ValueError(f"{path}: column '{nulls[0]}' has empty cells; every image needs one")
     return table, tuple(names)
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet: {error}") from error
 
 
 def write_shards(
@@ -172,11 +186,7 @@ def _write_shard(
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         pq.write_table(
-            table,
-            file,
-            compression="zstd",
-            use_dictionary=False,
-            write_page_checksum=True,
+            table, file, compression="zstd", use_dictionary=False, write_page_checksum=True
         )
         file.flush()
         os.fsync(file.fileno())

@@ -163,15 +163,22 @@ def parquet_of(tmp_path: Path, bad: tuple[int, ...] = (), total: int = 12) -> di
     return {part: str(tmp_path / part) for part in ("train", "test")}
 
 
-def test_parquet_is_read_from_folders_and_lists_with_class_names(tmp_path: Path):
+def test_parquet_is_read_from_folders_and_lists(tmp_path: Path):
     paths = parquet_of(tmp_path)
     train, test = DATASETS["parquet"](**paths)
     assert train.images.shape == (12, 3, 5, 4)
-    assert test.classes == ("a", "b")
-    train, _ = DATASETS["parquet"](
-        train=[f"{paths['train']}/00000.parquet"], test=paths["test"], class_names=["x", "y"]
+    assert train.classes == test.classes == ("a", "b")
+    again, _ = DATASETS["parquet"](
+        train=[f"{paths['train']}/00000.parquet"], test=paths["test"], class_names=["a", "b"]
     )
-    assert train.classes == ("x", "y")
+    assert np.array_equal(again.images, train.images)
+
+
+def test_training_and_test_shards_must_name_the_same_classes(tmp_path: Path):
+    paths = parquet_of(tmp_path)
+    write_shards(tmp_path / "other", [(0, b"", 0)], ["b", "a"])
+    with pytest.raises(ValueError, match=r"(?s)must be the same.*'a', 'b'.*other.*'b', 'a'"):
+        DATASETS["parquet"](train=paths["train"], test=str(tmp_path / "other"))
 
 
 def test_bad_images_are_named_and_counted(tmp_path: Path):

@@ -53,6 +53,23 @@ def test_classes_come_from_the_argument_the_file_or_the_labels(tmp_path: Path):
     pq.write_table(table(), path)
     assert parquet_records(str(path)).classes == ("0", "1")
     assert parquet_records(str(path), ["x", "y", "z"]).classes == ("x", "y", "z")
+    (named,) = write_shards(tmp_path, ROWS, CLASSES)
+    assert parquet_records(str(named)).classes == parquet_records(str(named), CLASSES).classes
+
+
+def test_labels_without_names_are_not_numbered_beyond_the_rows(tmp_path: Path):
+    path = tmp_path / "plain.parquet"
+    pq.write_table(table(label=pa.array([0, 1, 2**40])), path)
+    with pytest.raises(ValueError, match=r"row 2: label 1099511627776 is not in 0\.\.2"):
+        parquet_records(str(path))
+
+
+@pytest.mark.parametrize("names", ["5", "[1, 2]", "cat", b"\xff"])
+def test_metadata_of_another_kind_are_refused(tmp_path: Path, names: str | bytes):
+    path = tmp_path / "odd.parquet"
+    pq.write_table(table().replace_schema_metadata({"classes": names}), path)
+    with pytest.raises(ValueError, match=r"odd\.parquet: cannot be read"):
+        parquet_records(str(path))
 
 
 @pytest.mark.parametrize("kind", [pa.int32(), pa.uint8()])
@@ -75,6 +92,7 @@ def test_other_integers_and_large_binaries_are_read(tmp_path: Path, kind: pa.Dat
         ({"label": pa.array([0, None, 1])}, "column 'label' has empty cells"),
         ({"label": pa.array([0, 1, -1])}, "row 2: label -1"),
         ({"label": pa.array([0, 5, 7])}, "row 1: label 5.*row 2: label 7"),
+        ({"label": pa.array([0, 1, 2**40])}, "row 2: label 1099511627776"),
         ({"id": pa.array([4, 4, 5])}, "row 1: id 4 is taken"),
     ],
 )
@@ -90,8 +108,10 @@ def test_another_layout_is_refused_naming_file_and_column(
 def test_shards_of_two_sets_are_refused(tmp_path: Path):
     write_shards(tmp_path / "a", ROWS, CLASSES)
     write_shards(tmp_path / "b", [(1000, b"x", 0)], ["bird"])
-    with pytest.raises(ValueError, match=r"(?s)name different classes.*cat.*bird"):
+    with pytest.raises(ValueError, match=r"(?s)must be the same everywhere.*cat.*bird"):
         parquet_records([str(tmp_path / "a"), str(tmp_path / "b")])
+    with pytest.raises(ValueError, match=r"(?s)names given.*'dog', 'cat'.*'cat', 'dog'"):
+        parquet_records(str(tmp_path / "a"), ["dog", "cat"])
 
 
 def nothing(folder: Path) -> str:
@@ -126,8 +146,14 @@ def test_what_is_no_parquet_or_damaged_is_refused(tmp_path: Path):
         path.write_bytes(whole[:position])
         with pytest.raises(ValueError, match=r"00000\.parquet: cannot be read as Parquet"):
             parquet_records(str(path))
-    flipped = bytearray(whole)
-    flipped[whole.index(b"\x28\xb5\x2f\xfd") + 12] ^= 1  # inside the first compressed page
-    path.write_bytes(flipped)
-    with pytest.raises(ValueError, match="cannot be read"):
+
+
+@pytest.mark.parametrize("column", ["id", "image", "label"])
+def test_a_damaged_page_is_noticed_and_the_file_named(tmp_path: Path, column: str):
+    (path,) = write_shards(tmp_path, ROWS, CLASSES)
+    chunk = pq.read_metadata(path).row_group(0).column(("id", "image", "label").index(column))
+    damaged = bytearray(path.read_bytes())
+    damaged[chunk.data_page_offset + chunk.total_compressed_size - 3] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"00000\.parquet: cannot be read as Parquet"):
         list(parquet_records(str(path)).read(np.arange(20)))

@@ -206,14 +206,6 @@ def test_help_lists_the_arguments_of_each_set(
     assert "--on-bad-image" in printed
 
 
-def test_it_runs_from_anywhere(tmp_path: Path):
-    run = subprocess.run(
-        [sys.executable, str(SCRIPT), "--help"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "Turn any data set into Parquet shards" in run.stdout
-
-
 @pytest.mark.parametrize("writes", [1, 2])  # killed in the first shard, and after it
 def test_killed_while_writing_it_leaves_nothing_that_loads(
     script: ModuleType, writes: int, idx_root: Path, tmp_path: Path
