@@ -15,8 +15,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dataclasses
-import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +35,7 @@ from raykb.config import Section, build
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
 from raykb.data.splits import SPLITS, stratified_chunks
-from raykb.data.views import VIEWS
+from raykb.data.views import VIEWS, CropFlipView
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES
 from raykb.engine.seeding import stream_seed
 from raykb.models import MODELS
@@ -86,6 +84,7 @@ def settings(config: dict[str, Any]) -> tuple[SearchSettings, Comparison]:
 def fastaa_search(session: Session) -> None:
     """Run search and comparison; what an earlier run of the directory finished is not redone."""
     config = session.config
+    choice, comparison = settings(config)
     train, test = build(DATASETS, config["data"])
     splits = build(SPLITS, config["splits"], labels=train.labels)
     tell_data(session, train, test)
@@ -96,12 +95,11 @@ def fastaa_search(session: Session) -> None:
         [trainings.theta(split, rest) for split, (rest, _) in enumerate(splits)],
         build(WorkerResources, config["resources"]["theta"]),
     )
-    candidates = search(session, train, [held_out for _, held_out in splits], thetas)
-    kept = [best(scored, settings(config)[0].keep) for scored in by_study(candidates)]
-    policy = merge([candidate.policy for study in kept for candidate in study])
-    tell_search(session, candidates, policy, train)
+    candidates = search(session, train, [np.sort(held_out) for _, held_out in splits], thetas)
+    kept = {study: best(scored, choice.keep) for study, scored in by_study(candidates).items()}
+    policy = merge([candidate.policy for scored in kept.values() for candidate in scored])
+    tell_search(session, candidates, kept, policy, train)
 
-    comparison = settings(config)[1]
     finals = session.train(
         FINAL,
         [
@@ -132,7 +130,9 @@ class Trainings:
         """Return the training with augmentation ``name`` on all images; same seed, same start."""
         seed_of_run = stream_seed(self._config["seed"], "final", seed)
         augmentation = self._augmentation(name, seed_of_run, policy)
-        return self._job(f"final/{name}/seed-{seed}", "final", seed_of_run, augmentation, None, images)
+        return self._job(
+            f"final/{name}/seed-{seed}", "final", seed_of_run, augmentation, None, images
+        )
 
     @staticmethod
     def _augmentation(name: str, seed: int, policy: Policy) -> Augmentation:
@@ -152,7 +152,9 @@ class Trainings:
         images: int,
     ) -> TrainJob:
         recipe = build(Recipe, self._config[section])
-        view = self._view if augmentation.cutout else dataclasses.replace(self._view, cutout=0)
+        view = self._view
+        if isinstance(view, CropFlipView) and not augmentation.cutout:
+            view = dataclasses.replace(view, cutout=0)
         own = {"recipe": recipe, "view": view, "augmentation": augmentation, "indices": indices}
         per_epoch = recipe.steps_per_epoch(images)
         return TrainJob(
@@ -211,8 +213,7 @@ def search(
             view=build(VIEWS, config["view"]),
             held_out=held_out,
             chunks=[
-                [np.searchsorted(np.sort(part), chunk) for chunk in
-                 stratified_chunks(train.labels, np.sort(part), choice.chunks)]
+                stratified_chunks(train.labels[part], np.arange(len(part)), choice.chunks)
                 for part in held_out
             ],
             copies=choice.copies,
@@ -230,19 +231,72 @@ def search(
     )
 
 
-def by_study(candidates: Sequence[Candidate]) -> list[list[Scored]]:
-    """Return the candidates that were scored to the end, by study, in order."""
+def by_study(candidates: Sequence[Candidate]) -> dict[str, list[Scored]]:
+    """Return the candidates that were scored to the end, by study."""
     studies: dict[str, list[Scored]] = {}
     for candidate in candidates:
         if candidate.status == "finished":
-            scored = Scored(
-                candidate.number, candidate.figures["reward"], policy_from(candidate.params)
-            )
+            policy = policy_from(candidate.params)
+            scored = Scored(candidate.number, candidate.figures["reward"], policy)
             studies.setdefault(candidate.study.name, []).append(scored)
-    return list(studies.values())
+    return studies
+
+
+def tell_data(session: Session, train: ImageSet, test: ImageSet) -> None:
+    """Say what is trained and tested on, and what had to be left out."""
+    skipped = train.skipped + test.skipped
+    session.say(f"{len(train)} training images, {len(test)} test images, {len(skipped)} skipped")
+    session.parent.log(0, {"data/train": len(train), "data/test": len(test)})
+    session.parent.log(0, {"data/skipped": len(skipped)})
+    if skipped:
+        session.write("skipped.txt", "\n".join(skipped))
+
+
+def tell_search(
+    session: Session,
+    candidates: Sequence[Candidate],
+    kept: dict[str, list[Scored]],
+    policy: Policy,
+    train: ImageSet,
+) -> None:
+    """Write the policy, the history of all candidates, and the pictures of the search."""
+    choice, _ = settings(session.config)
+    history = pd.DataFrame([row(candidate) for candidate in candidates])
+    scores = {study: [candidate.reward for candidate in scored] for study, scored in kept.items()}
+    session.write("policy.json", policy.to_json({"reward": choice.reward, "scores": scores}))
+    session.write("history.parquet", history.to_parquet())
+    figures = {
+        "search_history.png": report.search_history(history, choice.reward),
+        "operation_use.png": report.operation_use(policy.statistics().usage),
+        "contact_sheet.png": contact_sheet(policy, torch.from_numpy(train.images[:8])),
+    }
+    for name, figure in figures.items():
+        session.write(name, report.png(figure))
+    params = {(c.study.name, c.number): c.params for c in candidates}
+    for study, scored in kept.items():
+        for rank, candidate in enumerate(scored):
+            child = session.child(f"policy/{study}/rank-{rank:02d}", phase=SEARCH)
+            child.params(params[study, candidate.number])
+            child.log(candidate.number, {"search/reward": candidate.reward})
+            child.finish()
+
+
+def row(candidate: Candidate) -> dict[str, Any]:
+    """Return a candidate as a row of the history."""
+    scores = {name: candidate.figures.get(name) for name in (*SCORES, "reward", "seconds")}
+    outcome = {"number": candidate.number, "status": candidate.status, "error": candidate.error}
+    return candidate.study.fields | outcome | scores | candidate.params
+
+
+def tell_comparison(session: Session, finals: Sequence[Result]) -> None:
+    """Write and print what the policy is worth: mean, sd and paired difference over seeds."""
+    results = pd.DataFrame(
+        {"method": result.name.split("/")[1], "seed": int(result.name.rsplit("-", 1)[1])}
+        | {"top1": result.metrics["test/top1"]}
+        for result in finals
+    )
+    print(results)
 
 
 if __name__ == "__main__":
-    sys.exit(
-        launch(fastaa_search, description=__doc__, default=DEFAULT, schema=SCHEMA, plan=plan)
-    )
+    sys.exit(launch(fastaa_search, description=__doc__, default=DEFAULT, schema=SCHEMA, plan=plan))

@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raykb
 from raykb import config as configuration
+from raykb.config import build
 from raykb.runtime import resources
 from raykb.runtime.progress import Progress
 from raykb.runtime.resources import Phase, ResourceError, WorkerResources
@@ -66,6 +67,7 @@ class Session:
         parallel: pieces of each phase that run side by side, from the plan.
         parent: the parent run in the tracker.
         tracker: makes child runs.
+        files: where this host has the run's files for the tracker to send.
     """
 
     config: dict[str, Any]
@@ -73,6 +75,7 @@ class Session:
     parallel: Mapping[str, int]
     parent: Run
     tracker: Tracker
+    files: Path
     _children: dict[str, Run] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
@@ -95,7 +98,9 @@ class Session:
         """Write a file of the run directory, and log it to the parent run."""
         data = data.encode() if isinstance(data, str) else data
         self.storage.write(name, data)
-        self.parent.blob(name, data)
+        if not isinstance(self.storage, LocalStorage):
+            LocalStorage(self.files).write(name, data)  # the tracker sends files of this host
+        self.parent.artifact(self.files / name)
 
     def train(
         self,
@@ -333,11 +338,13 @@ def _run(
     arguments: argparse.Namespace,
 ) -> int:
     """Set up everything around ``script``, run it, and close everything in order."""
-    uri = resolve_uri(config["tracking"]["uri"], home())
+    uri = resolve_uri(config["tracking"].get("uri"), launch_dir=home())
     with _locked(storage):
         key = _begin(storage, name, config)
         print(f"{name}: run directory {storage.uri}", file=sys.stderr, flush=True)
-        tracker = Tracker(uri, config["tracking"]["experiment"], spool=_spool(storage, key))
+        files = _files(storage, key)
+        experiment = build(Tracking, config["tracking"]).experiment
+        tracker = Tracker(uri, experiment, spool=files / "tracking")
         parent = tracker.run(
             key,
             name=Path(storage.uri).name,
@@ -351,8 +358,8 @@ def _run(
                 nodes = resources.cluster()
                 parallel = resources.plan(phases, nodes)
                 _check_shared(storage)
-                tracker.ready(timeout_s=5.0)
-                script(Session(config, storage, parallel, parent, tracker))
+                tracker.ready(5.0)
+                script(Session(config, storage, parallel, parent, tracker, files))
             status, code = "FINISHED", 0
         except Interrupted as stop:
             status, code = "KILLED", 128 + stop.number
@@ -385,11 +392,13 @@ def _begin(storage: Storage, name: str, config: Mapping[str, Any]) -> str:
     return key
 
 
-def _spool(storage: Storage, key: str) -> Path:
-    """Return where the tracker keeps what is not sent yet: on this host, whatever the storage."""
-    if isinstance(storage, LocalStorage):
-        return storage.folder / "tracking"
-    return Path.home() / "raykb" / "tracking" / key
+def _files(storage: Storage, key: str) -> Path:
+    """Return the folder of this host for the tracker: the run directory if it is one."""
+    return (
+        storage.folder
+        if isinstance(storage, LocalStorage)
+        else Path.home() / "raykb" / "remote" / key
+    )
 
 
 @contextlib.contextmanager
@@ -421,6 +430,8 @@ def _connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
+        paths = [str(_package().parent), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers inherit it
         ray.init(address="local", include_dashboard=False, **quiet)
     else:
         try:
@@ -442,7 +453,11 @@ def _runtime_env() -> dict[str, Any] | None:
     shipped = json.loads(os.environ.get(JOB_ENVIRONMENT, "{}")).get("runtime_env", {})
     if shipped.get("working_dir") or shipped.get("py_modules"):
         return None
-    return {"py_modules": [str(Path(raykb.__file__).parent)]}
+    return {"py_modules": [str(_package())]}
+
+
+def _package() -> Path:
+    return Path(raykb.__file__).resolve().parent
 
 
 @contextlib.contextmanager

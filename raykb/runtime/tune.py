@@ -4,6 +4,7 @@ One :class:`Study` is one Optuna study with a seed of its own. The searcher asks
 turn for candidates, hands them to Tune, and tells each study what came of them. All that it asks
 and tells goes to an append-only ledger first:
 
+    {"event": "opened", …}
     {"event": "asked", "study": "split-0/round-0", "number": 3, "params": {…}}
     {"event": "told",  "study": "split-0/round-0", "number": 3, "status": "finished", …}
 
@@ -17,6 +18,7 @@ import logging
 import math
 import os
 import tempfile
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +40,7 @@ from raykb.runtime.resources import WorkerResources
 from raykb.runtime.storage import Storage
 
 LEDGER = "ledger.jsonl"
+_HOPELESS = 4
 
 Space = Mapping[str, tuple[Any, ...]]
 """A search space as plain data: two floats are a range, strings are choices."""
@@ -119,6 +122,10 @@ class Candidate:
     figures: Figures = field(default_factory=dict)
     rungs: list[float] = field(default_factory=list)
     error: str = ""
+
+
+class SearchError(Exception):
+    """No candidate could be scored."""
 
 
 class LedgerError(Exception):
@@ -245,10 +252,18 @@ class StudySearcher(Searcher):
         self._per_group = per_group
         self._record = record
         self._on_told = on_told
-        self.live: dict[str, Candidate] = {}
+        self.by_trial: dict[str, Candidate] = {}
+
+    @property
+    def failures(self) -> list[str]:
+        """The errors of the candidates, as long as every one of them failed."""
+        told = [c for s in self._studies.values() for c in s.candidates if c.status != "asked"]
+        return [c.error for c in told] if all(c.status == "failed" for c in told) else []
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next candidate, None while every group is full, or FINISHED."""
+        if len(self.failures) >= _HOPELESS:
+            return Searcher.FINISHED
         ready: list[tuple[int, OpenStudy]] = []
         for group in self._groups.values():
             study = next((s for s in group if s.to_ask or s.in_flight), None)
@@ -261,7 +276,7 @@ class StudySearcher(Searcher):
         candidate, new = study.ask()
         if new:
             self._record({"event": "asked"} | _key(candidate) | {"params": candidate.params})
-        self.live[trial_id] = candidate
+        self.by_trial[trial_id] = candidate
         return {
             "study": candidate.study.name,
             "number": candidate.number,
@@ -271,13 +286,13 @@ class StudySearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keep the figures after one more part of the data."""
-        self._keep(self.live[trial_id], result)
+        self._keep(self.by_trial[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell the study what came of its candidate, the ledger first."""
-        candidate = self.live.pop(trial_id)
+        candidate = self.by_trial[trial_id]
         if error or result is None or "part" not in result:
             candidate.status = "failed"
             candidate.error = candidate.error or "the evaluator failed"
@@ -305,6 +320,10 @@ class StudySearcher(Searcher):
         candidate.status = "finished" if part == int(result["parts"]) else "stopped"
         if not math.isfinite(reward):
             candidate.status, candidate.error = "failed", f"reward: {reward} is not finite"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its searcher for a snapshot that is never read."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the ledger is the truth."""
@@ -404,9 +423,7 @@ class _Errors(tune.Callback):
         self._searcher = searcher
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = self._reason(trial)
-        self._searcher.live[trial.trial_id].error = reason
-        _logger.warning("%s is scored again: %s", self._name(trial), reason)
+        _logger.warning("%s is scored again: %s", self._name(trial), self._reason(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         _logger.warning("%s failed: %s", self._name(trial), self._reason(trial))
@@ -415,10 +432,12 @@ class _Errors(tune.Callback):
     def _name(trial: Any) -> str:
         return f"{trial.config['study']}, candidate {trial.config['number']}"
 
-    @staticmethod
-    def _reason(trial: Any) -> str:
+    def _reason(self, trial: Any) -> str:
+        """Return the last line of the error, and let the candidate have it."""
         lines = Path(trial.error_file).read_text().split("\n") if trial.error_file else []
-        return next((line for line in reversed(lines) if line.strip()), "its evaluator died")
+        reason = next((line for line in reversed(lines) if line.strip()), "its evaluator died")
+        self._searcher.by_trial[trial.trial_id].error = reason
+        return reason
 
 
 def search(
@@ -459,13 +478,14 @@ def search(
 
     Raises:
         LedgerError: the ledger in ``storage`` is of another search.
+        SearchError: the first candidates failed one and all.
     """
     ledger = list(storage.records(LEDGER))
     opened = [
         OpenStudy(study, space=space, width=width, sampler_name=sampler_name) for study in studies
     ]
     for study in opened:
-        study.replay(record for record in ledger if record["study"] == study.study.name)
+        study.replay(record for record in ledger if record.get("study") == study.study.name)
     told = [c for study in opened for c in study.candidates if c.status != "asked"]
     for candidate in told:
         on_told(candidate)
@@ -474,12 +494,12 @@ def search(
         scheduler = FIFOScheduler() if halving is None else _HalvingByStudy(halving, parts)
         if isinstance(scheduler, _HalvingByStudy):
             scheduler.replay(told)
-        searcher = StudySearcher(
-            opened,
-            per_group=per_group,
-            record=functools.partial(storage.append, LEDGER),
-            on_told=on_told,
-        )
+
+        def record(event: dict[str, Any]) -> None:
+            storage.append(LEDGER, event | {"time": time.time()})
+
+        record({"event": "opened", "optuna": optuna.__version__})
+        searcher = StudySearcher(opened, per_group=per_group, record=record, on_told=on_told)
         evaluator = tune.with_parameters(
             _Evaluator,
             score=score,
@@ -489,7 +509,21 @@ def search(
             threads=resources.cpus,
         )
         _tune(evaluator, searcher, scheduler, left, resources, parallel, retries)
+        if len(searcher.failures) >= _HOPELESS:
+            raise SearchError(
+                f"no candidate could be scored; the first {len(searcher.failures)} failed with: "
+                + "; ".join(dict.fromkeys(searcher.failures))
+            )
     return [candidate for study in opened for candidate in study.candidates]
+
+
+def seconds_searched(storage: Storage) -> float:
+    """Return the wall seconds of the search in ``storage``, interruptions taken out."""
+    seconds, before = 0.0, math.nan
+    for record in storage.records(LEDGER):
+        seconds += 0.0 if record["event"] == "opened" else record["time"] - before
+        before = record["time"]
+    return seconds
 
 
 def _tune(

@@ -1,0 +1,67 @@
+"""The plan: what fits runs, what does not is refused with numbers."""
+
+import pytest
+
+from raykb.runtime.resources import Node, Phase, ResourceError, WorkerResources, plan, this_host
+
+
+def phase(units=4, beside=None, **each):
+    return Phase("theta trainings", units, WorkerResources(**each), beside)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "each", "wanted"),
+    [
+        ([Node(2, 0)], {}, 2),
+        ([Node(2, 0)], {"cpus": 2}, 1),
+        ([Node(16, 0)], {}, 4),
+        ([Node(16, 0)], {"at_most": 3}, 3),
+        ([Node(3, 0), Node(3, 0)], {"cpus": 2}, 2),
+        ([Node(8, 1)], {"gpus": 0.25}, 4),
+        ([Node(8, 1)], {"gpus": 0.5}, 2),
+        ([Node(8, 2)], {"gpus": 1}, 2),
+        ([Node(2, 1), Node(2, 1)], {"workers": 2, "gpus": 1}, 1),
+    ],
+)
+def test_as_many_as_fit_run_side_by_side(nodes, each, wanted):
+    assert plan([phase(**each)], nodes) == {"theta trainings": wanted}
+
+
+def test_what_must_run_beside_is_counted():
+    data = {"data workers": WorkerResources(cpus=1, workers=2)}
+    assert plan([phase(beside=data)], [Node(6, 0)]) == {"theta trainings": 2}
+    with pytest.raises(ResourceError, match=r"one needs 1 CPU \+ 2 x \(1 CPU\) for data workers"):
+        plan([phase(beside=data)], [Node(2, 0)])
+
+
+def test_all_that_does_not_fit_is_named_with_numbers_and_the_remedy():
+    phases = [
+        phase(cpus=64),
+        Phase("policy search", 2, WorkerResources(gpus=1)),
+        Phase("final trainings", 2, WorkerResources()),
+    ]
+    with pytest.raises(ResourceError) as caught:
+        plan(phases, [Node(2, 0)])
+    assert str(caught.value) == (
+        "this run needs more than the cluster has:\n"
+        "  theta trainings: one needs 64 CPU\n"
+        "  policy search: one needs 1 CPU and 1 GPU\n"
+        "There is 1 node with 2 CPU. Lower `resources` (--set resources.…), or add nodes."
+    )
+
+
+def test_one_piece_never_spans_two_nodes():
+    with pytest.raises(ResourceError, match=r"2 nodes with 2 CPU \| 2 CPU"):
+        plan([phase(cpus=3)], [Node(2, 0), Node(2, 0)])
+
+
+def test_this_host_has_a_processor():
+    assert this_host()[0].cpus >= 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("cpus", 0), ("gpus", -1), ("workers", 0), ("at_most", 0)]
+)
+def test_resources_out_of_range_are_refused(argument, value):
+    with pytest.raises(ValueError, match=f"{argument}: {value}, must be at least"):
+        WorkerResources(**{argument: value})

@@ -1,0 +1,108 @@
+"""Storage: whole files, logs that survive a cut, one contract for folders and object stores."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from raykb.runtime.storage import LocalStorage, RemoteStorage, open_storage
+
+
+class FileUri(RemoteStorage):
+    """The object store's code over a local folder, which pyarrow addresses by a URI too."""
+
+
+@pytest.fixture(params=["local", "remote"])
+def storage(request, tmp_path):
+    folder = tmp_path / "run"
+    return LocalStorage(folder) if request.param == "local" else FileUri(f"file://{folder}")
+
+
+def test_what_is_written_is_read_and_replaced_whole(storage):
+    assert not storage.exists("a/b.bin")
+    storage.write("a/b.bin", b"one")
+    storage.write("a/b.bin", b"second")
+    assert storage.exists("a/b.bin")
+    assert storage.read("a/b.bin") == b"second"
+    assert storage.below("a").read("b.bin") == b"second"
+
+
+def test_a_missing_file_is_an_error(storage):
+    with pytest.raises(FileNotFoundError):
+        storage.read("nothing")
+
+
+def test_folders_are_listed_renamed_and_removed(storage):
+    for name in ("x/1.txt", "y/2.txt", "y/deep/3.txt"):
+        storage.write(name, b"")
+    assert storage.folders() == ["x", "y"]
+    assert storage.folders("y") == ["deep"]
+    assert storage.folders("nowhere") == []
+    storage.rename("x", "z")
+    storage.remove("y")
+    storage.remove("y")
+    assert storage.folders() == ["z"]
+    assert storage.read("z/1.txt") == b""
+
+
+def test_records_come_back_in_order_also_for_a_second_writer(storage):
+    assert list(storage.records("log")) == []
+    for number in range(12):
+        storage.append("log", {"number": number, "value": 0.1 * number})
+    again = pickle.loads(pickle.dumps(storage))
+    again.append("log", {"number": 12, "value": 0.1 * 12})
+    assert list(again.records("log")) == [{"number": n, "value": 0.1 * n} for n in range(13)]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 17])
+def test_a_line_that_a_crash_cut_off_does_not_count_and_is_cut_away(tmp_path, cut):
+    storage = LocalStorage(tmp_path)
+    for number in range(3):
+        storage.append("log", {"number": number, "text": "ünï"})
+    path = tmp_path / "log"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [record["number"] for record in storage.records("log")] == [0, 1]
+    storage.append("log", {"number": 7})
+    lines = path.read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [0, 1, 7]
+
+
+def test_a_failed_write_keeps_the_old_file_and_names_path_and_free_bytes(tmp_path, monkeypatch):
+    storage = LocalStorage(tmp_path)
+    storage.write("file", b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device \([\d,]+ bytes are free\).*file"):
+        storage.write("file", b"new")
+    assert storage.read("file") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_removing_a_link_leaves_what_it_points_to(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "precious")
+    LocalStorage(tmp_path / "run").remove("link")
+    assert (tmp_path / "precious").is_dir()
+    assert not (tmp_path / "run" / "link").exists()
+
+
+def test_a_place_is_opened_by_its_form(tmp_path):
+    assert isinstance(open_storage(str(tmp_path)), LocalStorage)
+    assert open_storage(f"file://{tmp_path}").uri == str(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["http://host/x", "ftp://host/x", "S3x://b"])
+def test_an_unknown_scheme_is_refused_with_those_allowed(where):
+    with pytest.raises(ValueError, match=r"must be a path or one of file://, s3://"):
+        open_storage(where)
+
+
+def test_a_relative_path_is_refused():
+    with pytest.raises(ValueError, match="storage: 'runs' is relative; give an absolute path"):
+        LocalStorage(Path("runs"))

@@ -1,0 +1,260 @@
+"""The search: deterministic, resumable from its ledger, and not to be stopped by bad candidates."""
+
+import json
+import math
+import os
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import ray
+
+from raykb.runtime.resources import WorkerResources
+from raykb.runtime.storage import LocalStorage
+from raykb.runtime.tune import (
+    LEDGER,
+    Candidate,
+    Halving,
+    LedgerError,
+    OpenStudy,
+    SearchError,
+    Study,
+    StudySearcher,
+    sampler,
+    search,
+)
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+
+SPACE = {"x": (0.0, 1.0), "colour": ("red", "green", "blue")}
+STUDIES = [
+    Study(f"split-{split}/round-{turn}", f"split-{split}", 10 * split + turn, {"split": split})
+    for split in range(2)
+    for turn in range(2)
+]
+
+
+class Parabola:
+    """The reward is highest at x = 0.3 and red; ``faults`` maps a candidate to what goes wrong."""
+
+    def __init__(self, faults=None):
+        self.faults = faults or {}
+
+    def setup(self, values):
+        self.total = float(values.sum())
+
+    def score(self, candidate, budget):
+        fault = self.faults.get((candidate["study"], candidate["number"]))
+        if fault == "raise":
+            raise RuntimeError("this candidate is out of memory")
+        if fault == "die":
+            os._exit(1)
+        params = candidate["params"]
+        reward = -((params["x"] - 0.3) ** 2) - 0.1 * (params["colour"] != "red")
+        reward = math.nan if fault == "nan" else reward
+        return {"reward": reward, "total": self.total, "budget": float(budget)}
+
+
+def run(folder, *, score=None, width=5, studies=STUDIES, told=None, **arguments):
+    return search(
+        studies,
+        space=SPACE,
+        width=width,
+        score=score or Parabola(),
+        shared={"values": np.arange(4)},
+        storage=LocalStorage(folder),
+        resources=WorkerResources(),
+        parallel=2,
+        on_told=(told if told is not None else []).append,
+        **arguments,
+    )
+
+
+def summary(candidates):
+    return [(c.study.name, c.number, c.params, c.status, c.figures, c.rungs) for c in candidates]
+
+
+def cut(folder, lines):
+    """Make the ledger what it was when a crash came after so many records."""
+    ledger = folder / LEDGER
+    kept = ledger.read_text().splitlines(keepends=True)[:lines]
+    ledger.write_text("".join(kept))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, local_ray):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder)
+
+
+def test_every_study_has_its_width_and_its_own_candidates(whole):
+    _, candidates = whole
+    assert Counter(c.study.name for c in candidates) == {s.name: 5 for s in STUDIES}
+    assert all(c.status == "finished" for c in candidates)
+    assert all(c.figures["total"] == 6.0 for c in candidates)
+    assert len({c.params["x"] for c in candidates}) == len(candidates)
+
+
+def test_rounds_of_a_split_follow_each_other_with_one_candidate_in_flight(whole):
+    folder, _ = whole
+    for group in ("split-0", "split-1"):
+        events = [
+            (record["study"], record["event"])
+            for record in LocalStorage(folder).records(LEDGER)
+            if record.get("study", "").startswith(group)
+        ]
+        wanted = [(f"{group}/round-{turn}", e) for turn in (0, 1) for _ in range(5) for e in "at"]
+        assert [(study, event[0]) for study, event in events] == wanted
+
+
+@pytest.mark.parametrize(
+    "lines", [2, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 9, 20, 41))]
+)
+def test_resumed_anywhere_it_is_the_uninterrupted_search(whole, tmp_path, lines):
+    folder, candidates = whole
+    (tmp_path / LEDGER).write_text((folder / LEDGER).read_text())
+    cut(tmp_path, lines)
+    done = sum('"told"' in line for line in (tmp_path / LEDGER).read_text().splitlines())
+    told = []
+    assert summary(run(tmp_path, told=told)) == summary(candidates)
+    assert len(told) == len(candidates)
+    scored = [r for r in LocalStorage(tmp_path).records(LEDGER) if r["event"] == "told"]
+    assert len(scored) == len(candidates)
+    assert [c.number for c in told[:done]] == [c.number for c in told[:done] if c.status != "asked"]
+
+
+def test_a_finished_search_is_only_read(whole):
+    folder, candidates = whole
+    before = (folder / LEDGER).read_text()
+    assert summary(run(folder)) == summary(candidates)
+    assert (folder / LEDGER).read_text() == before
+
+
+@pytest.mark.parametrize("change", ["params", "seed"])
+def test_a_ledger_of_another_search_is_refused(whole, tmp_path, change):
+    folder, _ = whole
+    lines = (folder / LEDGER).read_text().splitlines()
+    studies = STUDIES
+    if change == "params":
+        place = next(i for i, line in enumerate(lines) if '"asked"' in line)
+        record = json.loads(lines[place])
+        record["params"]["x"] += 1e-9
+        lines[place] = json.dumps(record)
+    else:
+        studies = [Study(s.name, s.group, s.seed + 1, s.fields) for s in STUDIES]
+    (tmp_path / LEDGER).write_text("\n".join(lines) + "\n")
+    with pytest.raises(LedgerError, match=r"candidate 0 is suggested as .* the ledger has"):
+        run(tmp_path, studies=studies)
+
+
+def test_a_bad_candidate_is_tried_again_then_told_once_and_the_search_goes_on(local_ray, tmp_path):
+    faults = {
+        ("split-0/round-0", 1): "raise",
+        ("split-0/round-0", 3): "nan",
+        ("split-1/round-0", 2): "die",
+    }
+    studies = [study for study in STUDIES if study.name.endswith("round-0")]
+    candidates = run(tmp_path, score=Parabola(faults), studies=studies, retries=1)
+    failed = {(c.study.name, c.number): c.error for c in candidates if c.status == "failed"}
+    assert failed.keys() == faults.keys()
+    assert "this candidate is out of memory" in failed["split-0/round-0", 1]
+    assert failed["split-0/round-0", 3] == "reward: nan is not finite"
+    assert sum(c.status == "finished" for c in candidates) == 7
+    told = [r for r in LocalStorage(tmp_path).records(LEDGER) if r["event"] == "told"]
+    assert len(told) == 10
+    assert summary(run(tmp_path, studies=studies)) != []
+
+
+def test_halving_stops_candidates_early_and_resumes_alike(local_ray, tmp_path):
+    arguments = {"parts": 4, "halving": Halving(), "width": 8, "studies": STUDIES[::2]}
+    (tmp_path / "whole").mkdir()
+    candidates = run(tmp_path / "whole", **arguments)
+    counts = Counter(c.status for c in candidates)
+    assert counts["stopped"] > 0
+    assert counts["finished"] > 0
+    for candidate in candidates:
+        assert candidate.figures["budget"] == len(candidate.rungs)
+        assert (len(candidate.rungs) == 4) == (candidate.status == "finished")
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / LEDGER).write_text((tmp_path / "whole" / LEDGER).read_text())
+    cut(tmp_path / "again", 20)
+    assert summary(run(tmp_path / "again", **arguments)) == summary(candidates)
+
+
+def test_evaluators_that_never_work_end_the_search_with_their_error(local_ray, tmp_path):
+    class Broken(Parabola):
+        def setup(self, values):
+            raise ImportError("no such theta")
+
+    with pytest.raises(SearchError, match=r"no candidate could be scored.*no such theta"):
+        run(tmp_path, score=Broken(), retries=0)
+
+
+def open_studies(width=4, per_group=1, studies=STUDIES):
+    opened = [OpenStudy(study, space=SPACE, width=width, sampler_name="tpe") for study in studies]
+    records = []
+    return (
+        opened,
+        records,
+        StudySearcher(
+            opened, per_group=per_group, record=records.append, on_told=lambda candidate: None
+        ),
+    )
+
+
+@pytest.mark.parametrize("per_group", [1, 3])
+def test_no_group_has_more_in_flight_than_it_may(per_group):
+    _, _, searcher = open_studies(per_group=per_group)
+    asked = [searcher.suggest(f"trial-{n}") for n in range(2 * per_group)]
+    assert Counter(config["study"] for config in asked) == {
+        "split-0/round-0": per_group,
+        "split-1/round-0": per_group,
+    }
+    assert searcher.suggest("one-too-many") is None
+
+
+def test_the_searcher_finishes_when_all_is_asked():
+    _, records, searcher = open_studies(width=1, studies=STUDIES[:1])
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", {"part": 1, "parts": 1, "reward": 0.5, "figures/reward": 0.5})
+    assert searcher.suggest("b") == "FINISHED"
+    assert [record["event"] for record in records] == ["asked", "told"]
+    assert records[1]["figures"] == {"reward": 0.5}
+
+
+def test_tpe_learns_where_the_good_candidates_are():
+    def search_with(name):
+        study = OpenStudy(STUDIES[0], space=SPACE, width=80, sampler_name=name)
+        score = Parabola()
+        score.setup(np.zeros(1))
+        for _ in range(80):
+            candidate, _ = study.ask()
+            fields = {"study": STUDIES[0].name, "number": candidate.number}
+            candidate.figures = score.score(fields | {"params": candidate.params}, 1)
+            candidate.status = "finished"
+            study.tell(candidate)
+        return np.mean([c.figures["reward"] for c in study.candidates[-30:]])
+
+    assert search_with("tpe") > search_with("random") + 0.03
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(ValueError, match="sampler: 'grid', must be 'tpe' or 'random'"):
+        sampler("grid", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"grace_parts": 0}, "grace_parts: 0, must be at least 1"),
+        ({"reduction_factor": 1.0}, r"reduction_factor: 1\.0, must be above 1"),
+    ],
+)
+def test_halving_that_halves_nothing_is_refused(arguments, problem):
+    with pytest.raises(ValueError, match=problem):
+        Halving(**arguments)
+
+
+def test_a_candidate_begins_as_asked():
+    assert Candidate(STUDIES[0], 0, {}).status == "asked"
