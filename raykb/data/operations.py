@@ -345,6 +345,8 @@ def apply_operation(
     parameters = _check_magnitude(magnitude, operation, len(images))
     if name == "Cutout":
         parameters = torch.column_stack([parameters, _check_centre(centre, images, generator)])
-    rows = rows_at_a_time(images)
-    pieces = zip(images.split(rows), parameters.split(rows), strict=True)
-    return torch.cat([operation.kernel(piece, strength) for piece, strength in pieces])
+    rows, out = rows_at_a_time(images), torch.empty_like(images)
+    pieces = zip(out.split(rows), images.split(rows), parameters.split(rows), strict=True)
+    for target, piece, strength in pieces:
+        target.copy_(operation.kernel(piece, strength))
+    return out

@@ -76,9 +76,11 @@ class CropFlipView:
         """Return (N, C, H, W) float32 for (N, C, H, W) uint8 and (N, 5) uniform numbers."""
         _check_images(images, self.mean, self.std)
         _check_uniforms(uniforms, images, self.draws)
-        rows = rows_at_a_time(images)
-        pieces = zip(images.split(rows), uniforms.split(rows), strict=True)
-        return torch.cat([self._view(piece, numbers) for piece, numbers in pieces])
+        rows, out = rows_at_a_time(images), torch.empty_like(images, dtype=torch.float32)
+        pieces = zip(out.split(rows), images.split(rows), uniforms.split(rows), strict=True)
+        for target, piece, numbers in pieces:
+            target.copy_(self._view(piece, numbers))
+        return out
 
     def plain(self, images: Tensor) -> Tensor:
         """Return the images normalised, without crop, flip or Cutout."""
