@@ -34,7 +34,7 @@ from raykb.augment.settings import SEARCHED, Comparison, SearchSettings
 from raykb.config import Section, build
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
-from raykb.data.splits import SPLITS, stratified_chunks
+from raykb.data.splits import SPLITS, stratified_chunks, stratified_subset
 from raykb.data.views import VIEWS, CropFlipView
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES
 from raykb.engine.seeding import stream_seed
@@ -85,8 +85,9 @@ def fastaa_search(session: Session) -> None:
     """Run search and comparison; what an earlier run of the directory finished is not redone."""
     config = session.config
     choice, comparison = settings(config)
-    train, test = build(DATASETS, config["data"])
-    splits = build(SPLITS, config["splits"], labels=train.labels)
+    with session.reading("data"):
+        train, test = build(DATASETS, config["data"])
+        splits = draw_splits(config, train.labels)
     tell_data(session, train, test)
     trainings = Trainings(config, {"train": share(train), "test": share(test)})
 
@@ -95,7 +96,7 @@ def fastaa_search(session: Session) -> None:
         [trainings.theta(split, rest) for split, (rest, _) in enumerate(splits)],
         build(WorkerResources, config["resources"]["theta"]),
     )
-    candidates = search(session, train, [np.sort(held_out) for _, held_out in splits], thetas)
+    candidates = search(session, train, [held_out for _, held_out in splits], thetas)
     kept = {study: best(scored, choice.keep) for study, scored in by_study(candidates).items()}
     policy = merge([candidate.policy for scored in kept.values() for candidate in scored])
     tell_search(session, candidates, kept, policy, train)
@@ -110,6 +111,14 @@ def fastaa_search(session: Session) -> None:
         build(WorkerResources, config["resources"]["final"]),
     )
     tell_comparison(session, finals)
+
+
+def draw_splits(config: dict[str, Any], labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return each split's positions to train on and to hold out, of the images searched on."""
+    choice, _ = settings(config)
+    drawn = stratified_subset(labels, choice.images or len(labels), seed=config["seed"])
+    splits = build(SPLITS, config["splits"], labels=labels[drawn])
+    return [(drawn[rest], drawn[np.sort(held_out)]) for rest, held_out in splits]
 
 
 class Trainings:

@@ -23,6 +23,8 @@ class SearchSettings:
     """Density matching; the letters are the paper's.
 
     Args:
+        images: a stratified draw of so many training images to search on (the paper's reduced
+            sets); null for all. The final trainings take all of them.
         rounds: T, fresh searches of each split.
         width: B, candidates of each search.
         keep: N, policies kept of each search.
@@ -43,6 +45,7 @@ class SearchSettings:
         every_candidate_a_child: give each candidate, not only the kept, a run in the tracker.
     """
 
+    images: int | None = None
     rounds: int = 2
     width: int = 200
     keep: int = 10
@@ -76,6 +79,8 @@ class SearchSettings:
             for name in counts
             if getattr(self, name) < 1
         ]
+        if self.images is not None and self.images < 1:
+            problems.append(f"images: {self.images}, must be at least 1, or null for all")
         if self.keep > self.width:
             problems.append(f"keep: {self.keep}, must be at most the width, {self.width}")
         if self.reward not in SCORES:

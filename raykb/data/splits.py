@@ -46,16 +46,16 @@ def stratified_shuffle_splits(
     return list(scheme.split(np.zeros(len(labels)), labels))
 
 
-def stratified_folds(labels: np.ndarray, *, folds: int = 5, seed: int = 0) -> list[Split]:
-    """Return the splits of a K-fold: each label is held out in exactly one of ``folds``.
+def stratified_folds(labels: np.ndarray, *, splits: int = 5, seed: int = 0) -> list[Split]:
+    """Return the splits of a K-fold: each label is held out in exactly one of ``splits``.
 
     Raises:
-        ValueError: ``folds`` is below 2, or a class has fewer members than that.
+        ValueError: ``splits`` is below 2, or a class has fewer members than that.
     """
-    if folds < 2:
-        raise ValueError(f"folds={folds}: must be at least 2")
-    _check_members(labels, folds, f"a {folds}-fold")
-    scheme = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    if splits < 2:
+        raise ValueError(f"splits={splits}: must be at least 2")
+    _check_members(labels, splits, f"a {splits}-fold")
+    scheme = StratifiedKFold(splits, shuffle=True, random_state=seed)
     return list(scheme.split(np.zeros(len(labels)), labels))
 
 

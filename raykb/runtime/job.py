@@ -82,6 +82,14 @@ class Session:
         """Tell the user what happens now."""
         print(text, file=sys.stderr, flush=True)
 
+    @contextlib.contextmanager
+    def reading(self, section: str) -> Iterator[None]:
+        """Turn errors of the input that a section of the config names into a refusal."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            raise Refused(f"{section}: {error}") from error
+
     def child(self, name: str, *, phase: str, params: Mapping[str, Any] | None = None) -> Run:
         """Return the child run ``name``; it has the parent's parameters and ``params``."""
         if name not in self._children:

@@ -45,9 +45,9 @@ def test_every_scheme_gives_disjoint_parts_with_the_shares_of_the_whole(scheme: 
 
 
 def test_folds_hold_out_each_label_once_and_depend_on_the_seed():
-    made = stratified_folds(UNEVEN, folds=3, seed=1)
+    made = stratified_folds(UNEVEN, splits=3, seed=1)
     assert np.array_equal(np.sort(np.concatenate([pair[1] for pair in made])), np.arange(100))
-    other = stratified_folds(UNEVEN, folds=3, seed=2)
+    other = stratified_folds(UNEVEN, splits=3, seed=2)
     assert not np.array_equal(made[0][1], other[0][1])
 
 
@@ -85,8 +85,8 @@ def test_a_subset_is_the_training_part_of_scikit_learns_split():
         (lambda: stratified_shuffle_splits(UNEVEN, test_fraction=0.01), "1 held out"),
         (lambda: stratified_shuffle_splits(np.array([0, 0, 1])), "class 1 has 1"),
         (lambda: stratified_shuffle_splits(np.array([], np.int64)), "there are none"),
-        (lambda: stratified_folds(UNEVEN, folds=1), "folds=1: must be at least 2"),
-        (lambda: stratified_folds(UNEVEN, folds=13), "13-fold needs at least 13.*class 3 has 12"),
+        (lambda: stratified_folds(UNEVEN, splits=1), "splits=1: must be at least 2"),
+        (lambda: stratified_folds(UNEVEN, splits=13), "13-fold needs at least 13.*class 3 has 12"),
         (lambda: stratified_subset(UNEVEN, 3), "size=3.* 4 to 96, or all 100"),
         (lambda: stratified_subset(UNEVEN, 97), "size=97"),
         (lambda: stratified_chunks(UNEVEN, np.arange(5), 6), r"chunks=6: must be in 1\.\.5"),
