@@ -41,8 +41,9 @@ from raykb.engine.seeding import stream_seed
 from raykb.models import MODELS
 from raykb.runtime.job import Session, launch
 from raykb.runtime.resources import Phase, WorkerResources
-from raykb.runtime.train import Result, TrainJob, share
+from raykb.runtime.train import Result, share
 from raykb.runtime.tune import Candidate, Halving, Study
+from raykb.runtime.work import TrainJob
 
 DEFAULT = Path(__file__).parent / "configs" / "augment" / "fastaa_fashion_mnist_sample.yaml"
 THETA, SEARCH, FINAL = "theta trainings", "policy search", "final trainings"

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from raykb.augment.fast_autoaugment import (
     PolicyEvaluator,
-    View,
+
     density_matching_scores,
     policy_from,
     reward,
 )
 from raykb.config import build
 from raykb.data.images import ImageSet
+from raykb.data.views import View
 from raykb.models import MODELS
 
 

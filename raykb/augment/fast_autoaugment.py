@@ -45,7 +45,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ from torch import Tensor, nn
 from raykb.augment.draws import Draws, apply_draws
 from raykb.augment.policy import Policy
 from raykb.data.operations import NAMES
+from raykb.data.views import View
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
 SCORES = ("min_loss", "mean_loss", "max_accuracy", "mean_accuracy")
@@ -145,9 +146,9 @@ def best(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     if count < 1:
         raise ValueError(f"count: {count}; allowed: 1 or more")
 
-    def rank(candidate: Candidate) -> tuple[float, int]:
-        worst = math.isnan(candidate.reward)
-        return (math.inf if worst else -candidate.reward, candidate.number)
+    def rank(candidate: Candidate) -> tuple[bool, float, int]:
+        unknown = math.isnan(candidate.reward)
+        return unknown, 0.0 if unknown else -candidate.reward, candidate.number
 
     return sorted(candidates, key=rank)[:count]
 
@@ -158,17 +159,6 @@ def merge(kept: Sequence[Policy]) -> Policy:
     As in the official code nothing is ranked or dropped across the kept policies.
     """
     return Policy.concatenate([policy.without_duplicates() for policy in kept])
-
-
-class View(Protocol):
-    """The default augmentation: uint8 (N, C, H, W) and (N, draws) uniforms -> float32."""
-
-    @property
-    def draws(self) -> int:
-        """Uniform numbers per image."""
-
-    def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Return normalised images."""
 
 
 class PolicyEvaluator:
@@ -207,7 +197,7 @@ class PolicyEvaluator:
         seed: int = 0,
         split: int = 0,
         chunks: Sequence[np.ndarray] | None = None,
-        batch_size: int = 500,
+        batch_size: int = 250,
         device: torch.device | str = "cpu",
         autocast: bool = False,
     ) -> None:

@@ -34,9 +34,10 @@ from raykb.runtime import resources
 from raykb.runtime.progress import Progress
 from raykb.runtime.resources import Phase, ResourceError, WorkerResources
 from raykb.runtime.storage import LocalStorage, Storage, open_storage
-from raykb.runtime.tracking import Run, Tracker, environment_tags, resolve_uri, ui_command
-from raykb.runtime.train import Letter, Result, TrainJob, train
+from raykb.runtime.tracking import Run, Status, Tracker, environment_tags, resolve_uri, ui_command
+from raykb.runtime.train import Result, train
 from raykb.runtime.tune import Candidate, LedgerError, search
+from raykb.runtime.work import Letter, TrainJob
 
 RECORD = "run.json"
 JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -360,7 +361,8 @@ def _run(
             tags=environment_tags() | {"raykb.script": name, "raykb.storage": storage.uri},
         )
         parent.text(configuration.dump(config), "config.yaml")
-        status, code = "FAILED", EXIT_FAILED
+        status: Status = "FAILED"
+        code = EXIT_FAILED
         try:
             with _connected(address), _signals():
                 nodes = resources.cluster()

@@ -1,0 +1,208 @@
+"""The search as its users run it: from the command line, killed, resumed, and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "pipelines" / "fastaa_search.py"
+CONFIGS = sorted((ROOT / "pipelines" / "configs" / "augment").glob("fastaa_*.yaml"))
+TINY = [
+    "--smoke",
+    "--set=data.train_size=240",
+    "--set=search.rounds=2",
+    "--set=search.width=4",
+    "--set=comparison.augmentations=[cutout, searched_policy]",
+    "--set=comparison.seeds=1",
+]
+
+
+def command(*arguments):
+    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+
+
+def run(folder, *arguments, status=0, timeout=200):
+    done = subprocess.run(
+        command(*arguments), cwd=folder, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def history(directory):
+    return pd.read_parquet(directory / "history.parquet").drop(columns="seconds")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder, *TINY, "--out", "run")
+    return folder, done
+
+
+def test_it_leaves_policy_history_results_and_pictures(whole):
+    folder, done = whole
+    directory = folder / "run"
+    policy = json.loads((directory / "policy.json").read_text())
+    assert len(policy["sub_policies"]) > 10
+    rows = history(directory)
+    assert len(rows) == 2 * 2 * 4
+    assert set(rows.status) == {"finished"}
+    assert (rows.max_accuracy >= rows.mean_accuracy).all()
+    results = json.loads((directory / "results.json").read_text())
+    assert [row["method"] for row in results["table"]] == ["cutout", "searched_policy"]
+    assert results["search"]["candidates"] == 16
+    for name in ("search_history", "operation_use", "contact_sheet", "final_comparison"):
+        assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "searched_policy" in done.stdout
+    last = done.stdout.strip().splitlines()[-3:]
+    assert str(directory) in last[0]
+    assert "mlflow ui --backend-store-uri sqlite:///" in last[2]
+
+
+def test_every_run_is_in_mlflow_below_one_parent_with_its_parameters(whole):
+    folder, _ = whole
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("fast-autoaugment")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1
+    names = {r.info.run_name for r in runs}
+    assert {"theta/split-0", "theta/split-1", "search/split-0", "final/cutout/seed-0"} <= names
+    assert all(r.data.params["search.width"] == "4" for r in runs)
+    search = next(r for r in runs if r.info.run_name == "search/split-0")
+    points = client.get_metric_history(search.info.run_id, "search/best")
+    assert [point.step for point in points] == list(range(8))
+    assert sorted(p.value for p in points) == [p.value for p in points]
+    artifacts = {a.path for a in client.list_artifacts(parents[0].info.run_id)}
+    assert {"config.yaml", "policy.json", "history.parquet", "contact_sheet.png"} <= artifacts
+
+
+def killed_when(folder, name, condition, number):
+    """Start a run in ``folder / name`` and send a signal when ``condition(directory)`` holds."""
+    directory = folder / name
+    process = subprocess.Popen(
+        command(*TINY, "--out", directory),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    limit = time.monotonic() + 150
+    while not condition(directory):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def told(directory):
+    ledger = directory / "ledger.jsonl"
+    return ledger.read_text().count('"told"') if ledger.exists() else 0
+
+
+MOMENTS = {
+    "theta": lambda directory: (directory / "theta" / "split-0" / "result.json").exists(),
+    "search": lambda directory: told(directory) >= 5,
+    "final": lambda directory: any(directory.glob("final/*/*/result.json")),
+}
+
+
+@pytest.mark.parametrize(
+    "moment", ["search", *(pytest.param(m, marks=pytest.mark.slow) for m in ("theta", "final"))]
+)
+def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(whole, moment):
+    folder, _ = whole
+    status, _ = killed_when(folder, f"killed-{moment}", MOMENTS[moment], signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    directory = folder / f"killed-{moment}"
+    thetas = [path.stat().st_mtime_ns for path in directory.glob("theta/*/result.json")]
+    before = told(directory)
+    run(folder, "--resume", directory)
+    assert (directory / "policy.json").read_text() == (folder / "run/policy.json").read_text()
+    pd.testing.assert_frame_equal(history(directory), history(folder / "run"))
+    again = [path.stat().st_mtime_ns for path in directory.glob("theta/*/result.json")]
+    assert set(thetas) <= set(again)
+    assert told(directory) == 16 >= before
+    tables = [
+        json.loads((d / "results.json").read_text())["table"] for d in (directory, folder / "run")
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_sigterm_closes_the_runs_as_killed_and_says_how_to_go_on(whole):
+    folder, _ = whole
+    status, output = killed_when(folder, "stopped", MOMENTS["search"], signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM
+    assert f"--resume {folder / 'stopped'}" in output
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("fast-autoaugment")
+    runs = client.search_runs([experiment.experiment_id], "attributes.status = 'KILLED'")
+    assert {"stopped", "search/split-0"} <= {r.info.run_name for r in runs}
+
+
+REFUSED = {
+    "unknown key": (["--set", "search.widht=3"], "did you mean 'width'?"),
+    "bad value": (["--set", "search.width=0"], "search.width: 0, must be at least 1"),
+    "float as text": (["--set", "optimizer.lr=1e-2"], "1.0e-2"),
+    "no such file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    "too many CPUs": (["--set", "resources.theta.cpus=640"], "theta trainings: one needs 640 CPU"),
+    "nothing to resume": (["--resume", "empty"], "there is no run.json"),
+    "both": (["--resume", "a", "--out", "b"], "--out and --resume: give one of them"),
+    "scheme": (["--out", "ftp://host/run"], "must be a path or one of file://"),
+    "kept more than searched": (["--set", "search.keep=100"], "must be at most the width, 60"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_that_cannot_be_is_refused_before_anything_starts(tmp_path, case):
+    arguments, message = REFUSED[case]
+    done = run(tmp_path, *arguments, status=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_in_use_is_left_alone(whole):
+    folder, _ = whole
+    done = run(folder, *TINY, "--out", "run", status=2)
+    assert f"--resume {folder / 'run'}" in done.stderr
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.txt").touch()
+    assert "is not empty" in run(folder, "--out", "mine", status=2).stderr
+
+
+def test_a_changed_config_is_refused_with_the_difference(whole):
+    folder, _ = whole
+    done = run(folder, *TINY, "--set", "search.copies=3", "--resume", "run", status=2)
+    assert "search.copies: 2 -> 3" in done.stderr
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_dry_run_prints_plan_and_config_and_starts_nothing(tmp_path, config):
+    done = run(tmp_path, "--config", config, "--smoke", "--dry-run")
+    assert "theta trainings: 2 x 1 CPU" in done.stdout
+    assert yaml.safe_load(done.stdout)["splits"]["splits"] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=pytest.mark.slow) for c in CONFIGS],
+    ids=lambda path: path.stem,
+)
+def test_every_config_has_a_smoke_run_that_needs_no_download(tmp_path, config):
+    run(tmp_path, "--config", config, "--smoke", "--out", "run")
+    assert (tmp_path / "run" / "results.json").exists()
