@@ -97,11 +97,13 @@ def run(
     }
     training = job.build(worker, **arguments)
     start = _restore(folder, training, worker)
+    ready = time.perf_counter() - began
 
     def log(step: int, figures: dict[str, float]) -> None:
         if worker.rank == 0:
             mailbox.put.remote(Letter(job.name, step, training.steps, figures))
 
+    log(start, {"time/build_s": ready})  # the training is ready for its first step
     fit(
         training,
         start=start,

@@ -93,8 +93,10 @@ def test_a_training_leaves_its_result_weights_and_letters(alone):
     assert result.metrics.keys() == {"test/weight"}
     assert result.steps == STEPS
     assert float(result.state()["0.weight"].sum()) == result.metrics["test/weight"]
-    assert [letter.step for letter in letters] == [6, 12, 18, 24]
-    assert all(letter.steps == STEPS and "train/loss" in letter.figures for letter in letters)
+    assert [letter.step for letter in letters] == [0, 6, 12, 18, 24]
+    assert letters[0].figures.keys() == {"time/build_s"}
+    assert all(letter.steps == STEPS for letter in letters)
+    assert all("train/loss" in letter.figures for letter in letters[1:])
     assert (folder / "a" / FINAL).exists()
 
 
