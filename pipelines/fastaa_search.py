@@ -15,6 +15,7 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,11 +39,12 @@ from raykb.data.splits import SPLITS, stratified_chunks, stratified_subset
 from raykb.data.views import VIEWS, CropFlipView
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES
 from raykb.engine.seeding import stream_seed
+from raykb.metrics.classification import paired_difference
 from raykb.models import MODELS
 from raykb.runtime.job import Session, launch
 from raykb.runtime.resources import Phase, WorkerResources
 from raykb.runtime.train import Result, share
-from raykb.runtime.tune import Candidate, Halving, Study
+from raykb.runtime.tune import Candidate, Halving, Study, searched
 from raykb.runtime.work import TrainJob
 
 DEFAULT = Path(__file__).parent / "configs" / "augment" / "fastaa_fashion_mnist_sample.yaml"
@@ -300,12 +302,35 @@ def row(candidate: Candidate) -> dict[str, Any]:
 
 def tell_comparison(session: Session, finals: Sequence[Result]) -> None:
     """Write and print what the policy is worth: mean, sd and paired difference over seeds."""
+    places = [result.name.split("/") for result in finals]  # final/<method>/seed-<number>
     results = pd.DataFrame(
-        {"method": result.name.split("/")[1], "seed": int(result.name.rsplit("-", 1)[1])}
-        | {"top1": result.metrics["test/top1"]}
-        for result in finals
+        {
+            "method": [method for _, method, _ in places],
+            "seed": [int(seed.removeprefix("seed-")) for _, _, seed in places],
+            "top1": [result.metrics["test/top1"] for result in finals],
+        }
     )
-    print(results)
+    table = report.comparison(results, subject=SEARCHED, interval=paired_difference)
+    text = report.comparison_text(table, subject=SEARCHED)
+    seconds, candidates = searched(session.storage)
+    summary = {
+        "schema": 1,
+        "table": json.loads(table.to_json(orient="records")),
+        "results": json.loads(results.to_json(orient="records")),
+        "search": {
+            "candidates": candidates,
+            "seconds": seconds,
+            "evaluations_per_second": candidates / seconds,
+        },
+    }
+    session.write("results.json", json.dumps(summary, indent=1))
+    figure = report.comparison_figure(results, table, subject=SEARCHED)
+    session.write("final_comparison.png", report.png(figure))
+    for row in summary["table"]:
+        session.parent.log(0, {f"test/top1/{row['method']}": row["mean"]})
+    session.parent.log(0, {f"search/{name}": value for name, value in summary["search"].items()})
+    print(f"\n{text}\n\n{candidates} candidates in {seconds:.0f} s of search")
+    print("A difference is one only if its interval leaves out 0.")
 
 
 if __name__ == "__main__":

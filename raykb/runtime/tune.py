@@ -517,13 +517,17 @@ def search(
     return [candidate for study in opened for candidate in study.candidates]
 
 
-def seconds_searched(storage: Storage) -> float:
-    """Return the wall seconds of the search in ``storage``, interruptions taken out."""
-    seconds, before = 0.0, math.nan
+def searched(storage: Storage) -> tuple[float, int]:
+    """Return the wall seconds of the search in ``storage``, pauses taken out, and its candidates.
+
+    A candidate counts once it was told, also one that was stopped early or failed.
+    """
+    seconds, told, before = 0.0, 0, math.nan
     for record in storage.records(LEDGER):
         seconds += 0.0 if record["event"] == "opened" else record["time"] - before
+        told += record["event"] == "told"
         before = record["time"]
-    return seconds
+    return seconds, told
 
 
 def _tune(
