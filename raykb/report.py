@@ -58,7 +58,8 @@ def comparison(results: pd.DataFrame, *, subject: str, interval: Interval) -> pd
             mean, _, low, high = interval(list(scores[subject]), list(scores[method]))
             row |= {"difference": mean, "low": low, "high": high}
         rows.append(row)
-    return pd.DataFrame(rows, columns=list(rows[0]))
+    table: pd.DataFrame = pd.DataFrame(rows, columns=list(rows[0]))
+    return table
 
 
 def comparison_text(table: pd.DataFrame, *, subject: str) -> str:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from raykb.augment.fast_autoaugment import (
     PolicyEvaluator,
-
     density_matching_scores,
     policy_from,
     reward,

@@ -54,7 +54,7 @@ from torch import Tensor, nn
 
 from raykb.augment.draws import Draws, apply_draws
 from raykb.augment.policy import Policy
-from raykb.data.operations import NAMES
+from raykb.data.operations import NAMES, rows_at_a_time
 from raykb.data.views import View
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
@@ -248,14 +248,23 @@ class PolicyEvaluator:
             batch = self._read(positions).repeat(self.copies, 1, 1, 1)  # (R * block, C, H, W)
             if policy is not None:
                 batch = apply_draws(batch, self._draws(policy, positions))
-            batch = self.view(batch, self._view_uniforms[:, positions].flatten(0, 1))
+            uniforms = self._view_uniforms[:, positions].flatten(0, 1)
+            logits = self._logits(batch, uniforms)  # (R * block, classes)
             labels = self._labels[positions].repeat(self.copies)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-                logits = self.theta(batch.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), labels, reduction="none")
+            loss = F.cross_entropy(logits, labels, reduction="none")
             losses.append(loss.view(self.copies, -1))
             hits.append((logits.argmax(1) == labels).view(self.copies, -1))
         return torch.cat(losses, dim=1).cpu(), torch.cat(hits, dim=1).cpu()
+
+    def _logits(self, images: Tensor, uniforms: Tensor) -> Tensor:
+        """What theta says of the views of images; on a CPU of as many at once as stay cached."""
+        rows = rows_at_a_time(images)
+        pieces = []
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            for piece, numbers in zip(images.split(rows), uniforms.split(rows), strict=True):
+                batch = self.view(piece, numbers)
+                pieces.append(self.theta(batch.contiguous(memory_format=torch.channels_last)))
+        return torch.cat(pieces).float()
 
     def _draws(self, policy: Policy, positions: np.ndarray) -> Draws:
         """What the copies of some images undergo; the numbers are made once, for all policies."""
