@@ -179,7 +179,8 @@ class PolicyEvaluator:
         chunks: positions in ``indices``, in parts that are scored one after another so that a bad
             candidate can be stopped early; stratified if scores of few chunks are to be compared.
             One chunk of everything if None.
-        batch_size: images per forward pass, copies included.
+        batch_size: images augmented at once, copies included; theta takes them at once too, but on
+            a CPU in parts that stay in its caches.
         device: where theta runs and images are augmented.
         autocast: run theta in bfloat16 where PyTorch does so by default.
     """
@@ -197,7 +198,7 @@ class PolicyEvaluator:
         seed: int = 0,
         split: int = 0,
         chunks: Sequence[np.ndarray] | None = None,
-        batch_size: int = 250,
+        batch_size: int = 500,
         device: torch.device | str = "cpu",
         autocast: bool = False,
     ) -> None:
@@ -257,14 +258,14 @@ class PolicyEvaluator:
         return torch.cat(losses, dim=1).cpu(), torch.cat(hits, dim=1).cpu()
 
     def _logits(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """What theta says of the views of images; on a CPU of as many at once as stay cached."""
+        """What theta says of the views of images; on a CPU, of as many at once as stay cached."""
         rows = rows_at_a_time(images)
-        pieces = []
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            for piece, numbers in zip(images.split(rows), uniforms.split(rows), strict=True):
-                batch = self.view(piece, numbers)
-                pieces.append(self.theta(batch.contiguous(memory_format=torch.channels_last)))
-        return torch.cat(pieces).float()
+        logits = []
+        for some, numbers in zip(images.split(rows), uniforms.split(rows), strict=True):
+            batch = self.view(some, numbers).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                logits.append(self.theta(batch))
+        return torch.cat(logits).float()
 
     def _draws(self, policy: Policy, positions: np.ndarray) -> Draws:
         """What the copies of some images undergo; the numbers are made once, for all policies."""
