@@ -5,6 +5,7 @@ those of Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -20,6 +21,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
     "#56B4E9",
 )
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
+DASHES = ("-", "--", ":")
 GREY = "#999999"
 
 Interval = Callable[[Sequence[float], Sequence[float]], tuple[float, float, float, float]]
@@ -64,78 +66,103 @@ def comparison(results: pd.DataFrame, *, subject: str, interval: Interval) -> pd
 
 def comparison_text(table: pd.DataFrame, *, subject: str) -> str:
     """Return the table of :func:`comparison` as Markdown, scores in percent."""
-    head = ["method", "top-1 %", "sd", f"{subject} − method", "95 % interval"]
-    rows = [head, ["---", "---:", "---:", "---:", "---:"]]
-    for row in table.to_dict("records"):
-        rows.append(
-            [
-                str(row["method"]),
-                f"{100 * row['mean']:.2f}",
-                "" if pd.isna(row["sd"]) else f"{100 * row['sd']:.2f}",
-                "" if pd.isna(row["difference"]) else f"{100 * row['difference']:+.2f}",
-                ""
-                if pd.isna(row["low"])
-                else f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}",
-            ]
+
+    def percent(value: float, form: str = ".2f") -> str:
+        return "" if pd.isna(value) else format(100 * value, form)
+
+    rows = [
+        [
+            str(row["method"]),
+            percent(row["mean"]),
+            percent(row["sd"]),
+            percent(row["difference"], "+.2f"),
+            " to ".join(percent(row[end], "+.2f") for end in ("low", "high")).strip(" to"),
+        ]
+        for row in table.to_dict("records")
+    ]
+    return markdown(["method", "top-1 %", "sd", f"{subject} − method", "95 % interval"], rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table that reads well in a terminal, too: first column left, rest right."""
+    widths = [max(3, *map(len, column)) for column in zip(head, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *rest = (
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
-    widths = [max(len(line[column]) for line in rows) for column in range(len(head))]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in rows
-    )
+        return f"| {' | '.join([first, *rest])} |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
 def comparison_figure(results: pd.DataFrame, table: pd.DataFrame, *, subject: str) -> Figure:
-    """Draw every seed of every method, and the mean with its standard deviation."""
+    """Draw every seed of every method, and the mean with its standard deviation; best on top."""
     figure, axes = _figure(7.0, 0.9 + 0.45 * len(table))
-    order = table.sort_values("mean")["method"].tolist()
-    for place, method in enumerate(order):
-        colour = RED if method == subject else BLUE
-        scores = 100 * results.loc[results["method"] == method, "top1"]
-        row = table.loc[table["method"] == method].iloc[0]
-        sd = 0.0 if pd.isna(row["sd"]) else 100 * row["sd"]
-        axes.errorbar(100 * row["mean"], place, xerr=sd, fmt="D", color=colour, capsize=4, ms=6)
-        axes.plot(scores, [place - 0.18] * len(scores), "o", color=colour, alpha=0.5, ms=4)
-    axes.set_yticks(range(len(order)), [method.replace("_", " ") for method in order])
-    axes.set_ylim(-0.6, len(order) - 0.4)
+    ordered = table.sort_values("mean").to_dict("records")
+    for place, row in enumerate(ordered):
+        colour = RED if row["method"] == subject else BLUE
+        scores = 100 * results.loc[results["method"] == row["method"], "top1"]
+        mean, sd = 100 * row["mean"], None if pd.isna(row["sd"]) else 100 * row["sd"]
+        axes.errorbar(mean, place, xerr=sd, fmt="D", color=colour, capsize=4, ms=6)
+        axes.plot(scores, [place - 0.22] * len(scores), "o", color=colour, alpha=0.5, ms=4)
+        figures = f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}"
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, place, figures, transform=beside, va="center", color=colour, fontsize=9)
+    axes.set_yticks(range(len(ordered)), [str(r["method"]).replace("_", " ") for r in ordered])
+    axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.set_xlabel("test accuracy, top-1 (%): mean ± sd over seeds, and each seed")
     axes.grid(axis="x", alpha=0.3)
     return figure
 
 
+def learning_curves(curves: pd.DataFrame, *, label: str) -> Figure:
+    """Draw the mean over seeds by epoch, a line a method, between its lowest and highest seed.
+
+    Args:
+        curves: a row per epoch of a training with ``method``, ``seed``, ``epoch``, ``value``.
+        label: what the value is, with its unit.
+    """
+    figure, axes = _figure(6.4, 4.0)
+    for place, (method, part) in enumerate(curves.groupby("method", sort=False)):
+        colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+        over_seeds = part.groupby("epoch")["value"]
+        mean, low, high = over_seeds.mean(), over_seeds.min(), over_seeds.max()
+        axes.plot(mean.index, mean, dash, color=colour, label=str(method).replace("_", " "))
+        axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def search_history(history: pd.DataFrame, reward: str) -> Figure:
-    """Draw the reward of every candidate and the best so far, one panel per split and round.
+    """Draw the reward of every candidate and the best so far: a column a split, a row a round.
 
     Args:
         history: a row per candidate with ``split``, ``round``, ``number``, ``status``, ``reward``.
         reward: what the reward is, for the axis.
     """
-    studies = list(history.groupby(["split", "round"]))
-    columns = min(len(studies), 5)
-    rows = -(-len(studies) // columns)
-    figure = Figure(figsize=(max(5.0, 3.2 * columns), 2.6 * rows + 0.4), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, ((split, turn), part) in zip(panels, studies, strict=False):
+    splits, rounds = sorted(history["split"].unique()), sorted(history["round"].unique())
+    size = (max(5.0, 2.6 * len(splits)), 2.4 * len(rounds) + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(rounds), len(splits), sharex=True, sharey=True, squeeze=False)
+    for (turn, split), axes in zip(itertools.product(rounds, splits), panels.flat, strict=True):
+        part = history[(history["split"] == split) & (history["round"] == turn)]
         part = part.sort_values("number")
         scored, stopped = (part[part["status"] == s] for s in ("finished", "stopped"))
-        axes.plot(scored["number"], scored["reward"], ".", color=BLUE, alpha=0.7, label="scored")
-        if len(stopped):
-            axes.plot(
-                stopped["number"], stopped["reward"], "x", color=GREY, ms=4, label="stopped early"
-            )
-        axes.step(
-            scored["number"],
-            scored["reward"].cummax(),
-            where="post",
-            color=RED,
-            label="best so far",
-        )
+        axes.plot(stopped["number"], stopped["reward"], "x", color=GREY, ms=4)
+        axes.plot(scored["number"], scored["reward"], ".", color=BLUE, alpha=0.7)
+        axes.step(scored["number"], scored["reward"].cummax(), where="post", color=RED)
         axes.set_title(f"split {split}, round {turn}", fontsize=9)
         axes.grid(alpha=0.3)
         _bare(axes)
-    for axes in panels[len(studies) :]:
-        axes.set_axis_off()
-    panels[0].legend(fontsize=8, loc="lower right")
+    names = ["stopped early", "scored", "best so far"]
+    few = not (history["status"] == "stopped").any()  # then without the first of the names
+    figure.legend(panels[0, 0].lines[few:], names[few:], loc="outside upper right", ncols=3)
     figure.supxlabel("candidate", fontsize=10)
     figure.supylabel(f"reward: {reward.replace('_', ' ')}", fontsize=10)
     return figure

@@ -1,95 +1,160 @@
-"""Tables state means, spreads and paired differences; pictures are made without a display."""
+import math
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from raykb import report
-from raykb.metrics.classification import paired_difference
 
+METHODS = {"none": [0.80, 0.82], "cutout": [0.85, 0.86], "searched_policy": [0.90, 0.89]}
 RESULTS = pd.DataFrame(
     [
-        {"method": method, "seed": seed, "top1": top1}
-        for method, scores in {"none": (0.80, 0.82, 0.84), "searched": (0.85, 0.86, 0.90)}.items()
-        for seed, top1 in enumerate(scores)
+        {"method": method, "seed": seed, "top1": score}
+        for method, scores in METHODS.items()
+        for seed, score in enumerate(scores)
     ]
 )
-HISTORY = pd.DataFrame(
-    {
-        "split": [0, 0, 0, 1, 1, 1],
-        "round": [0] * 6,
-        "number": [0, 1, 2] * 2,
-        "status": ["finished", "stopped", "finished", "failed", "finished", "finished"],
-        "reward": [0.1, 0.2, 0.3, None, 0.2, 0.1],
-    }
-)
 
 
-def table(results=RESULTS):
-    return report.comparison(results, subject="searched", interval=paired_difference)
+def interval(a, b):
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    return sum(differences) / len(differences), 0.0, min(differences), max(differences)
 
 
-def test_a_comparison_is_of_pairs_of_seeds():
-    rows = table().set_index("method")
-    assert list(rows.index) == ["none", "searched"]
-    assert rows.loc["none", "mean"] == pytest.approx(0.82)
-    assert rows.loc["none", "sd"] == pytest.approx(0.02)
-    assert rows.loc["none", "difference"] == pytest.approx(0.05)
-    half = 4.302652729911275 * 0.01 / 3**0.5  # Student's t at 97.5 %, two degrees of freedom
-    assert rows.loc["none", "low"] == pytest.approx(0.05 - half)
-    assert rows.loc["none", "high"] == pytest.approx(0.05 + half)
-    assert pd.isna(rows.loc["searched", "difference"])
+def compare(results):
+    return report.comparison(results, subject="searched_policy", interval=interval)
 
 
-def test_the_order_of_trainings_does_not_matter():
+def texts(figure: Figure) -> str:
+    figure.canvas.draw()
+    return "\n".join(text.get_text() for text in figure.findobj(lambda o: hasattr(o, "get_text")))
+
+
+def history(**changes) -> pd.DataFrame:
+    rows = [
+        {"split": split, "round": turn, "number": n, "status": "finished", "reward": n % 7 / 10}
+        for split in range(3)
+        for turn in range(2)
+        for n in range(20)
+    ]
+    return pd.DataFrame(rows).assign(**changes)
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def test_methods_are_compared_seed_by_seed_in_order_of_appearance():
     shuffled = RESULTS.sample(frac=1, random_state=0).sort_values("method", kind="stable")
-    pd.testing.assert_frame_equal(table(shuffled), table())
+    table = compare(shuffled).set_index("method")
+    assert list(table.index) == ["cutout", "none", "searched_policy"]
+    assert table.loc["none", "mean"] == pytest.approx(0.81)
+    assert table.loc["none", "sd"] == pytest.approx(0.02 / math.sqrt(2))
+    assert table.loc["none", "difference"] == pytest.approx(0.085)
+    assert table.loc["none", ["low", "high"]].tolist() == pytest.approx([0.07, 0.10])
+    assert (table["seeds"] == 2).all()
+    assert table.loc["searched_policy", ["difference", "low", "high"]].isna().all()
 
 
-def test_one_seed_gives_means_alone():
-    rows = table(RESULTS[RESULTS["seed"] == 0])
-    assert rows["mean"].tolist() == [0.80, 0.85]
-    assert rows[["sd", "difference", "low", "high"]].isna().all().all()
-    assert "80.00" in report.comparison_text(rows, subject="searched")
+def test_one_seed_gives_means_and_nothing_else():
+    table = compare(RESULTS[RESULTS["seed"] == 0])
+    assert table["mean"].tolist() == [0.80, 0.85, 0.90]
+    assert table[["sd", "difference", "low", "high"]].isna().all(axis=None)
 
 
-def test_the_text_is_a_markdown_table_in_percent():
-    lines = report.comparison_text(table(), subject="searched").splitlines()
-    assert [cell.strip() for cell in lines[0].split("|")[1:-1]][3] == "searched − method"
-    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
+def test_the_comparison_reads_in_percent():
+    text = report.comparison_text(compare(RESULTS), subject="searched_policy")
+    assert text.splitlines() == [
+        "| method          | top-1 % |   sd | searched_policy − method |   95 % interval |",
+        "| --------------- | ------: | ---: | -----------------------: | --------------: |",
+        "| none            |   81.00 | 1.41 |                    +8.50 | +7.00 to +10.00 |",
+        "| cutout          |   85.50 | 0.71 |                    +4.00 |  +3.00 to +5.00 |",
+        "| searched_policy |   89.50 | 0.71 |                          |                 |",
+    ]
+
+
+def test_a_table_may_have_no_rows():
+    assert report.markdown(["a", "name"], []) == "| a   | name |\n| --- | ---: |"
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def test_the_comparison_is_drawn_best_on_top_with_its_figures():
+    figure = report.comparison_figure(RESULTS, compare(RESULTS), subject="searched_policy")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
         "none",
-        "82.00",
-        "2.00",
-        "+5.00",
-        "+2.52 to +7.48",
+        "cutout",
+        "searched policy",
     ]
-    assert len({len(line) for line in lines}) == 1
-
-
-def test_search_history_has_a_panel_per_study_and_the_best_so_far_never_falls():
-    figure = report.search_history(HISTORY, "max_accuracy")
-    assert [axes.get_title() for axes in figure.axes] == ["split 0, round 0", "split 1, round 0"]
-    for axes in figure.axes:
-        best = next(line for line in axes.lines if line.get_label() == "best so far").get_ydata()
-        assert list(best) == sorted(best)
-    assert list(figure.axes[0].lines[0].get_xdata()) == [0, 2]  # the stopped one is marked apart
-
-
-def test_operation_use_shows_every_operation_also_an_unused_one():
-    figure = report.operation_use({"Rotate": 3, "Invert": 0, "Color": 1})
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
-        "Invert",
-        "Color",
-        "Rotate",
+    assert [text.get_text() for text in axes.texts] == [
+        "81.00 ± 1.41",
+        "85.50 ± 0.71",
+        "89.50 ± 0.71",
     ]
+    assert "(%)" in axes.get_xlabel()
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [
-        lambda: report.search_history(HISTORY, "mean_loss"),
-        lambda: report.operation_use({"Rotate": 3, "Invert": 1}),
-        lambda: report.comparison_figure(RESULTS, table(), subject="searched"),
-    ],
-)
-def test_every_figure_is_a_png(figure):
-    assert report.png(figure()).startswith(b"\x89PNG")
+def test_a_comparison_of_one_seed_is_drawn_without_spread():
+    results = RESULTS[RESULTS["seed"] == 0]
+    figure = report.comparison_figure(results, compare(results), subject="searched_policy")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["80.00", "85.00", "90.00"]
+
+
+def test_a_history_has_a_column_a_split_and_a_row_a_round():
+    figure = report.search_history(history(), "max_accuracy")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"split {s}, round {t}" for t in range(2) for s in range(3)]
+    best = figure.axes[0].lines[-1].get_ydata()
+    assert list(best) == [min(n, 6) / 10 for n in range(20)]
+    assert "reward: max accuracy" in texts(figure)
+    assert "stopped early" not in texts(figure)
+
+
+def test_candidates_stopped_early_are_marked_and_are_never_the_best():
+    part = history()
+    part.loc[part["number"] == 6, ["status", "reward"]] = ["stopped", 0.99]
+    part.loc[part["number"] == 13, ["status", "reward"]] = ["failed", float("nan")]
+    figure = report.search_history(part, "max_accuracy")
+    stopped, scored, best = figure.axes[0].lines
+    assert list(stopped.get_ydata()) == [0.99]
+    assert len(scored.get_xdata()) == 18
+    assert max(best.get_ydata()) == 0.5
+    assert "stopped early" in texts(figure)
+
+
+def test_a_history_without_a_single_score_is_drawn():
+    figure = report.search_history(history(status="failed", reward=float("nan")), "max_accuracy")
+    assert report.png(figure)
+
+
+def test_operations_are_drawn_by_use_beside_an_even_share():
+    figure = report.operation_use({"Rotate": 2, "Invert": 9, "Cutout": 1})
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [1, 2, 9]
+    assert "even share, 4.0" in texts(figure)
+
+
+def test_learning_curves_tell_more_methods_apart_than_there_are_colours():
+    rows = [
+        {"method": f"m_{m}", "seed": seed, "epoch": epoch, "value": m + seed + epoch}
+        for m in range(8)
+        for seed in range(3)
+        for epoch in range(4)
+    ]
+    figure = report.learning_curves(pd.DataFrame(rows), label="loss")
+    (axes,) = figure.axes
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 8
+    assert list(axes.lines[2].get_ydata()) == [3, 4, 5, 6]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "loss")
+
+
+def test_a_picture_is_a_png():
+    assert report.png(report.operation_use({"Rotate": 2})).startswith(b"\x89PNG")
+
+
+def test_pictures_need_no_pyplot():
+    code = "import sys, raykb.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
