@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from raykb import report
+from raykb.metrics.classification import paired_difference
 
 METHODS = {"none": [0.80, 0.82], "cutout": [0.85, 0.86], "searched_policy": [0.90, 0.89]}
 RESULTS = pd.DataFrame(
@@ -55,6 +56,20 @@ def test_methods_are_compared_seed_by_seed_in_order_of_appearance():
     assert table.loc["none", ["low", "high"]].tolist() == pytest.approx([0.07, 0.10])
     assert (table["seeds"] == 2).all()
     assert table.loc["searched_policy", ["difference", "low", "high"]].isna().all()
+
+
+def test_the_interval_of_a_difference_is_student_s_over_pairs_of_seeds():
+    scores = {"none": (0.80, 0.82, 0.84), "searched": (0.85, 0.86, 0.90)}
+    results = pd.DataFrame(
+        [
+            {"method": m, "seed": n, "top1": x}
+            for m, row in scores.items()
+            for n, x in enumerate(row)
+        ]
+    )
+    table = report.comparison(results, subject="searched", interval=paired_difference)
+    half = 4.302652729911275 * 0.01 / 3**0.5  # t at 97.5 %, two degrees of freedom
+    assert table.loc[0, ["low", "high"]].tolist() == pytest.approx([0.05 - half, 0.05 + half])
 
 
 def test_one_seed_gives_means_and_nothing_else():
@@ -131,9 +146,10 @@ def test_a_history_without_a_single_score_is_drawn():
 
 
 def test_operations_are_drawn_by_use_beside_an_even_share():
-    figure = report.operation_use({"Rotate": 2, "Invert": 9, "Cutout": 1})
+    figure = report.operation_use({"Rotate": 2, "Invert": 10, "Cutout": 0})
     (axes,) = figure.axes
-    assert [bar.get_width() for bar in axes.patches] == [1, 2, 9]
+    assert [bar.get_width() for bar in axes.patches] == [0, 2, 10]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Cutout", "Rotate", "Invert"]
     assert "even share, 4.0" in texts(figure)
 
 
