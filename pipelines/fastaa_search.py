@@ -277,10 +277,11 @@ def tell_search(
     scores = {study: [candidate.reward for candidate in scored] for study, scored in kept.items()}
     session.write("policy.json", policy.to_json({"reward": choice.reward, "scores": scores}))
     session.write("history.parquet", history.to_parquet())
+    sheet = contact_sheet(policy, torch.from_numpy(train.images[:8]))
     figures = {
         "search_history.png": report.search_history(history, choice.reward),
         "operation_use.png": report.operation_use(policy.statistics().usage),
-        "contact_sheet.png": contact_sheet(policy, torch.from_numpy(train.images[:8])),
+        "contact_sheet.png": report.image_columns(sheet),
     }
     for name, figure in figures.items():
         session.write(name, report.png(figure))
@@ -333,5 +334,17 @@ def tell_comparison(session: Session, finals: Sequence[Result]) -> None:
     print("A difference is one only if its interval leaves out 0.")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    return launch(
+        fastaa_search,
+        description=__doc__,
+        default=DEFAULT,
+        schema=SCHEMA,
+        plan=plan,
+        argv=argv,
+    )
+
+
 if __name__ == "__main__":
-    sys.exit(launch(fastaa_search, description=__doc__, default=DEFAULT, schema=SCHEMA, plan=plan))
+    sys.exit(main())

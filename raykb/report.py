@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
     "#0072B2",
@@ -21,7 +22,6 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
     "#56B4E9",
 )
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
-DASHES = ("-", "--", ":")
 GREY = "#999999"
 
 Interval = Callable[[Sequence[float], Sequence[float]], tuple[float, float, float, float]]
@@ -118,27 +118,6 @@ def comparison_figure(results: pd.DataFrame, table: pd.DataFrame, *, subject: st
     return figure
 
 
-def learning_curves(curves: pd.DataFrame, *, label: str) -> Figure:
-    """Draw the mean over seeds by epoch, a line a method, between its lowest and highest seed.
-
-    Args:
-        curves: a row per epoch of a training with ``method``, ``seed``, ``epoch``, ``value``.
-        label: what the value is, with its unit.
-    """
-    figure, axes = _figure(6.4, 4.0)
-    for place, (method, part) in enumerate(curves.groupby("method", sort=False)):
-        colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
-        over_seeds = part.groupby("epoch")["value"]
-        mean, low, high = over_seeds.mean(), over_seeds.min(), over_seeds.max()
-        axes.plot(mean.index, mean, dash, color=colour, label=str(method).replace("_", " "))
-        axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    return figure
-
-
 def search_history(history: pd.DataFrame, reward: str) -> Figure:
     """Draw the reward of every candidate and the best so far: a column a split, a row a round.
 
@@ -177,6 +156,21 @@ def operation_use(usage: Mapping[str, int]) -> Figure:
     axes.axvline(even, color=RED, linestyle="--", label=f"even share, {even:.1f}")
     axes.set_xlabel("times in the policy")
     axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def image_columns(columns: Mapping[str, Tensor]) -> Figure:
+    """Draw titled columns of images, uint8 (N, C, H, W) each, one or three channels."""
+    rows = len(next(iter(columns.values())))
+    size = (1.15 * len(columns), 1.15 * rows + 0.85)  # inches
+    figure = Figure(figsize=size, layout="compressed")
+    panels = figure.subplots(rows, len(columns), squeeze=False)
+    for column, (title, images) in zip(panels.T, columns.items(), strict=True):
+        column[0].set_title(title, fontsize=6.5, verticalalignment="bottom")
+        for panel, image in zip(column, images.movedim(1, -1).cpu(), strict=True):
+            panel.imshow(image.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set(color="0.8", linewidth=0.5)
     return figure
 
 

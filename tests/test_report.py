@@ -4,6 +4,7 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from raykb import report
@@ -153,18 +154,12 @@ def test_operations_are_drawn_by_use_beside_an_even_share():
     assert "even share, 4.0" in texts(figure)
 
 
-def test_learning_curves_tell_more_methods_apart_than_there_are_colours():
-    rows = [
-        {"method": f"m_{m}", "seed": seed, "epoch": epoch, "value": m + seed + epoch}
-        for m in range(8)
-        for seed in range(3)
-        for epoch in range(4)
-    ]
-    figure = report.learning_curves(pd.DataFrame(rows), label="loss")
-    (axes,) = figure.axes
-    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 8
-    assert list(axes.lines[2].get_ydata()) == [3, 4, 5, 6]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "loss")
+def test_image_columns_shows_each_image_under_its_columns_title():
+    columns = {"grey": torch.zeros(2, 1, 4, 4).byte(), "red": torch.full((2, 3, 4, 4), 9).byte()}
+    panels = report.image_columns(columns).axes
+    assert len(panels) == 4
+    assert [panel.get_title() for panel in panels[:2]] == ["grey", "red"]
+    assert panels[3].images[0].get_array().shape == (4, 4, 3)
 
 
 def test_a_picture_is_a_png():

@@ -20,17 +20,15 @@ from difflib import get_close_matches
 from functools import cached_property
 from math import prod
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from raykb.augment.draws import NOTHING, Draws, apply_draws
+from raykb.augment.transform import PolicyTransform
 from raykb.data.operations import NAMES, OPERATIONS
 from raykb.engine.seeding import generator as named_generator
-
-if TYPE_CHECKING:
-    from raykb.augment.transform import PolicyTransform
 
 FORMAT, VERSION = "raykb.policy", 1
 _DRAWS_PER_TURN = 4  # does it fire, which sign, centre x, centre y
@@ -248,11 +246,8 @@ class Policy:
             )
         return Policy(content["sub_policies"])
 
-    def to_transform(self) -> "PolicyTransform":
+    def to_transform(self) -> PolicyTransform:
         """Return the policy as a torchvision transform of single images, for data loaders."""
-        # torchvision takes as long to import as torch; evaluators do without it
-        from raykb.augment.transform import PolicyTransform  # noqa: PLC0415
-
         return PolicyTransform(self)
 
 

@@ -1,6 +1,6 @@
 """A policy as a torchvision transform, for data loaders that take one image at a time."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import PIL.Image
 import torch
@@ -9,8 +9,18 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import Transform
 from torchvision.transforms.v2 import functional as F
 
-from raykb.augment.draws import apply_draws
-from raykb.augment.policy import Policy
+from raykb.augment.draws import Draws, apply_draws
+
+
+class Drawing(Protocol):
+    """What the transform asks of a policy."""
+
+    @property
+    def draws(self) -> int:
+        """Uniform numbers per image."""
+
+    def draw(self, uniforms: Tensor) -> Draws:
+        """Return what images undergo, given their numbers."""
 
 
 class PolicyTransform(Transform):  # type: ignore[misc]  # torchvision is not typed
@@ -20,7 +30,7 @@ class PolicyTransform(Transform):  # type: ignore[misc]  # torchvision is not ty
     numbers come from torch's global generator, which a ``DataLoader`` seeds in each worker.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Drawing) -> None:
         super().__init__()
         self.policy = policy
 

@@ -1,7 +1,9 @@
 """The search as its users run it: from the command line, killed, resumed, and refused."""
 
+import fcntl
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,6 +14,9 @@ import mlflow
 import pandas as pd
 import pytest
 import yaml
+
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "pipelines" / "fastaa_search.py"
@@ -166,36 +171,68 @@ REFUSED = {
 }
 
 
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module, so that what it refuses costs no new process."""
+    return runpy.run_path(str(SCRIPT))["main"]
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_run_that_cannot_be_is_refused_before_anything_starts(tmp_path, case):
+def test_a_run_that_cannot_be_is_refused_at_once(script, tmp_path, monkeypatch, capsys, case):
     arguments, message = REFUSED[case]
-    done = run(tmp_path, *arguments, status=2)
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    assert script(arguments) == 2
+    assert time.monotonic() - began < 1.0
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_is_in_use_is_left_alone(whole):
+def test_a_directory_that_is_in_use_is_left_alone(script, whole, monkeypatch, capsys):
     folder, _ = whole
-    done = run(folder, *TINY, "--out", "run", status=2)
-    assert f"--resume {folder / 'run'}" in done.stderr
+    monkeypatch.chdir(folder)
+    assert script([*TINY, "--out", "run"]) == 2
+    assert f"--resume {folder / 'run'}" in capsys.readouterr().err
     (folder / "mine").mkdir()
     (folder / "mine" / "thesis.txt").touch()
-    assert "is not empty" in run(folder, "--out", "mine", status=2).stderr
+    assert script(["--out", "mine"]) == 2
+    assert "is not empty" in capsys.readouterr().err
 
 
-def test_a_changed_config_is_refused_with_the_difference(whole):
+def test_a_changed_config_is_refused_with_the_difference(script, whole, monkeypatch, capsys):
     folder, _ = whole
-    done = run(folder, *TINY, "--set", "search.copies=3", "--resume", "run", status=2)
-    assert "search.copies: 2 -> 3" in done.stderr
+    monkeypatch.chdir(folder)
+    assert script([*TINY, "--set", "search.copies=3", "--resume", "run"]) == 2
+    assert "search.copies: 2 -> 3" in capsys.readouterr().err
+
+
+def test_a_directory_that_another_process_runs_in_is_refused(whole):
+    folder, _ = whole
+    with (folder / "run" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run(folder, "--resume", "run", status=2)
+    assert "another run holds it" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_dry_run_prints_plan_and_config_and_starts_nothing(tmp_path, config):
-    done = run(tmp_path, "--config", config, "--smoke", "--dry-run")
-    assert "theta trainings: 2 x 1 CPU" in done.stdout
-    assert yaml.safe_load(done.stdout)["splits"]["splits"] == 2
+def test_dry_run_prints_plan_and_config_and_starts_nothing(
+    script, tmp_path, monkeypatch, capsys, config
+):
+    monkeypatch.chdir(tmp_path)
+    assert script(["--config", str(config), "--smoke", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "theta trainings: 2 x 1 CPU" in output
+    assert yaml.safe_load(output)["splits"]["splits"] == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_option_and_says_what_they_do(script, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        script(["--help"])
+    text = capsys.readouterr().out
+    for option in ("--config", "--set", "--smoke", "--dry-run", "--out", "--resume"):
+        assert option in text
 
 
 @pytest.mark.parametrize(
