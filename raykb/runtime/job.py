@@ -36,7 +36,7 @@ from raykb.runtime.resources import Phase, ResourceError, WorkerResources
 from raykb.runtime.storage import LocalStorage, Storage, open_storage
 from raykb.runtime.tracking import Run, Status, Tracker, environment_tags, resolve_uri, ui_command
 from raykb.runtime.train import Result, train
-from raykb.runtime.tune import Candidate, LedgerError, search
+from raykb.runtime.tune import Candidate, LedgerError, SearchError, search
 from raykb.runtime.work import Letter, TrainJob
 
 RECORD = "run.json"
@@ -367,7 +367,7 @@ def _run(
             with _connected(address), _signals():
                 nodes = resources.cluster()
                 parallel = resources.plan(phases, nodes)
-                _check_shared(storage)
+                check_shared(storage, ray.util.get_node_ip_address(), ray.nodes())
                 tracker.ready(5.0)
                 script(Session(config, storage, parallel, parent, tracker, files))
             status, code = "FINISHED", 0
@@ -376,6 +376,9 @@ def _run(
             print(f"\n{name}: stopped by {stop}", file=sys.stderr)
         except (ResourceError, Refused, LedgerError):
             raise
+        except SearchError as error:
+            parent.text(str(error), "error.txt")
+            print(f"{name}: {error}", file=sys.stderr)
         except Exception:
             parent.text(traceback.format_exc(), "error.txt")
             traceback.print_exc()
@@ -487,19 +490,29 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_shared(storage: Storage) -> None:
-    """Refuse a local run directory that another host of the cluster does not see."""
-    here = ray.util.get_node_ip_address()
-    others = {n["NodeManagerAddress"]: n["NodeID"] for n in ray.nodes() if n["Alive"]}
+def check_shared(storage: Storage, here: str, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a local run directory that another host of the cluster does not see.
+
+    Args:
+        storage: the run directory.
+        here: address of this host.
+        nodes: of the cluster, as ``ray.nodes`` returns them; nodes of one host have one address.
+    """
+    others = {node["NodeManagerAddress"]: node["NodeID"] for node in nodes if node["Alive"]}
     others.pop(here, None)
-    if not isinstance(storage, LocalStorage) or not others:
+    if not isinstance(storage, LocalStorage):
         return
     for host, node in others.items():
-        strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-        look = ray.remote(LocalStorage.exists).options(num_cpus=0, scheduling_strategy=strategy)
-        if not ray.get(look.remote(storage, RECORD), timeout=60):
+        if not _sees(storage, node):
             raise Refused(
                 f"storage: {storage.uri} on {here} is not seen by {host}; with several hosts name "
                 "a folder that all of them mount, or an object store: --set storage=/nfs/… or "
                 "--set storage=s3://…"
             )
+
+
+def _sees(storage: LocalStorage, node: str) -> bool:
+    """Return whether ``node`` finds the run's record in ``storage``."""
+    strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    look = ray.remote(LocalStorage.exists).options(num_cpus=0, scheduling_strategy=strategy)
+    return bool(ray.get(look.remote(storage, RECORD), timeout=60))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykb.engine import checkpoint
 from raykb.runtime.group import run_group
@@ -99,7 +100,7 @@ def train(
     waiting = [job for job in jobs if job.name not in results]
     if not waiting:
         return [results[job.name] for job in jobs]
-    mailbox = _Mailbox.remote()  # type: ignore[attr-defined]
+    mailbox = _mailbox()
     launch = _launch_task if resources.workers == 1 else _launch_group
     running: dict[Any, TrainJob] = {}
     try:
@@ -108,8 +109,7 @@ def train(
                 job = waiting.pop(0)
                 running[launch(job, storage.uri, resources, mailbox, retries)] = job
             ready, _ = ray.wait(list(running), timeout=0.5)
-            for letter in ray.get(mailbox.take.remote()):
-                on_letter(letter)
+            _deliver(mailbox, on_letter)
             for reference in ready:
                 job = running.pop(reference)
                 ray.get(reference)
@@ -118,11 +118,27 @@ def train(
                     raise FileNotFoundError(f"{storage.uri}/{job.name}/{RESULT}: not written")
                 results[job.name] = result
                 on_result(result)
+        _deliver(mailbox, on_letter)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
         ray.kill(mailbox)
     return [results[job.name] for job in jobs]
+
+
+def _mailbox() -> Any:
+    """Return a mailbox on this host, which comes back empty should its process die."""
+    here = ray.get_runtime_context().get_node_id()
+    return _Mailbox.options(  # type: ignore[attr-defined]
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        max_restarts=-1,
+        max_task_retries=-1,
+    ).remote()
+
+
+def _deliver(mailbox: Any, on_letter: Callable[[Letter], None]) -> None:
+    for letter in ray.get(mailbox.take.remote()):
+        on_letter(letter)
 
 
 def _launch_task(

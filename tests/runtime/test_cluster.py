@@ -1,0 +1,170 @@
+"""Used on a cluster: a submitted job, several nodes, and hosts that share no disk."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+import pytest
+import ray
+import ray.cluster_utils
+
+from raykb.runtime import job
+from raykb.runtime.storage import LocalStorage
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    "--smoke",
+    "--set=data.train_size=240",
+    "--set=search.width=3",
+    "--set=comparison.augmentations=[searched_policy]",
+    "--set=comparison.seeds=1",
+]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory):
+    """A python that has every dependency and not raykb."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    others = [p for p in sys.path if p.endswith("site-packages")]
+    # a .pth of this environment that brings raykb in (an editable install) is not run from here
+    (site / "dependencies.pth").write_text("\n".join(others))
+    python = folder / "bin" / "python"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    probe = subprocess.run(
+        [python, "-c", "import ray; import raykb"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+    )
+    assert "No module named 'raykb'" in probe.stderr, probe.stderr
+    return python
+
+
+def start(interpreter, folder, *options):
+    """Start ``ray start --block`` with token authentication; end it by its process id."""
+    environment = os.environ | {
+        "HOME": str(folder / "home"),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+        "RAY_TMPDIR": str(folder),
+    }
+    environment.pop("PYTHONPATH", None)
+    (folder / "home").mkdir(exist_ok=True)
+    ray_command = [str(interpreter), "-m", "ray.scripts.scripts", "start", "--block", *options]
+    with (folder / "head.log").open("w") as log:
+        process = subprocess.Popen(
+            ray_command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT
+        )
+    return process, environment
+
+
+@pytest.fixture
+def head(interpreter, tmp_path_factory):
+    folder = Path(tempfile.mkdtemp(prefix="rkb", dir="/tmp"))  # socket paths are short
+    port, dashboard = free_port(), free_port()
+    process, environment = start(
+        interpreter,
+        folder,
+        "--head",
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        "--num-cpus=2",
+        "--object-store-memory=200000000",
+    )
+    environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    environment["ADDRESS"] = f"127.0.0.1:{port}"
+    time.sleep(15)
+    assert process.poll() is None, (folder / "head.log").read_text()
+    yield folder, environment
+    process.terminate()
+    process.wait(timeout=60)
+    shutil.rmtree(folder)
+
+
+def submit(interpreter, environment, *arguments, status=0):
+    client = [interpreter, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
+    done = subprocess.run(
+        [*client, "--", str(interpreter), "pipelines/fastaa_search.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_job_needs_no_raykb_on_the_nodes_and_its_results_stay(interpreter, head):
+    folder, environment = head
+    output = submit(interpreter, environment, *TINY)
+    home = folder / "home" / "raykb"
+    (run,) = (home / "runs").iterdir()
+    assert str(run) in output
+    assert json.loads((run / "results.json").read_text())["search"]["candidates"] == 6
+    assert (home / "mlflow.db").exists()
+
+
+def test_a_client_without_the_token_is_turned_away(interpreter, head):
+    _, environment = head
+    bare = {k: v for k, v in environment.items() if k != "RAY_AUTH_TOKEN"}
+    bare["HOME"] = "/nonexistent"
+    bare["RAY_AUTH_MODE"] = "disabled"
+    submit(interpreter, bare, "--help", status=1)
+
+
+@pytest.fixture
+def two_nodes():
+    ray.shutdown()
+    cluster = ray.cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_the_script_uses_both_nodes_of_a_cluster_that_runs(two_nodes, tmp_path):
+    environment = os.environ | {"RAY_ADDRESS": two_nodes.address}
+    arguments = [*TINY, "--out", tmp_path / "run", "--set=comparison.seeds=2"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "pipelines" / "fastaa_search.py", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_folder_that_another_host_does_not_see_is_refused(tmp_path, monkeypatch):
+    nodes = [
+        {"Alive": True, "NodeManagerAddress": "10.0.0.1", "NodeID": "here"},
+        {"Alive": True, "NodeManagerAddress": "10.0.0.2", "NodeID": "there"},
+    ]
+    monkeypatch.setattr(job, "_sees", lambda storage, node: False)
+    with pytest.raises(job.Refused, match=r"is not seen by 10\.0\.0\.2; with several hosts name"):
+        job.check_shared(LocalStorage(tmp_path), "10.0.0.1", nodes)
+    monkeypatch.setattr(job, "_sees", lambda storage, node: True)
+    job.check_shared(LocalStorage(tmp_path), "10.0.0.1", nodes)
+    monkeypatch.setattr(job, "_sees", lambda storage, node: 1 / 0)
+    job.check_shared(LocalStorage(tmp_path), "10.0.0.1", nodes[:1])
