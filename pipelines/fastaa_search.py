@@ -41,10 +41,12 @@ from raykb.engine.optim import OPTIMIZERS, SCHEDULES
 from raykb.engine.seeding import stream_seed
 from raykb.metrics.classification import paired_difference
 from raykb.models import MODELS
-from raykb.runtime.job import Session, launch
+from raykb.runtime.job import launch
 from raykb.runtime.resources import Phase, WorkerResources
+from raykb.runtime.session import Session
+from raykb.runtime.studies import Candidate, Study, searched
 from raykb.runtime.train import Result, share
-from raykb.runtime.tune import Candidate, Halving, Study, searched
+from raykb.runtime.tune import Halving
 from raykb.runtime.work import TrainJob
 
 DEFAULT = Path(__file__).parent / "configs" / "augment" / "fastaa_fashion_mnist_sample.yaml"

@@ -20,34 +20,25 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import raykb
 from raykb import config as configuration
 from raykb.config import build
 from raykb.runtime import resources
-from raykb.runtime.progress import Progress
-from raykb.runtime.resources import Phase, ResourceError, WorkerResources
+from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_address, connected
+from raykb.runtime.resources import Phase, ResourceError
+from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import LocalStorage, Storage, open_storage
-from raykb.runtime.tracking import Run, Status, Tracker, environment_tags, resolve_uri, ui_command
-from raykb.runtime.train import Result, train
-from raykb.runtime.tune import Candidate, LedgerError, SearchError, search
-from raykb.runtime.work import Letter, TrainJob
+from raykb.runtime.studies import LedgerError
+from raykb.runtime.tracking import Status, Tracker, environment_tags, resolve_uri, ui_command
+from raykb.runtime.tune import SearchError
 
 RECORD = "run.json"
-JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets this variable, which has this very name, for the driver of a submitted job."""
-
 EXIT_FAILED, EXIT_REFUSED = 1, 2
-
-
-class Refused(Exception):
-    """The run must not start; the message says why and what to do."""
 
 
 class Interrupted(BaseException):
@@ -56,119 +47,6 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
-
-
-@dataclass
-class Session:
-    """A run under way, as a script sees it.
-
-    Attributes:
-        config: the resolved configuration.
-        storage: the run directory.
-        parallel: pieces of each phase that run side by side, from the plan.
-        parent: the parent run in the tracker.
-        tracker: makes child runs.
-        files: where this host has the run's files for the tracker to send.
-    """
-
-    config: dict[str, Any]
-    storage: Storage
-    parallel: Mapping[str, int]
-    parent: Run
-    tracker: Tracker
-    files: Path
-    _children: dict[str, Run] = field(default_factory=dict)
-
-    def say(self, text: str) -> None:
-        """Tell the user what happens now."""
-        print(text, file=sys.stderr, flush=True)
-
-    @contextlib.contextmanager
-    def reading(self, section: str) -> Iterator[None]:
-        """Turn errors of the input that a section of the config names into a refusal."""
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            raise Refused(f"{section}: {error}") from error
-
-    def child(self, name: str, *, phase: str, params: Mapping[str, Any] | None = None) -> Run:
-        """Return the child run ``name``; it has the parent's parameters and ``params``."""
-        if name not in self._children:
-            self._children[name] = self.tracker.run(
-                name,
-                name=name,
-                parent=self.parent,
-                params=configuration.flatten(self.config) | dict(params or {}),
-                tags={"raykb.phase": phase},
-            )
-        return self._children[name]
-
-    def write(self, name: str, data: bytes | str) -> None:
-        """Write a file of the run directory, and log it to the parent run."""
-        data = data.encode() if isinstance(data, str) else data
-        self.storage.write(name, data)
-        if not isinstance(self.storage, LocalStorage):
-            LocalStorage(self.files).write(name, data)  # the tracker sends files of this host
-        self.parent.artifact(self.files / name)
-
-    def train(
-        self,
-        phase: str,
-        jobs: Sequence[TrainJob],
-        each: WorkerResources,
-        params: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> list[Result]:
-        """Run ``jobs`` with progress, each with a child run; see :func:`raykb.runtime.train.train`.
-
-        Args:
-            phase: its name in the plan.
-            jobs: the trainings.
-            each: what one of them takes.
-            params: further parameters of the child runs, by the job's name.
-        """
-        share = {job.name: 0.0 for job in jobs}
-        runs = {
-            job.name: self.child(job.name, phase=phase, params=(params or {}).get(job.name))
-            for job in jobs
-        }
-        with Progress(phase, len(jobs), "") as progress:
-
-            def on_letter(letter: Letter) -> None:
-                runs[letter.name].log(letter.step, letter.figures)
-                share[letter.name] = max(share[letter.name], letter.step / letter.steps * 0.999)
-                progress.update(sum(share.values()))
-
-            def on_result(result: Result) -> None:
-                runs[result.name].log(result.steps, result.metrics)
-                runs[result.name].finish()
-                share[result.name] = 1.0
-                progress.update(sum(share.values()))
-
-            return train(
-                jobs,
-                storage=self.storage,
-                resources=each,
-                parallel=self.parallel[phase],
-                on_letter=on_letter,
-                on_result=on_result,
-            )
-
-    def search(
-        self, phase: str, total: int, on_told: Callable[[Candidate], None], **arguments: Any
-    ) -> list[Candidate]:
-        """Search with progress; see :func:`raykb.runtime.tune.search`."""
-        with Progress(phase, total, "") as progress:
-            told = 0
-
-            def count(candidate: Candidate) -> None:
-                nonlocal told
-                told += 1
-                on_told(candidate)
-                progress.update(told)
-
-            return search(
-                storage=self.storage, parallel=self.parallel[phase], on_told=count, **arguments
-            )
 
 
 def launch(
@@ -199,7 +77,7 @@ def launch(
         if arguments.dry_run:
             _show_plan(config, phases)
             return 0
-        address = _address()
+        address = cluster_address()
         if address is None:
             resources.plan(phases, resources.this_host())
         where = _where(arguments, config, name)
@@ -317,7 +195,7 @@ def _where(arguments: argparse.Namespace, config: Mapping[str, Any], name: str) 
 def _show_plan(config: Mapping[str, Any], phases: Sequence[Phase]) -> None:
     """Print what a run would do; refuse what this host could not do."""
     print(configuration.dump(config), end="")
-    address = _address()
+    address = cluster_address()
     nodes = resources.this_host()
     print(f"\n# plan, on {address or 'this host: ' + resources.describe(nodes)}")
     for phase in phases:
@@ -327,14 +205,6 @@ def _show_plan(config: Mapping[str, Any], phases: Sequence[Phase]) -> None:
             print(f"#   {name}: {count} at once")
     else:
         print("#   what fits is known once the run has connected")
-
-
-def _address() -> str | None:
-    """Return the address of the cluster to connect to, or None if a local Ray is to be started."""
-    if address := os.environ.get("RAY_ADDRESS"):
-        return address
-    folder = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    return "auto" if folder.exists() else None
 
 
 def _run(
@@ -364,10 +234,10 @@ def _run(
         status: Status = "FAILED"
         code = EXIT_FAILED
         try:
-            with _connected(address), _signals():
+            with connected(address), _signals():
                 nodes = resources.cluster()
                 parallel = resources.plan(phases, nodes)
-                check_shared(storage, ray.util.get_node_ip_address(), ray.nodes())
+                check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
                 tracker.ready(5.0)
                 script(Session(config, storage, parallel, parent, tracker, files))
             status, code = "FINISHED", 0
@@ -437,43 +307,6 @@ def _locked(storage: Storage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start a local Ray; end only what was started here."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        paths = [str(_package().parent), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers inherit it
-        ray.init(address="local", include_dashboard=False, **quiet)
-    else:
-        try:
-            ray.init(address=address, runtime_env=_runtime_env(), **quiet)
-        except ConnectionError as error:
-            raise Refused(
-                f"RAY_ADDRESS: no cluster answers at {address!r}; start one with `ray start "
-                "--head`, or unset RAY_ADDRESS (and remove a stale /tmp/ray/ray_current_cluster) "
-                "to have a local Ray"
-            ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _runtime_env() -> dict[str, Any] | None:
-    """Return what brings this package to the workers; a job's working directory already does."""
-    shipped = json.loads(os.environ.get(JOB_ENVIRONMENT, "{}")).get("runtime_env", {})
-    if shipped.get("working_dir") or shipped.get("py_modules"):
-        return None
-    return {"py_modules": [str(_package())]}
-
-
-def _package() -> Path:
-    return Path(raykb.__file__).resolve().parent
-
-
-@contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into :class:`Interrupted`; entered after ``ray.init`` set its own."""
 
@@ -488,31 +321,3 @@ def _signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def check_shared(storage: Storage, here: str, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a local run directory that another host of the cluster does not see.
-
-    Args:
-        storage: the run directory.
-        here: address of this host.
-        nodes: of the cluster, as ``ray.nodes`` returns them; nodes of one host have one address.
-    """
-    others = {node["NodeManagerAddress"]: node["NodeID"] for node in nodes if node["Alive"]}
-    others.pop(here, None)
-    if not isinstance(storage, LocalStorage):
-        return
-    for host, node in others.items():
-        if not _sees(storage, node):
-            raise Refused(
-                f"storage: {storage.uri} on {here} is not seen by {host}; with several hosts name "
-                "a folder that all of them mount, or an object store: --set storage=/nfs/… or "
-                "--set storage=s3://…"
-            )
-
-
-def _sees(storage: LocalStorage, node: str) -> bool:
-    """Return whether ``node`` finds the run's record in ``storage``."""
-    strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    look = ray.remote(LocalStorage.exists).options(num_cpus=0, scheduling_strategy=strategy)
-    return bool(ray.get(look.remote(storage, RECORD), timeout=60))

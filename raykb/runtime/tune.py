@@ -1,51 +1,26 @@
-"""Ray Tune drives many studies at once: a composite searcher over long-lived evaluators.
-
-One :class:`Study` is one Optuna study with a seed of its own. The searcher asks the studies in
-turn for candidates, hands them to Tune, and tells each study what came of them. All that it asks
-and tells goes to an append-only ledger first:
-
-    {"event": "opened", …}
-    {"event": "asked", "study": "split-0/round-0", "number": 3, "params": {…}}
-    {"event": "told",  "study": "split-0/round-0", "number": 3, "status": "finished", …}
-
-To resume is to replay the ledger into fresh studies with the same seeds: each replayed question
-must give the suggestion that the ledger holds, candidates that were asked but not told are
-scored first, and nothing that was told is scored again.
-"""
+"""Ray Tune drives many studies at once, over long-lived evaluators that serve any of them."""
 
 import functools
 import logging
-import math
 import os
 import tempfile
 import time
 import types
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
 import ray
 import torch
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
-from ray.tune.utils import flatten_dict
 
 from raykb.runtime.resources import WorkerResources
+from raykb.runtime.searcher import StudySearcher
 from raykb.runtime.storage import Storage
-
-LEDGER = "ledger.jsonl"
-_HOPELESS = 4
-
-Space = Mapping[str, tuple[Any, ...]]
-"""A search space as plain data: two floats are a range, strings are choices."""
-
-Figures = dict[str, float]
+from raykb.runtime.studies import LEDGER, Candidate, Figures, OpenStudy, Space, Study
 
 _logger = logging.getLogger(__name__)
 
@@ -63,23 +38,6 @@ class Score(Protocol):
         ``candidate`` holds ``params`` and the study's own ``fields``.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Study:
-    """One search of its own.
-
-    Attributes:
-        name: unique; the ledger's key.
-        group: studies of one group run one after the other (the rounds of a split).
-        seed: of the sampler.
-        fields: what the evaluators are told of it, ``{"split": 0, "round": 1}``.
-    """
-
-    name: str
-    group: str
-    seed: int
-    fields: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,239 +59,8 @@ class Halving:
             raise ValueError(f"reduction_factor: {self.reduction_factor}, must be above 1")
 
 
-@dataclass
-class Candidate:
-    """One suggestion of a study and what came of it.
-
-    Attributes:
-        study: whose it is.
-        number: counted from 0 in its study.
-        params: the suggestion.
-        status: ``asked``, then ``finished``, ``stopped`` (early, by halving) or ``failed``.
-        figures: what the evaluator returned last.
-        rungs: the reward after each part, as far as it got.
-        error: why it failed.
-    """
-
-    study: Study
-    number: int
-    params: dict[str, Any]
-    status: str = "asked"
-    figures: Figures = field(default_factory=dict)
-    rungs: list[float] = field(default_factory=list)
-    error: str = ""
-
-
 class SearchError(Exception):
     """No candidate could be scored."""
-
-
-class LedgerError(Exception):
-    """The ledger does not fit this search."""
-
-
-def sampler(name: str, seed: int, *, startup: int = 20) -> optuna.samplers.BaseSampler:
-    """Return the Optuna sampler ``tpe`` (after ``startup`` random candidates) or ``random``."""
-    if name == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, constant_liar=True
-            )
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    raise ValueError(f"sampler: {name!r}, must be 'tpe' or 'random'")
-
-
-def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Return ``space`` as Optuna's distributions."""
-    return {
-        name: FloatDistribution(*values)
-        if all(isinstance(value, float) for value in values) and len(values) == 2
-        else CategoricalDistribution(values)
-        for name, values in space.items()
-    }
-
-
-class OpenStudy:
-    """A study while it is searched: Optuna's state, and every candidate so far."""
-
-    def __init__(self, study: Study, *, space: Space, width: int, sampler_name: str) -> None:
-        self.study = study
-        self.width = width
-        self.candidates: list[Candidate] = []
-        self._again: list[Candidate] = []  # asked before a crash, never told
-        self._space = distributions(space)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna = optuna.create_study(
-            direction="maximize", sampler=sampler(sampler_name, study.seed)
-        )
-        self._trials: list[optuna.Trial] = []
-
-    @property
-    def in_flight(self) -> int:
-        """How many candidates are being scored."""
-        return sum(c.status == "asked" for c in self.candidates) - len(self._again)
-
-    @property
-    def to_ask(self) -> int:
-        """How many candidates can still be handed out."""
-        return self.width - len(self.candidates) + len(self._again)
-
-    def ask(self) -> tuple[Candidate, bool]:
-        """Return the next candidate, and whether it is new (else it was in flight in a crash)."""
-        if self._again:
-            return self._again.pop(0), False
-        return self._ask(), True
-
-    def _ask(self) -> Candidate:
-        trial = self._optuna.ask(self._space)
-        self._trials.append(trial)
-        self.candidates.append(Candidate(self.study, trial.number, dict(trial.params)))
-        return self.candidates[-1]
-
-    def tell(self, candidate: Candidate) -> None:
-        """Tell Optuna, once, what came of ``candidate``."""
-        trial = self._trials[candidate.number]
-        if candidate.status == "finished":
-            self._optuna.tell(trial, candidate.figures["reward"])
-        elif candidate.status == "stopped":
-            for part, reward in enumerate(candidate.rungs):
-                trial.report(reward, part)
-            self._optuna.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._optuna.tell(trial, state=TrialState.FAIL)
-
-    def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Bring a fresh study to where the ledger's records of it end.
-
-        Raises:
-            LedgerError: a replayed question gives another suggestion than the ledger's.
-        """
-        for record in records:
-            if record["event"] == "asked":
-                candidate = self._ask()
-                if candidate.params != record["params"]:
-                    raise LedgerError(
-                        f"{self.study.name}: candidate {candidate.number} is suggested as "
-                        f"{candidate.params}, the ledger has {record['params']}. The ledger was "
-                        "written with another seed, search space or version of Optuna (here "
-                        f"{optuna.__version__}): resume with those, or start in a new directory."
-                    )
-            else:
-                candidate = self.candidates[record["number"]]
-                candidate.status, candidate.error = record["status"], record["error"]
-                candidate.figures, candidate.rungs = record["figures"], record["rungs"]
-                self.tell(candidate)
-        self._again = [candidate for candidate in self.candidates if candidate.status == "asked"]
-
-
-class StudySearcher(Searcher):
-    """One searcher over many studies, as Tune knows searchers.
-
-    Each group has at most ``per_group`` candidates in flight, and its studies run one after the
-    other; the group that has been asked least is asked next. With one in flight per group, what
-    a study is asked and told, and so what it suggests, does not depend on timing.
-    """
-
-    def __init__(
-        self,
-        studies: Sequence[OpenStudy],
-        *,
-        per_group: int,
-        record: Callable[[dict[str, Any]], None],
-        on_told: Callable[[Candidate], None],
-    ) -> None:
-        super().__init__(metric="reward", mode="max")
-        self._groups: dict[str, list[OpenStudy]] = {}
-        for study in studies:
-            self._groups.setdefault(study.study.group, []).append(study)
-        self._studies = {study.study.name: study for study in studies}
-        self._per_group = per_group
-        self._record = record
-        self._on_told = on_told
-        self.by_trial: dict[str, Candidate] = {}
-
-    @property
-    def failures(self) -> list[str]:
-        """The errors of the candidates, as long as every one of them failed."""
-        told = [c for s in self._studies.values() for c in s.candidates if c.status != "asked"]
-        return [c.error for c in told] if all(c.status == "failed" for c in told) else []
-
-    def suggest(self, trial_id: str) -> Any:
-        """Return the next candidate, None while every group is full, or FINISHED."""
-        if len(self.failures) >= _HOPELESS:
-            return Searcher.FINISHED
-        ready: list[tuple[int, OpenStudy]] = []
-        for group in self._groups.values():
-            study = next((s for s in group if s.to_ask or s.in_flight), None)
-            if study and study.to_ask and study.in_flight < self._per_group:
-                ready.append((sum(s.width - s.to_ask for s in group), study))
-        if not ready:
-            left = any(study.to_ask for study in self._studies.values())
-            return None if left else Searcher.FINISHED
-        study = min(ready, key=lambda pair: pair[0])[1]
-        candidate, new = study.ask()
-        if new:
-            self._record({"event": "asked"} | _key(candidate) | {"params": candidate.params})
-        self.by_trial[trial_id] = candidate
-        return {
-            "study": candidate.study.name,
-            "number": candidate.number,
-            "params": candidate.params,
-            "fields": candidate.study.fields,
-        }
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Keep the figures after one more part of the data."""
-        self._keep(self.by_trial[trial_id], result)
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """Tell the study what came of its candidate, the ledger first."""
-        candidate = self.by_trial[trial_id]
-        if error or result is None or "part" not in result:
-            candidate.status = "failed"
-            candidate.error = candidate.error or "the evaluator failed"
-        else:
-            self._keep(candidate, result)
-        outcome = {
-            "status": candidate.status,
-            "error": candidate.error,
-            "figures": candidate.figures,
-            "rungs": candidate.rungs,
-        }
-        self._record({"event": "told"} | _key(candidate) | outcome)
-        self._studies[candidate.study.name].tell(candidate)
-        self._on_told(candidate)
-
-    def _keep(self, candidate: Candidate, result: Mapping[str, Any]) -> None:
-        """Write one of Tune's results into ``candidate``."""
-        part, reward = int(result["part"]), float(result["reward"])
-        candidate.rungs = [*candidate.rungs[: part - 1], reward]
-        candidate.figures = {
-            name.removeprefix("figures/"): float(value)
-            for name, value in flatten_dict(dict(result)).items()
-            if name.startswith("figures/")
-        }
-        candidate.status = "finished" if part == int(result["parts"]) else "stopped"
-        if not math.isfinite(reward):
-            candidate.status, candidate.error = "failed", f"reward: {reward} is not finite"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its searcher for a snapshot that is never read."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the ledger is the truth."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: the ledger is the truth."""
-
-
-def _key(candidate: Candidate) -> dict[str, Any]:
-    return {"study": candidate.study.name, "number": candidate.number}
 
 
 class _HalvingByStudy(FIFOScheduler):
@@ -509,25 +236,12 @@ def search(
             threads=resources.cpus,
         )
         _tune(evaluator, searcher, scheduler, left, resources, parallel, retries)
-        if len(searcher.failures) >= _HOPELESS:
+        if searcher.hopeless:
             raise SearchError(
                 f"no candidate could be scored; the first {len(searcher.failures)} failed with: "
                 + "; ".join(dict.fromkeys(searcher.failures))
             )
     return [candidate for study in opened for candidate in study.candidates]
-
-
-def searched(storage: Storage) -> tuple[float, int]:
-    """Return the wall seconds of the search in ``storage``, pauses taken out, and its candidates.
-
-    A candidate counts once it was told, also one that was stopped early or failed.
-    """
-    seconds, told, before = 0.0, 0, math.nan
-    for record in storage.records(LEDGER):
-        seconds += 0.0 if record["event"] == "opened" else record["time"] - before
-        told += record["event"] == "told"
-        before = record["time"]
-    return seconds, told
 
 
 def _tune(

@@ -26,7 +26,8 @@ from raykb.data.views import CropFlipView
 from raykb.models import MODELS
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.storage import LocalStorage
-from raykb.runtime.tune import LEDGER, Study, search
+from raykb.runtime.studies import LEDGER, Study
+from raykb.runtime.tune import search
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "fastaa_search.py"
 SHORT = ["theta.epochs=2", "final.epochs=2", "comparison.seeds=1"]

@@ -15,7 +15,8 @@ import pytest
 import ray
 import ray.cluster_utils
 
-from raykb.runtime import job
+from raykb.runtime import connection
+from raykb.runtime.session import Refused
 from raykb.runtime.storage import LocalStorage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,10 +162,10 @@ def test_a_folder_that_another_host_does_not_see_is_refused(tmp_path, monkeypatc
         {"Alive": True, "NodeManagerAddress": "10.0.0.1", "NodeID": "here"},
         {"Alive": True, "NodeManagerAddress": "10.0.0.2", "NodeID": "there"},
     ]
-    monkeypatch.setattr(job, "_sees", lambda storage, node: False)
-    with pytest.raises(job.Refused, match=r"is not seen by 10\.0\.0\.2; with several hosts name"):
-        job.check_shared(LocalStorage(tmp_path), "10.0.0.1", nodes)
-    monkeypatch.setattr(job, "_sees", lambda storage, node: True)
-    job.check_shared(LocalStorage(tmp_path), "10.0.0.1", nodes)
-    monkeypatch.setattr(job, "_sees", lambda storage, node: 1 / 0)
-    job.check_shared(LocalStorage(tmp_path), "10.0.0.1", nodes[:1])
+    monkeypatch.setattr(connection, "_sees", lambda storage, record, node: False)
+    with pytest.raises(Refused, match=r"is not seen by 10\.0\.0\.2; with several hosts name"):
+        connection.check_shared(LocalStorage(tmp_path), "run.json", "10.0.0.1", nodes)
+    monkeypatch.setattr(connection, "_sees", lambda storage, record, node: True)
+    connection.check_shared(LocalStorage(tmp_path), "run.json", "10.0.0.1", nodes)
+    monkeypatch.setattr(connection, "_sees", lambda storage, record, node: 1 / 0)
+    connection.check_shared(LocalStorage(tmp_path), "run.json", "10.0.0.1", nodes[:1])

@@ -11,19 +11,10 @@ import pytest
 import ray
 
 from raykb.runtime.resources import WorkerResources
+from raykb.runtime.searcher import StudySearcher
 from raykb.runtime.storage import LocalStorage
-from raykb.runtime.tune import (
-    LEDGER,
-    Candidate,
-    Halving,
-    LedgerError,
-    OpenStudy,
-    SearchError,
-    Study,
-    StudySearcher,
-    sampler,
-    search,
-)
+from raykb.runtime.studies import LEDGER, Candidate, LedgerError, OpenStudy, Study, sampler
+from raykb.runtime.tune import Halving, SearchError, search
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 

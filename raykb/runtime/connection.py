@@ -1,0 +1,96 @@
+"""The cluster of a run: found or started, this package brought to it, its disks looked at."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import raykb
+from raykb.runtime.session import Refused
+from raykb.runtime.storage import LocalStorage, Storage
+
+JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable, which has this very name, for the driver of a submitted job."""
+
+EXIT_FAILED, EXIT_REFUSED = 1, 2
+
+
+def cluster_address() -> str | None:
+    """Return the address of the cluster to connect to, or None if a local Ray is to be started."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        return address
+    folder = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    return "auto" if folder.exists() else None
+
+
+@contextlib.contextmanager
+def connected(where: str | None) -> Iterator[None]:
+    """Connect to a cluster, or start a local Ray; end only what was started here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if where is None:
+        paths = [str(_package().parent), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers inherit it
+        ray.init(address="local", include_dashboard=False, **quiet)
+    else:
+        try:
+            ray.init(address=where, runtime_env=_runtime_env(), **quiet)
+        except ConnectionError as error:
+            raise Refused(
+                f"RAY_ADDRESS: no cluster answers at {where!r}; start one with `ray start "
+                "--head`, or unset RAY_ADDRESS (and remove a stale /tmp/ray/ray_current_cluster) "
+                "to have a local Ray"
+            ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _runtime_env() -> dict[str, Any] | None:
+    """Return what brings this package to the workers; a job's working directory already does."""
+    shipped = json.loads(os.environ.get(JOB_ENVIRONMENT, "{}")).get("runtime_env", {})
+    if shipped.get("working_dir") or shipped.get("py_modules"):
+        return None
+    return {"py_modules": [str(_package())]}
+
+
+def _package() -> Path:
+    return Path(raykb.__file__).resolve().parent
+
+
+def check_shared(
+    storage: Storage, record: str, here: str, nodes: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse a local run directory that another host of the cluster does not see.
+
+    Args:
+        storage: the run directory.
+        record: a file that is in it.
+        here: address of this host.
+        nodes: of the cluster, as ``ray.nodes`` returns them; nodes of one host have one address.
+    """
+    others = {node["NodeManagerAddress"]: node["NodeID"] for node in nodes if node["Alive"]}
+    others.pop(here, None)
+    if not isinstance(storage, LocalStorage):
+        return
+    for host, node in others.items():
+        if not _sees(storage, record, node):
+            raise Refused(
+                f"storage: {storage.uri} on {here} is not seen by {host}; with several hosts name "
+                "a folder that all of them mount, or an object store: --set storage=/nfs/… or "
+                "--set storage=s3://…"
+            )
+
+
+def _sees(storage: LocalStorage, record: str, node: str) -> bool:
+    """Return whether ``node`` finds the run's record in ``storage``."""
+    strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    look = ray.remote(LocalStorage.exists).options(num_cpus=0, scheduling_strategy=strategy)
+    return bool(ray.get(look.remote(storage, record), timeout=60))

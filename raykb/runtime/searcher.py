@@ -1,0 +1,125 @@
+"""One searcher over many studies, as Ray Tune knows searchers."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ray.tune.search import Searcher
+from ray.tune.utils import flatten_dict
+
+from raykb.runtime.studies import Candidate, OpenStudy
+
+_HOPELESS = 4
+
+
+class StudySearcher(Searcher):
+    """One searcher over many studies, as Tune knows searchers.
+
+    Each group has at most ``per_group`` candidates in flight, and its studies run one after the
+    other; the group that has been asked least is asked next. With one in flight per group, what
+    a study is asked and told, and so what it suggests, does not depend on timing.
+    """
+
+    def __init__(
+        self,
+        studies: Sequence[OpenStudy],
+        *,
+        per_group: int,
+        record: Callable[[dict[str, Any]], None],
+        on_told: Callable[[Candidate], None],
+    ) -> None:
+        super().__init__(metric="reward", mode="max")
+        self._groups: dict[str, list[OpenStudy]] = {}
+        for study in studies:
+            self._groups.setdefault(study.study.group, []).append(study)
+        self._studies = {study.study.name: study for study in studies}
+        self._per_group = per_group
+        self._record = record
+        self._on_told = on_told
+        self.by_trial: dict[str, Candidate] = {}
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the first candidates failed one and all: then so would the others."""
+        return len(self.failures) >= _HOPELESS
+
+    @property
+    def failures(self) -> list[str]:
+        """The errors of the candidates, as long as every one of them failed."""
+        told = [c for s in self._studies.values() for c in s.candidates if c.status != "asked"]
+        return [c.error for c in told] if all(c.status == "failed" for c in told) else []
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next candidate, None while every group is full, or FINISHED."""
+        if self.hopeless:
+            return Searcher.FINISHED
+        ready: list[tuple[int, OpenStudy]] = []
+        for group in self._groups.values():
+            study = next((s for s in group if s.to_ask or s.in_flight), None)
+            if study and study.to_ask and study.in_flight < self._per_group:
+                ready.append((sum(s.width - s.to_ask for s in group), study))
+        if not ready:
+            left = any(study.to_ask for study in self._studies.values())
+            return None if left else Searcher.FINISHED
+        study = min(ready, key=lambda pair: pair[0])[1]
+        candidate, new = study.ask()
+        if new:
+            self._record({"event": "asked"} | _key(candidate) | {"params": candidate.params})
+        self.by_trial[trial_id] = candidate
+        return {
+            "study": candidate.study.name,
+            "number": candidate.number,
+            "params": candidate.params,
+            "fields": candidate.study.fields,
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Keep the figures after one more part of the data."""
+        self._keep(self.by_trial[trial_id], result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the study what came of its candidate, the ledger first."""
+        candidate = self.by_trial[trial_id]
+        if error or result is None or "part" not in result:
+            candidate.status = "failed"
+            candidate.error = candidate.error or "the evaluator failed"
+        else:
+            self._keep(candidate, result)
+        outcome = {
+            "status": candidate.status,
+            "error": candidate.error,
+            "figures": candidate.figures,
+            "rungs": candidate.rungs,
+        }
+        self._record({"event": "told"} | _key(candidate) | outcome)
+        self._studies[candidate.study.name].tell(candidate)
+        self._on_told(candidate)
+
+    def _keep(self, candidate: Candidate, result: Mapping[str, Any]) -> None:
+        """Write one of Tune's results into ``candidate``."""
+        part, reward = int(result["part"]), float(result["reward"])
+        candidate.rungs = [*candidate.rungs[: part - 1], reward]
+        candidate.figures = {
+            name.removeprefix("figures/"): float(value)
+            for name, value in flatten_dict(dict(result)).items()
+            if name.startswith("figures/")
+        }
+        candidate.status = "finished" if part == int(result["parts"]) else "stopped"
+        if not math.isfinite(reward):
+            candidate.status, candidate.error = "failed", f"reward: {reward} is not finite"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its searcher for a snapshot that is never read."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger is the truth."""
+
+
+def _key(candidate: Candidate) -> dict[str, Any]:
+    return {"study": candidate.study.name, "number": candidate.number}
