@@ -138,15 +138,16 @@ class Trainings:
         """Return the training of the network of ``split`` on the ``rest`` that it does not hold."""
         seed = stream_seed(self._config["seed"], "theta", split)
         default = AUGMENTATIONS["cutout"]()
-        return self._job(f"theta/split-{split}", "theta", seed, default, rest, len(rest))
+        params = {"split": split, "augmentation": "cutout"}
+        return self._job(f"theta/split-{split}", "theta", seed, default, rest, len(rest), params)
 
     def final(self, name: str, seed: int, policy: Policy, images: int) -> TrainJob:
         """Return the training with augmentation ``name`` on all images; same seed, same start."""
-        seed_of_run = stream_seed(self._config["seed"], "final", seed)
-        augmentation = self._augmentation(name, seed_of_run, policy)
-        return self._job(
-            f"final/{name}/seed-{seed}", "final", seed_of_run, augmentation, None, images
-        )
+        own_seed = stream_seed(self._config["seed"], "final", seed)
+        augmentation = self._augmentation(name, own_seed, policy)
+        params = {"augmentation": name, "seed_number": seed}
+        job = f"final/{name}/seed-{seed}"
+        return self._job(job, "final", own_seed, augmentation, None, images, params)
 
     @staticmethod
     def _augmentation(name: str, seed: int, policy: Policy) -> Augmentation:
@@ -164,6 +165,7 @@ class Trainings:
         augmentation: Augmentation,
         indices: np.ndarray | None,
         images: int,
+        params: dict[str, Any],
     ) -> TrainJob:
         recipe = build(Recipe, self._config[section])
         view = self._view
@@ -178,6 +180,7 @@ class Trainings:
             seed,
             save_every=recipe.save_every_epochs * per_epoch,
             log_every=per_epoch,
+            params=params,
         )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,13 @@ def cluster_address() -> str | None:
     """Return the address of the cluster to connect to, or None if a local Ray is to be started."""
     if address := os.environ.get("RAY_ADDRESS"):
         return address
-    folder = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    return "auto" if folder.exists() else None
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:  # `ray start` leaves its address here, also when it has been killed since
+        host, _, port = note.read_text().strip().rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=1.0):
+            return f"{host}:{port}"
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager
@@ -44,8 +50,7 @@ def connected(where: str | None) -> Iterator[None]:
         except ConnectionError as error:
             raise Refused(
                 f"RAY_ADDRESS: no cluster answers at {where!r}; start one with `ray start "
-                "--head`, or unset RAY_ADDRESS (and remove a stale /tmp/ray/ray_current_cluster) "
-                "to have a local Ray"
+                "--head`, or unset RAY_ADDRESS to have a local Ray"
             ) from error
     try:
         yield

@@ -81,10 +81,8 @@ def launch(
         if address is None:
             resources.plan(phases, resources.this_host())
         where = _where(arguments, config, name)
-        return _run(script, name, config, phases, address, where, arguments)
+        return _run(script, name, config, phases, address, where)
     except (configuration.ConfigError, ResourceError, Refused, LedgerError, ValueError) as error:
-        if os.environ.get("RAYKB_TRACEBACK"):
-            traceback.print_exc()
         print(f"{name}: {error}", file=sys.stderr)
         return EXIT_REFUSED
 
@@ -214,18 +212,16 @@ def _run(
     phases: Sequence[Phase],
     address: str | None,
     storage: Storage,
-    arguments: argparse.Namespace,
 ) -> int:
     """Set up everything around ``script``, run it, and close everything in order."""
-    uri = resolve_uri(config["tracking"].get("uri"), launch_dir=home())
-    with _locked(storage):
-        key = _begin(storage, name, config)
+    with _locked(storage), contextlib.ExitStack() as stack:
+        record = _begin(storage, name, config)
+        uri, files = record["tracking_uri"], _files(storage, record["key"])
         print(f"{name}: run directory {storage.uri}", file=sys.stderr, flush=True)
-        files = _files(storage, key)
         experiment = build(Tracking, config["tracking"]).experiment
         tracker = Tracker(uri, experiment, spool=files / "tracking")
         parent = tracker.run(
-            key,
+            record["key"],
             name=Path(storage.uri).name,
             params=configuration.flatten(config),
             tags=environment_tags() | {"raykb.script": name, "raykb.storage": storage.uri},
@@ -234,12 +230,13 @@ def _run(
         status: Status = "FAILED"
         code = EXIT_FAILED
         try:
-            with connected(address), _signals():
-                nodes = resources.cluster()
-                parallel = resources.plan(phases, nodes)
-                check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
-                tracker.ready(5.0)
-                script(Session(config, storage, parallel, parent, tracker, files))
+            with _signals():
+                stack.enter_context(connected(address))
+                with _signals():  # again, since Ray sets its own
+                    parallel = resources.plan(phases, resources.cluster())
+                    check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
+                    tracker.ready(5.0)
+                    script(Session(config, storage, parallel, parent, tracker, files))
             status, code = "FINISHED", 0
         except Interrupted as stop:
             status, code = "KILLED", 128 + stop.number
@@ -252,8 +249,8 @@ def _run(
         except Exception:
             parent.text(traceback.format_exc(), "error.txt")
             traceback.print_exc()
-        finally:
-            tracker.close(status)
+        finally:  # before Ray, which takes longer to end than a stopped job is given
+            tracker.close(status, wait_s=2.0 if status == "KILLED" else 10.0)
         _last_words(name, storage, uri, code)
         return code
 
@@ -266,13 +263,22 @@ def _last_words(name: str, storage: Storage, uri: str, code: int) -> None:
     print(f"open the UI     {ui_command(uri)}")
 
 
-def _begin(storage: Storage, name: str, config: Mapping[str, Any]) -> str:
-    """Write the record of a new run, or read that of the resumed one; return the run's key."""
+def _begin(storage: Storage, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the record of a new run, or read that of the resumed one; return it.
+
+    A database is recorded, so that a run resumed from another folder goes on where it was; a
+    server, whose address may hold a password, is not.
+    """
     if not storage.exists(RECORD):
         record = {"schema": 1, "key": uuid.uuid4().hex, "script": name, "config": config}
+        uri = resolve_uri(config["tracking"].get("uri"), launch_dir=home())
+        record["tracking_uri"] = uri if uri.startswith("sqlite:") else None
         storage.write(RECORD, json.dumps(record, indent=1).encode())
-    key: str = json.loads(storage.read(RECORD))["key"]
-    return key
+    stored: dict[str, Any] = json.loads(storage.read(RECORD))
+    stored["tracking_uri"] = stored["tracking_uri"] or resolve_uri(
+        config["tracking"].get("uri"), launch_dir=home()
+    )
+    return stored
 
 
 def _files(storage: Storage, key: str) -> Path:

@@ -22,7 +22,6 @@ class Progress:
         self._title, self._total, self._unit = title, total, unit
         self._done, self._note = 0.0, ""
         self._began = self._printed = time.monotonic()
-        self._start = 0.0
         self._bar = (
             tqdm(
                 total=total,
@@ -49,13 +48,6 @@ class Progress:
         elif kind is None:
             self._line()
 
-    def begin_at(self, done: float) -> None:
-        """Start from ``done`` pieces that an earlier run did; they do not count for the speed."""
-        self._start = self._done = done
-        if self._bar is not None:
-            self._bar.initial = self._bar.n = done
-            self._bar.refresh()
-
     def update(self, done: float, note: str = "") -> None:
         """Say that ``done`` pieces are done in all, with a ``note`` behind."""
         self._done, self._note = done, note
@@ -69,7 +61,7 @@ class Progress:
     def _line(self) -> None:
         self._printed = time.monotonic()
         elapsed = self._printed - self._began
-        speed = (self._done - self._start) / elapsed if elapsed else 0.0
+        speed = self._done / elapsed if elapsed else 0.0
         left = (self._total - self._done) / speed if speed else float("nan")
         parts = [
             f"{self._title}: {self._done:.4g}/{self._total:.4g} {self._unit}".rstrip(),

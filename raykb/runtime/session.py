@@ -80,7 +80,6 @@ class Session:
         phase: str,
         jobs: Sequence[TrainJob],
         each: WorkerResources,
-        params: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> list[Result]:
         """Run ``jobs`` with progress, each with a child run; see :func:`raykb.runtime.train.train`.
 
@@ -88,13 +87,9 @@ class Session:
             phase: its name in the plan.
             jobs: the trainings.
             each: what one of them takes.
-            params: further parameters of the child runs, by the job's name.
         """
         share = {job.name: 0.0 for job in jobs}
-        runs = {
-            job.name: self.child(job.name, phase=phase, params=(params or {}).get(job.name))
-            for job in jobs
-        }
+        runs = {job.name: self.child(job.name, phase=phase, params=job.params) for job in jobs}
         with Progress(phase, len(jobs), "") as progress:
 
             def on_letter(letter: Letter) -> None:

@@ -8,7 +8,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import ray
@@ -36,6 +36,7 @@ class TrainJob:
         seed: of the global generators (initial weights, dropout).
         save_every: optimizer steps between two checkpoints; 0 saves none.
         log_every: optimizer steps between two records of the tracker.
+        params: what the tracker is told of it besides the configuration.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TrainJob:
     seed: int
     save_every: int = 0
     log_every: int = 50
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 class Letter(NamedTuple):
