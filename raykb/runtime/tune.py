@@ -17,6 +17,7 @@ import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from raykb.engine.memory import keep_freed_memory
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.searcher import StudySearcher
 from raykb.runtime.storage import Storage
@@ -123,6 +124,7 @@ class _Evaluator(tune.Trainable):
         threads: int,
     ) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self._score, self._parts, self._stepwise = score, parts, stepwise
         self._score.setup(**{name: ray.get(reference) for name, reference in shared.items()})
         self._part = 0

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from raykb.engine import checkpoint
 from raykb.engine.loop import Training, Worker, fit
+from raykb.engine.memory import keep_freed_memory
 from raykb.engine.seeding import seed_everything, stream_seed
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.storage import Storage, open_storage
@@ -91,6 +92,7 @@ def run(
     """
     began = time.perf_counter()
     torch.set_num_threads(resources.cpus)
+    keep_freed_memory()
     folder = open_storage(uri).below(job.name)
     seed_everything(stream_seed(job.seed, job.name))
     arguments = {

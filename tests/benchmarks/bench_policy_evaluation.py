@@ -31,6 +31,7 @@ from raykb.augment.policy import Policy
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
 from raykb.data.views import CropFlipView
+from raykb.engine.memory import keep_freed_memory
 from raykb.engine.seeding import generator
 
 sys.path.append(str(Path(__file__).parents[1] / "augment"))
@@ -97,6 +98,7 @@ def measure(
     *, images: int = 1600, copies: int = 5, policies: int = 20, repeats: int = 3, seed: int = 0
 ) -> list[Run]:
     """Return the runs of ``repeats`` rounds over the same random policies."""
+    keep_freed_memory()  # as every evaluator does; the rival, in the same process, has it too
     train_set, held_out = DATASETS["fashion_mnist_sample"](
         image_size=32, channels=3, train_size=4000, test_size=images
     )
