@@ -90,6 +90,8 @@ def fastaa_search(session: Session) -> None:
     """Run search and comparison; what an earlier run of the directory finished is not redone."""
     config = session.config
     choice, comparison = settings(config)
+    each = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
+    session.warm(THETA, classifier_training, each["theta"])
     with session.reading("data"):
         train, test = build(DATASETS, config["data"])
         splits = draw_splits(config, train.labels)
@@ -99,7 +101,7 @@ def fastaa_search(session: Session) -> None:
     thetas = session.train(
         THETA,
         [trainings.theta(split, rest) for split, (rest, _) in enumerate(splits)],
-        build(WorkerResources, config["resources"]["theta"]),
+        each["theta"],
     )
     candidates = search(session, train, [held_out for _, held_out in splits], thetas)
     kept = {study: best(scored, choice.keep) for study, scored in by_study(candidates).items()}
@@ -113,7 +115,7 @@ def fastaa_search(session: Session) -> None:
             for seed in range(comparison.seeds)
             for name in comparison.augmentations
         ],
-        build(WorkerResources, config["resources"]["final"]),
+        each["final"],
     )
     tell_comparison(session, finals)
 

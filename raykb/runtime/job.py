@@ -235,7 +235,6 @@ def _run(
                 with _signals():  # again, since Ray sets its own
                     parallel = resources.plan(phases, resources.cluster())
                     check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
-                    tracker.ready(5.0)
                     script(Session(config, storage, parallel, parent, tracker, files))
             status, code = "FINISHED", 0
         except Interrupted as stop:

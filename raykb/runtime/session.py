@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from raykb.config import flatten
+from raykb.runtime.mailbox import Letter
 from raykb.runtime.progress import Progress
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.storage import LocalStorage, Storage
 from raykb.runtime.studies import Candidate
 from raykb.runtime.tracking import Run, Tracker
-from raykb.runtime.train import Result, train
+from raykb.runtime.train import Result, train, warm
 from raykb.runtime.tune import search
-from raykb.runtime.work import Letter, TrainJob
+from raykb.runtime.work import TrainJob
 
 
 class Refused(Exception):
@@ -46,6 +47,10 @@ class Session:
     def say(self, text: str) -> None:
         """Tell the user what happens now."""
         print(text, file=sys.stderr, flush=True)
+
+    def warm(self, phase: str, build: Callable[..., Any], each: WorkerResources) -> None:
+        """Have the workers of ``phase`` import what ``build`` needs while the driver goes on."""
+        warm(build, self.parallel[phase], each)
 
     @contextlib.contextmanager
     def reading(self, section: str) -> Iterator[None]:
@@ -88,6 +93,7 @@ class Session:
             jobs: the trainings.
             each: what one of them takes.
         """
+        self.tracker.ready(5.0)  # database and parent run are there before anything fans out
         share = {job.name: 0.0 for job in jobs}
         runs = {job.name: self.child(job.name, phase=phase, params=job.params) for job in jobs}
         with Progress(phase, len(jobs), "") as progress:

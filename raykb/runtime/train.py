@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykb.engine import checkpoint
 from raykb.runtime.group import run_group
+from raykb.runtime.mailbox import Letter, open_mailbox
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.storage import Storage
-from raykb.runtime.work import FINAL, RESULT, Letter, TrainJob, run_alone
+from raykb.runtime.work import FINAL, RESULT, TrainJob, run_alone
 
 
 @dataclass
@@ -43,24 +43,22 @@ class Result:
         return state
 
 
-@ray.remote(num_cpus=0)
-class _Mailbox:
-    """Takes what workers have to say, until the driver asks; only the driver talks to MLflow."""
-
-    def __init__(self) -> None:
-        self._letters: list[Letter] = []
-
-    def put(self, letter: Letter) -> None:
-        self._letters.append(letter)
-
-    def take(self) -> list[Letter]:
-        letters, self._letters = self._letters, []
-        return letters
-
-
 def share(value: Any) -> Any:
     """Put a large value into Ray's object store once; workers of a host share its memory."""
     return ray.put(value)
+
+
+def warm(function: Callable[..., Any], count: int, resources: WorkerResources) -> None:
+    """Have ``count`` worker processes import what ``function`` needs, and do not wait for them."""
+    if resources.gpus or resources.workers > 1:
+        return  # such processes are not used again
+    task = ray.remote(_import).options(num_cpus=resources.cpus)
+    for _ in range(count):
+        task.remote(function, run_alone)
+
+
+def _import(*functions: Callable[..., Any]) -> None:
+    """Do nothing: to be called, a worker has imported the modules of its arguments."""
 
 
 def finished(storage: Storage, name: str) -> Result | None:
@@ -100,7 +98,7 @@ def train(
     waiting = [job for job in jobs if job.name not in results]
     if not waiting:
         return [results[job.name] for job in jobs]
-    mailbox = _mailbox()
+    mailbox = open_mailbox()
     launch = _launch_task if resources.workers == 1 else _launch_group
     running: dict[Any, TrainJob] = {}
     try:
@@ -124,16 +122,6 @@ def train(
             ray.cancel(reference, force=True)
         ray.kill(mailbox)
     return [results[job.name] for job in jobs]
-
-
-def _mailbox() -> Any:
-    """Return a mailbox on this host, which comes back empty should its process die."""
-    here = ray.get_runtime_context().get_node_id()
-    return _Mailbox.options(  # type: ignore[attr-defined]
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-        max_restarts=-1,
-        max_task_retries=-1,
-    ).remote()
 
 
 def _deliver(mailbox: Any, on_letter: Callable[[Letter], None]) -> None:

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import torch
@@ -19,6 +19,7 @@ from raykb.engine import checkpoint
 from raykb.engine.loop import Training, Worker, fit
 from raykb.engine.memory import keep_freed_memory
 from raykb.engine.seeding import seed_everything, stream_seed
+from raykb.runtime.mailbox import Letter
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.storage import Storage, open_storage
 
@@ -47,22 +48,6 @@ class TrainJob:
     save_every: int = 0
     log_every: int = 50
     params: dict[str, Any] = field(default_factory=dict)
-
-
-class Letter(NamedTuple):
-    """What a worker says of its training after some steps.
-
-    Attributes:
-        name: the job's.
-        step: optimizer steps done.
-        steps: of the whole training.
-        figures: means since the last letter.
-    """
-
-    name: str
-    step: int
-    steps: int
-    figures: dict[str, float]
 
 
 def run_alone(job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any) -> None:
