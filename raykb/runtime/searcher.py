@@ -32,7 +32,7 @@ class StudySearcher(Searcher):
         self._groups: dict[str, list[OpenStudy]] = {}
         for study in studies:
             self._groups.setdefault(study.study.group, []).append(study)
-        self._studies = {study.study.name: study for study in studies}
+        self._all = list(studies)
         self._per_group = per_group
         self._record = record
         self._on_told = on_told
@@ -45,9 +45,10 @@ class StudySearcher(Searcher):
 
     @property
     def failures(self) -> list[str]:
-        """The errors of the candidates, as long as every one of them failed."""
-        told = [c for s in self._studies.values() for c in s.candidates if c.status != "asked"]
-        return [c.error for c in told] if all(c.status == "failed" for c in told) else []
+        """The errors of this process's candidates, as long as none was ever scored."""
+        if any(c.status in ("finished", "stopped") for s in self._all for c in s.candidates):
+            return []
+        return [c.error for c in self.by_trial.values() if c.status == "failed"]
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next candidate, None while every group is full, or FINISHED."""
@@ -59,7 +60,7 @@ class StudySearcher(Searcher):
             if study and study.to_ask and study.in_flight < self._per_group:
                 ready.append((sum(s.width - s.to_ask for s in group), study))
         if not ready:
-            left = any(study.to_ask for study in self._studies.values())
+            left = any(study.to_ask for study in self._all)
             return None if left else Searcher.FINISHED
         study = min(ready, key=lambda pair: pair[0])[1]
         candidate, new = study.ask()
@@ -87,6 +88,10 @@ class StudySearcher(Searcher):
             candidate.error = candidate.error or "the evaluator failed"
         else:
             self._keep(candidate, result)
+            whole = int(result["part"]) == int(result["parts"])
+            candidate.status = "finished" if whole else "stopped"
+            if not math.isfinite(reward := candidate.rungs[-1]):
+                candidate.status, candidate.error = "failed", f"reward: {reward} is not finite"
         outcome = {
             "status": candidate.status,
             "error": candidate.error,
@@ -94,7 +99,7 @@ class StudySearcher(Searcher):
             "rungs": candidate.rungs,
         }
         self._record({"event": "told"} | _key(candidate) | outcome)
-        self._studies[candidate.study.name].tell(candidate)
+        next(s for s in self._all if s.study == candidate.study).tell(candidate)
         self._on_told(candidate)
 
     def _keep(self, candidate: Candidate, result: Mapping[str, Any]) -> None:
@@ -106,9 +111,6 @@ class StudySearcher(Searcher):
             for name, value in flatten_dict(dict(result)).items()
             if name.startswith("figures/")
         }
-        candidate.status = "finished" if part == int(result["parts"]) else "stopped"
-        if not math.isfinite(reward):
-            candidate.status, candidate.error = "failed", f"reward: {reward} is not finite"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its searcher for a snapshot that is never read."""

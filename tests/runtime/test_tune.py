@@ -205,6 +205,18 @@ def test_no_group_has_more_in_flight_than_it_may(per_group):
     assert searcher.suggest("one-too-many") is None
 
 
+def test_a_candidate_that_is_scored_part_by_part_stays_in_flight_until_the_end():
+    study, records, searcher = open_studies(studies=STUDIES[:1])
+    searcher.suggest("a")
+    part = {"parts": 3, "reward": 0.5, "figures/reward": 0.5}
+    searcher.on_trial_result("a", part | {"part": 1})
+    assert searcher.suggest("b") is None
+    searcher.on_trial_complete("a", part | {"part": 2})
+    assert study[0].candidates[0].status == "stopped"
+    assert records[-1]["rungs"] == [0.5, 0.5]
+    assert searcher.suggest("b")["number"] == 1
+
+
 def test_the_searcher_finishes_when_all_is_asked():
     _, records, searcher = open_studies(width=1, studies=STUDIES[:1])
     searcher.suggest("a")
