@@ -79,12 +79,14 @@ def run(
     torch.set_num_threads(resources.cpus)
     keep_freed_memory()
     folder = open_storage(uri).below(job.name)
-    seed_everything(stream_seed(job.seed, job.name))
+    seed_everything(job.seed)
     arguments = {
         name: ray.get(value) if isinstance(value, ray.ObjectRef) else value
         for name, value in job.arguments.items()
     }
     training = job.build(worker, **arguments)
+    if worker.rank > 0:  # the same weights everywhere, but dropout of its own
+        seed_everything(stream_seed(job.seed, "rank", worker.rank))
     start = _restore(folder, training, worker)
     ready = time.perf_counter() - began
 

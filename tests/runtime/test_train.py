@@ -100,9 +100,9 @@ def test_a_training_leaves_its_result_weights_and_letters(alone):
     assert (folder / "a" / FINAL).exists()
 
 
-def test_same_seed_same_weights_and_another_seed_others(alone, data, tmp_path):
+def test_same_seed_same_weights_under_any_name_and_another_seed_others(alone, data, tmp_path):
     _, result, _ = alone
-    again, other = run(tmp_path, [job("a", data), job("b", data, seed=1)])
+    again, other = run(tmp_path, [job("paired/with-a", data), job("b", data, seed=1)])
     assert again.metrics == result.metrics
     assert other.metrics != result.metrics
 
