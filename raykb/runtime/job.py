@@ -256,10 +256,21 @@ def _run(
 
 def _last_words(name: str, storage: Storage, uri: str, code: int) -> None:
     if code:
-        resume = f"python pipelines/{name}.py --resume {shlex.quote(storage.uri)}"
+        python, script = shortened(sys.executable), shortened(sys.argv[0])
+        resume = shlex.join([python, script, "--resume", storage.uri])
         print(f"{name}: nothing finished is lost; go on with\n  {resume}", file=sys.stderr)
     print(f"\nrun directory   {storage.uri}\nMLflow          {uri}")
-    print(f"open the UI     {ui_command(uri)}")
+    program = Path(sys.executable).with_name("mlflow")  # the environment need not be activated
+    command = ui_command(uri)
+    if command.startswith("mlflow ") and program.exists():
+        command = shortened(str(program)) + command.removeprefix("mlflow")
+    print(f"open the UI     {command}")
+
+
+def shortened(path: str) -> str:
+    """Return ``path`` as one would type it here: relative if it is below the launch directory."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def _begin(storage: Storage, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
