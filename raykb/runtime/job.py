@@ -176,7 +176,10 @@ def _where(arguments: argparse.Namespace, config: Mapping[str, Any], name: str) 
     if arguments.resume:
         return open_storage(_absolute(arguments.resume))
     folder = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    storage = open_storage(_absolute(arguments.out or f"{config['storage']}/{folder}"))
+    if arguments.out:
+        storage = open_storage(_absolute(arguments.out))
+    else:
+        storage = open_storage(_absolute(config["storage"])).below(folder)
     if storage.exists(RECORD):
         raise Refused(
             f"--out {storage.uri}: a run began here; go on with it by --resume {storage.uri}, or "
@@ -222,7 +225,7 @@ def _run(
         tracker = Tracker(uri, experiment, spool=files / "tracking")
         parent = tracker.run(
             record["key"],
-            name=Path(storage.uri).name,
+            name=Path(storage.uri.partition("?")[0]).name,
             params=configuration.flatten(config),
             tags=environment_tags() | {"raykb.script": name, "raykb.storage": storage.uri},
         )
