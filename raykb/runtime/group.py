@@ -6,7 +6,6 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
-from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -49,10 +48,14 @@ def run_group(
 
 
 def _is_death(error: Exception) -> bool:
-    """Return whether a worker's failure is a lost process, node or peer rather than a bug."""
-    return isinstance(error, (RayActorError, dist.DistBackendError, dist.DistNetworkError)) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-    )
+    """Return whether a worker's failure is a lost process, node or peer rather than a bug.
+
+    Ray's own errors say that a process or node is gone; what a peer of it sees is gloo's or
+    NCCL's complaint. All else was raised by the training.
+    """
+    if type(error).__module__.startswith("ray.") or isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
 
 
 def _run_member(config: dict[str, Any]) -> None:

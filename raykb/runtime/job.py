@@ -230,6 +230,7 @@ def _run(
             tags=environment_tags() | {"raykb.script": name, "raykb.storage": storage.uri},
         )
         parent.text(configuration.dump(config), "config.yaml")
+        written: list[str] = []
         status: Status = "FAILED"
         code = EXIT_FAILED
         try:
@@ -238,7 +239,8 @@ def _run(
                 with _signals():  # again, since Ray sets its own
                     parallel = resources.plan(phases, resources.cluster())
                     check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
-                    script(Session(config, storage, parallel, parent, tracker, files))
+                    session = Session(config, storage, parallel, parent, tracker, files, written)
+                    script(session)
             status, code = "FINISHED", 0
         except Interrupted as stop:
             status, code = "KILLED", 128 + stop.number
@@ -253,16 +255,18 @@ def _run(
             traceback.print_exc()
         finally:  # before Ray, which takes longer to end than a stopped job is given
             tracker.close(status, wait_s=2.0 if status == "KILLED" else 10.0)
-        _last_words(name, storage, uri, code)
+        _last_words(name, storage, written, uri, code)
         return code
 
 
-def _last_words(name: str, storage: Storage, uri: str, code: int) -> None:
+def _last_words(name: str, storage: Storage, written: list[str], uri: str, code: int) -> None:
+    """Say how to go on if the run did not end, and where everything is."""
     if code:
         python, script = shortened(sys.executable), shortened(sys.argv[0])
         resume = shlex.join([python, script, "--resume", storage.uri])
         print(f"{name}: nothing finished is lost; go on with\n  {resume}", file=sys.stderr)
-    print(f"\nrun directory   {storage.uri}\nMLflow          {uri}")
+    print(f"\nfiles           {', '.join(written) or 'none yet'}")
+    print(f"run directory   {storage.uri}\nMLflow          {uri}")
     program = Path(sys.executable).with_name("mlflow")  # the environment need not be activated
     command = ui_command(uri)
     if command.startswith("mlflow ") and program.exists():

@@ -33,6 +33,7 @@ class Session:
         parallel: pieces of each phase that run side by side, from the plan.
         parent: the parent run in the tracker.
         tracker: makes child runs.
+        written: names of the files that the script wrote.
         files: where this host has the run's files for the tracker to send.
     """
 
@@ -42,6 +43,7 @@ class Session:
     parent: Run
     tracker: Tracker
     files: Path
+    written: list[str] = field(default_factory=list)
     _children: dict[str, Run] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
@@ -79,6 +81,7 @@ class Session:
         if not isinstance(self.storage, LocalStorage):
             LocalStorage(self.files).write(name, data)  # the tracker sends files of this host
         self.parent.artifact(self.files / name)
+        self.written.append(name)
 
     def train(
         self,
