@@ -74,6 +74,8 @@ def plan(config: dict[str, Any]) -> list[Phase]:
     splits = config["splits"].get("splits", 5)
     search, comparison = settings(config)
     each = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
+    for name in ("theta", "final"):
+        build(Recipe, config[name]).check_workers(each[name].workers)
     return [
         Phase(THETA, splits, each["theta"]),
         Phase(SEARCH, splits * search.evaluators_per_split, each["evaluators"]),
@@ -125,6 +127,8 @@ def draw_splits(config: dict[str, Any], labels: np.ndarray) -> list[tuple[np.nda
     choice, _ = settings(config)
     drawn = stratified_subset(labels, choice.images or len(labels), seed=config["seed"])
     splits = build(SPLITS, config["splits"], labels=labels[drawn])
+    for _, held_out in splits:  # refused now rather than after the theta trainings
+        stratified_chunks(labels[drawn], held_out, choice.chunks)
     return [(drawn[rest], drawn[np.sort(held_out)]) for rest, held_out in splits]
 
 

@@ -63,6 +63,14 @@ class Recipe:
         if problems:
             raise ValueError("; ".join(problems))
 
+    def check_workers(self, workers: int) -> None:
+        """Raise ValueError unless a batch can be shared out evenly to so many workers."""
+        if self.batch_size % workers:
+            raise ValueError(
+                f"batch_size: {self.batch_size} does not divide by {workers} workers; it is the "
+                "global one, shared out evenly"
+            )
+
     def steps_per_epoch(self, count: int) -> int:
         """Return the full batches in ``count`` images; fewer images than a batch are one."""
         return max(1, count // self.batch_size)
@@ -97,11 +105,7 @@ def classifier_training(
         augmentation: comes before the view, on uint8.
         seed: of order and augmentations; the caller seeds the initial weights.
     """
-    if recipe.batch_size % worker.size:
-        raise ValueError(
-            f"batch_size: {recipe.batch_size} does not divide by {worker.size} workers; it is the "
-            "global one, shared out evenly"
-        )
+    recipe.check_workers(worker.size)
     network: nn.Module = build(
         MODELS, model, classes=len(train.classes), channels=train.images.shape[1]
     ).to(worker.device)

@@ -24,14 +24,26 @@ EXIT_FAILED, EXIT_REFUSED = 1, 2
 def cluster_address() -> str | None:
     """Return the address of the cluster to connect to, or None if a local Ray is to be started."""
     if address := os.environ.get("RAY_ADDRESS"):
+        if "://" not in address and ":" in address and not _answers(address):
+            raise Refused(
+                f"RAY_ADDRESS: no cluster answers at {address!r}; start one with `ray start "
+                "--head`, or unset RAY_ADDRESS to have a local Ray"
+            )
         return address
     note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    try:  # `ray start` leaves its address here, also when it has been killed since
-        host, _, port = note.read_text().strip().rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=1.0):
-            return f"{host}:{port}"
+    address = note.read_text().strip() if note.exists() else ""
+    # `ray start` leaves its address there, also when it has been killed since
+    return address if address and _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    """Return whether something listens at ``host:port``."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=2.0):
+            return True
     except (OSError, ValueError):
-        return None
+        return False
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raykb.engine.loop import Worker
 from raykb.runtime.resources import WorkerResources
+from raykb.runtime.storage import open_storage
 from raykb.runtime.work import TrainJob, run
 
 
@@ -40,6 +41,7 @@ def run_group(
         )
         try:
             trainer.fit()
+            open_storage(uri).remove(f"{job.name}/ray")
             return
         except WorkerGroupError as error:
             bugs = [e for e in error.worker_failures.values() if not _is_death(e)]

@@ -233,26 +233,28 @@ def _run(
         written: list[str] = []
         status: Status = "FAILED"
         code = EXIT_FAILED
+        stopped: list[Interrupted] = []
         try:
-            with _signals():
+            with _signals(stopped):
                 stack.enter_context(connected(address))
-                with _signals():  # again, since Ray sets its own
+                with _signals(stopped):  # again, since Ray sets its own
                     parallel = resources.plan(phases, resources.cluster())
                     check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
                     session = Session(config, storage, parallel, parent, tracker, files, written)
                     script(session)
             status, code = "FINISHED", 0
-        except Interrupted as stop:
-            status, code = "KILLED", 128 + stop.number
-            print(f"\n{name}: stopped by {stop}", file=sys.stderr)
-        except (ResourceError, Refused, LedgerError):
-            raise
-        except SearchError as error:
-            parent.text(str(error), "error.txt")
-            print(f"{name}: {error}", file=sys.stderr)
-        except Exception:
-            parent.text(traceback.format_exc(), "error.txt")
-            traceback.print_exc()
+        except (Interrupted, Exception) as error:
+            if stopped:  # what Ray's own code makes of the interruption may have another name
+                status, code = "KILLED", 128 + stopped[0].number
+                print(f"\n{name}: stopped by {stopped[0]}", file=sys.stderr)
+            elif isinstance(error, SearchError | ResourceError | Refused | LedgerError):
+                parent.text(str(error), "error.txt")
+                if not isinstance(error, SearchError):
+                    raise
+                print(f"{name}: {error}", file=sys.stderr)
+            else:
+                parent.text(traceback.format_exc(), "error.txt")
+                traceback.print_exc()
         finally:  # before Ray, which takes longer to end than a stopped job is given
             tracker.close(status, wait_s=2.0 if status == "KILLED" else 10.0)
         _last_words(name, storage, written, uri, code)
@@ -330,13 +332,14 @@ def _locked(storage: Storage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted`; entered after ``ray.init`` set its own."""
+def _signals(stopped: list[Interrupted]) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into :class:`Interrupted`, raised and added to ``stopped``."""
 
     def stop(number: int, frame: Any) -> None:
         for other in (signal.SIGINT, signal.SIGTERM):
             signal.signal(other, signal.SIG_IGN)
-        raise Interrupted(number)
+        stopped.append(Interrupted(number))
+        raise stopped[0]
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -62,11 +62,12 @@ class Progress:
         self._printed = time.monotonic()
         elapsed = self._printed - self._began
         speed = self._done / elapsed if elapsed else 0.0
-        left = (self._total - self._done) / speed if speed else float("nan")
         parts = [
             f"{self._title}: {self._done:.4g}/{self._total:.4g} {self._unit}".rstrip(),
             f"{elapsed:.0f} s",
-            f"about {left:.0f} s left" if self._done < self._total else "",
+            f"about {(self._total - self._done) / speed:.0f} s left"
+            if 0 < self._done < self._total
+            else "",
             self._note,
         ]
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)

@@ -89,7 +89,7 @@ class StudySearcher(Searcher):
         else:
             self._keep(candidate, result)
             whole = int(result["part"]) == int(result["parts"])
-            candidate.status = "finished" if whole else "stopped"
+            candidate.status, candidate.error = "finished" if whole else "stopped", ""
             if not math.isfinite(reward := candidate.rungs[-1]):
                 candidate.status, candidate.error = "failed", f"reward: {reward} is not finite"
         outcome = {

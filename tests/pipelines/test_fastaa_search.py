@@ -118,10 +118,17 @@ def told(directory):
     return ledger.read_text().count('"told"') if ledger.exists() else 0
 
 
+def spool(directory):
+    path = directory / "tracking" / "tracking.jsonl"
+    return path.read_text() if path.exists() else ""
+
+
 MOMENTS = {
     "theta": lambda directory: (directory / "theta" / "split-0" / "result.json").exists(),
     "search": lambda directory: told(directory) >= 5,
     "final": lambda directory: any(directory.glob("final/*/*/result.json")),
+    # the driver waits for its first trainings, inside Ray's own code
+    "waiting": lambda directory: "theta/split-1" in spool(directory),
 }
 
 
@@ -147,15 +154,24 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(whole, moment):
     assert tables[0] == tables[1]
 
 
-def test_sigterm_closes_the_runs_as_killed_and_says_how_to_go_on(whole):
+@pytest.mark.parametrize(
+    ("number", "moment", "child"),
+    [
+        (signal.SIGTERM, "search", "search/split-0"),
+        pytest.param(signal.SIGINT, "waiting", "theta/split-0", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_closes_the_runs_as_killed_and_says_how_to_go_on(whole, number, moment, child):
     folder, _ = whole
-    status, output = killed_when(folder, "stopped", MOMENTS["search"], signal.SIGTERM)
-    assert status == 128 + signal.SIGTERM
-    assert f"--resume {folder / 'stopped'}" in output
+    name = f"stopped-by-{number}"
+    status, output = killed_when(folder, name, MOMENTS[moment], number)
+    assert status == 128 + number
+    assert "Traceback" not in output
+    assert f"--resume {folder / name}" in output
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("fast-autoaugment")
     runs = client.search_runs([experiment.experiment_id], "attributes.status = 'KILLED'")
-    assert {"stopped", "search/split-0"} <= {r.info.run_name for r in runs}
+    assert {name, child} <= {r.info.run_name for r in runs}
 
 
 REFUSED = {
@@ -165,6 +181,10 @@ REFUSED = {
     "no such file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
     "too many CPUs": (["--set", "resources.theta.cpus=640"], "theta trainings: one needs 640 CPU"),
     "nothing to resume": (["--resume", "empty"], "there is no run.json"),
+    "batch for workers": (
+        ["--set", "resources.final.workers=3"],
+        "batch_size: 64 does not divide by 3 workers",
+    ),
     "both": (["--resume", "a", "--out", "b"], "--out and --resume: give one of them"),
     "scheme": (["--out", "ftp://host/run"], "must be a path or one of file://"),
     "kept more than searched": (["--set", "search.keep=100"], "must be at most the width, 60"),
@@ -186,6 +206,20 @@ def test_a_run_that_cannot_be_is_refused_at_once(script, tmp_path, monkeypatch, 
     assert time.monotonic() - began < 1.0
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cluster_that_does_not_answer_is_refused(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    assert script([]) == 2
+    assert "RAY_ADDRESS: no cluster answers at '127.0.0.1:9'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_chunks_than_held_out_images_are_refused_before_the_trainings(tmp_path):
+    done = run(tmp_path, *TINY, "--set", "search.chunks=999", "--out", "run", status=2)
+    assert "data: chunks=999: must be in 1..96" in done.stderr
+    assert not (tmp_path / "run" / "theta").exists()
 
 
 def test_a_directory_that_is_in_use_is_left_alone(script, whole, monkeypatch, capsys):
