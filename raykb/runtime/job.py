@@ -9,12 +9,10 @@ A script hands :func:`launch` its function, its schema and its plan; the functio
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import shlex
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -30,6 +28,7 @@ from raykb import config as configuration
 from raykb.config import build
 from raykb.runtime import resources
 from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_address, connected
+from raykb.runtime.lock import locked
 from raykb.runtime.resources import Phase, ResourceError
 from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import LocalStorage, Storage, open_storage
@@ -217,7 +216,7 @@ def _run(
     storage: Storage,
 ) -> int:
     """Set up everything around ``script``, run it, and close everything in order."""
-    with _locked(storage), contextlib.ExitStack() as stack:
+    with locked(storage), contextlib.ExitStack() as stack:
         record = _begin(storage, name, config)
         uri, files = record["tracking_uri"], _files(storage, record["key"])
         print(f"{name}: run directory {storage.uri}", file=sys.stderr, flush=True)
@@ -307,28 +306,6 @@ def _files(storage: Storage, key: str) -> Path:
         if isinstance(storage, LocalStorage)
         else Path.home() / "raykb" / "remote" / key
     )
-
-
-@contextlib.contextmanager
-def _locked(storage: Storage) -> Iterator[None]:
-    """Hold the run directory for this process; the lock ends with the process, however it ends."""
-    if not isinstance(storage, LocalStorage):
-        yield
-        return
-    storage.folder.mkdir(parents=True, exist_ok=True)
-    with (storage.folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise Refused(
-                f"{storage.uri}: another run holds it ({file.read().strip()}); wait for it, or "
-                "name another directory"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 @contextlib.contextmanager
