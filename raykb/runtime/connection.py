@@ -50,6 +50,7 @@ def _answers(address: str) -> bool:
 def connected(where: str | None) -> Iterator[None]:
     """Connect to a cluster, or start a local Ray; end only what was started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # leave CUDA_VISIBLE_DEVICES alone in workers without a GPU; Ray warns where nobody has chosen
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if where is None:

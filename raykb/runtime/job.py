@@ -61,7 +61,7 @@ def launch(
 
     Args:
         script: the work; called with the session once all is set up.
-        description: for ``--help``; its first line names the MLflow experiment's runs.
+        description: for ``--help``.
         default: the configuration used without ``--config``.
         schema: what :func:`raykb.config.check` takes, but for ``storage`` and ``tracking``.
         plan: returns the phases of the run from its configuration; may raise ValueError.

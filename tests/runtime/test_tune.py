@@ -13,7 +13,7 @@ import ray
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.searcher import StudySearcher
 from raykb.runtime.storage import LocalStorage
-from raykb.runtime.studies import LEDGER, Candidate, LedgerError, OpenStudy, Study, sampler
+from raykb.runtime.studies import LEDGER, LedgerError, OpenStudy, Study, sampler
 from raykb.runtime.tune import Halving, SearchError, search
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
@@ -154,7 +154,11 @@ def test_a_bad_candidate_is_tried_again_then_told_once_and_the_search_goes_on(lo
     assert sum(c.status == "finished" for c in candidates) == 7
     told = [r for r in LocalStorage(tmp_path).records(LEDGER) if r["event"] == "told"]
     assert len(told) == 10
-    assert summary(run(tmp_path, studies=studies)) != []
+    again = run(tmp_path, studies=studies)  # nothing is scored again, what failed stays failed
+    assert [(c.params, c.status, c.error) for c in again] == [
+        (c.params, c.status, c.error) for c in candidates
+    ]
+    assert len(list(LocalStorage(tmp_path).records(LEDGER))) == 21
 
 
 def test_halving_stops_candidates_early_and_resumes_alike(local_ray, tmp_path):
@@ -257,7 +261,3 @@ def test_an_unknown_sampler_is_refused():
 def test_halving_that_halves_nothing_is_refused(arguments, problem):
     with pytest.raises(ValueError, match=problem):
         Halving(**arguments)
-
-
-def test_a_candidate_begins_as_asked():
-    assert Candidate(STUDIES[0], 0, {}).status == "asked"
