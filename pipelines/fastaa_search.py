@@ -25,7 +25,7 @@ import torch
 
 from raykb import report
 from raykb.augment.augmentations import AUGMENTATIONS, Augmentation, FromPolicy
-from raykb.augment.classifier import Recipe, classifier_training
+from raykb.augment.classifier import classifier_training
 from raykb.augment.contact_sheet import contact_sheet
 from raykb.augment.density_matching import DensityMatching
 from raykb.augment.fast_autoaugment import SCORES, best, merge, policy_from, search_space
@@ -38,6 +38,7 @@ from raykb.data.images import ImageSet
 from raykb.data.splits import SPLITS, stratified_chunks, stratified_subset
 from raykb.data.views import VIEWS, CropFlipView
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES
+from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
 from raykb.metrics.classification import paired_difference
 from raykb.models import MODELS
@@ -75,7 +76,7 @@ def plan(config: dict[str, Any]) -> list[Phase]:
     search, comparison = settings(config)
     each = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
     for name in ("theta", "final"):
-        build(Recipe, config[name]).check_workers(each[name].workers)
+        build(Recipe, config[name]).check_data_parallel(each[name].workers)
     return [
         Phase(THETA, splits, each["theta"]),
         Phase(SEARCH, splits * search.evaluators_per_split, each["evaluators"]),

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import ray
+from gloo_pool import gloo
+
+__all__ = ["gloo"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,6 +18,7 @@ def home(tmp_path_factory):
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    os.environ |= {"RAY_free_objects_period_milliseconds": "0"}  # else the store shows them later
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"):
         os.environ.pop(name, None)
     yield Path(os.environ["HOME"])

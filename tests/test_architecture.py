@@ -40,10 +40,10 @@ PLAN: dict[str, tuple[set[str], set[str]]] = {
     "report": (set(), SCIENCE),
     "metrics": (set(), SCIENCE),
     "parts": (set(), SCIENCE),
-    "data": ({"config"}, SCIENCE),
+    "data": ({"config", "engine"}, SCIENCE),
     "models": ({"parts"}, TORCH),
     "engine": ({"parts"}, TORCH),
-    "gpipe": ({"parts"}, TORCH),
+    "gpipe": ({"parts", "engine"}, TORCH),
     **dict.fromkeys(ROOMS, (GROUND, TORCH | {"PIL"})),  # torchvision takes its images
     "runtime": ({"config", "report", "engine", "data", "gpipe"}, RUNTIME),
     "pipelines": (GROUND | ROOMS | {"report", "gpipe", "runtime"}, SCIENCE | {"tqdm"}),

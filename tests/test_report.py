@@ -79,6 +79,25 @@ def test_one_seed_gives_means_and_nothing_else():
     assert table[["sd", "difference", "low", "high"]].isna().all(axis=None)
 
 
+def test_any_figure_is_compared_over_the_seeds_that_both_have():
+    results = pd.DataFrame(
+        {
+            "method": ["a", "a", "a", "b", "b", "c"],
+            "seed": [0, 1, 2, 1, 2, 0],
+            "loss": [1.0, 2.0, 4.0, 1.0, 2.0, None],
+        }
+    )
+    table = report.comparison(results, subject="a", interval=interval, value="loss")
+    assert table["method"].tolist() == ["a", "b"]
+    assert table["seeds"].tolist() == [3, 2]
+    assert table["difference"].tolist()[1] == pytest.approx(1.5)
+    text = report.comparison_text(table, subject="a", heading="loss", scale=1.0)
+    assert "| loss |" in " ".join(text.split())
+    assert "+1 to +2" in text
+    alone = report.comparison(results, subject="none", interval=interval, value="loss")
+    assert alone["difference"].isna().all()
+
+
 def test_the_comparison_reads_in_percent():
     text = report.comparison_text(compare(RESULTS), subject="searched_policy")
     assert text.splitlines() == [
@@ -87,6 +106,16 @@ def test_the_comparison_reads_in_percent():
         "| none            |   81.00 | 1.41 |                    +8.50 | +7.00 to +10.00 |",
         "| cutout          |   85.50 | 0.71 |                    +4.00 |  +3.00 to +5.00 |",
         "| searched_policy |   89.50 | 0.71 |                          |                 |",
+    ]
+
+
+def test_one_training_alone_is_compared_with_nothing():
+    table = compare(RESULTS[RESULTS["method"] == "cutout"].head(1))
+    text = report.comparison_text(table, subject="cutout")
+    assert text.splitlines() == [
+        "| method | top-1 % |",
+        "| ------ | ------: |",
+        "| cutout |   85.00 |",
     ]
 
 
@@ -160,6 +189,137 @@ def test_image_columns_shows_each_image_under_its_columns_title():
     assert len(panels) == 4
     assert [panel.get_title() for panel in panels[:2]] == ["grey", "red"]
     assert panels[3].images[0].get_array().shape == (4, 4, 3)
+
+
+STEP = [  # of two stages and two micro-batches, at a clock that reads 5 s at its start
+    [("F", 0, 0, 5.0, 5.1), ("F", 0, 1, 5.1, 5.2), ("B", 0, 0, 5.5, 5.7), ("B", 0, 1, 5.8, 6.0)],
+    [("F", 1, 0, 5.1, 5.2), ("B", 1, 0, 5.2, 5.4), ("F", 1, 1, 5.4, 5.5), ("B", 1, 1, 5.5, 5.7)],
+]
+
+
+def boxes(figure: Figure) -> list[tuple[float, float, float]]:
+    """Return (row, start, width) of what is drawn, in milliseconds, but for the idle ground."""
+    (axes,) = figure.axes
+    bars = [bar for container in axes.containers for bar in container.patches]
+    return [(bar.get_y() + bar.get_height() / 2, bar.get_x(), bar.get_width()) for bar in bars]
+
+
+def test_a_timeline_has_a_box_an_action_from_the_first_one_on():
+    figure = report.timeline(STEP)
+    expected = [
+        (row, 1e3 * (start - 5.0), 1e3 * (end - start))
+        for row, spans in enumerate(STEP)
+        for *_, start, end in spans
+    ]
+    for box, place in zip(boxes(figure), expected, strict=True):
+        assert box == pytest.approx(place)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["0", "1", "0", "1", "0", "0", "1", "1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["stage 0", "stage 1"]
+    assert axes.get_xlabel() == "time (ms)"
+    assert axes.yaxis_inverted()
+
+
+def test_a_timeline_tells_its_factors_and_its_colours():
+    found = texts(report.timeline(STEP, title="1f1b", factors={"bubble": 2 / 3, "balance": 1.0}))
+    assert "1f1b: bubble 0.67 × balance 1.00" in found
+    assert "backward" in found
+    assert "further" not in found
+    assert texts(report.timeline(STEP, factors={"bubble": 0.5})).count("bubble 0.50") == 1
+
+
+def test_stages_of_one_worker_are_told_apart():
+    figure = report.timeline([[("F", 0, 0, 0.0, 1.0), ("F", 1, 0, 1.0, 2.0)]])
+    (axes,) = figure.axes
+    first, second = (container.patches[0].get_facecolor() for container in axes.containers)
+    assert first != second
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["worker 0: stages 0, 1"]
+    assert "forward, further stages" in texts(figure)
+
+
+def test_numbers_stand_only_where_they_fit():
+    spans = [("F", 0, i, i, i + 1.0) for i in range(300)] + [("B", 0, 0, 300.0, 400.0)]
+    (axes,) = report.timeline([spans]).axes
+    assert [text.get_text() for text in axes.texts] == ["0"]
+
+
+@pytest.mark.parametrize("count", [1, 8, 25, 90])
+def test_numbers_stay_inside_their_boxes(count):
+    spans = [
+        (kind, 0, i, 2 * i + b, 2 * i + b + 1.0)
+        for i in range(count)
+        for b, kind in enumerate("FB")
+    ]
+    figure = report.timeline([spans, []])
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    drawn = [bar.get_window_extent() for container in axes.containers for bar in container.patches]
+    for text in axes.texts:
+        words = text.get_window_extent()
+        assert any(box.x0 <= words.x0 and words.x1 <= box.x1 for box in drawn)
+    assert len(axes.texts) == (2 * count if count < 90 else 0)
+
+
+def test_a_timeline_of_nothing_is_drawn():
+    assert report.png(report.timeline([[], []]))
+
+
+def curves(methods=("fixmatch", "free"), classes=3, **changes) -> pd.DataFrame:
+    rows = [
+        {"method": method, "seed": seed, "step": 10 * (step + 1)}
+        | {"mask_rate": 0.5, "cluster_size": 7.0, "precision": 0.9, "correct": seed / 2}
+        | {f"class_{label}": 1 / classes for label in range(classes)}
+        for method in methods
+        for seed in range(2)
+        for step in range(4)
+    ]
+    return pd.DataFrame(rows).assign(**changes)
+
+
+def test_pseudo_labels_are_drawn_as_means_with_the_range_of_the_seeds():
+    figure = report.pseudo_labels(curves())
+    axes = [panel for panel in figure.axes if panel.lines]
+    assert len(axes) == 4
+    correct = axes[1]
+    assert correct.get_title(loc="left") == "of all: share that is right"
+    assert [line.get_ydata().tolist() for line in correct.lines] == [[0.25] * 4] * 2
+    assert correct.lines[0].get_xdata().tolist() == [10, 20, 30, 40]
+    band = correct.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (0.0, 0.5)
+    assert axes[3].get_ylim()[1] > 7.0
+    assert "free" in texts(figure)
+
+
+def test_without_true_labels_there_are_two_panels():
+    figure = report.pseudo_labels(curves().drop(columns=["precision", "correct"]))
+    assert len(figure.axes) == 2
+
+
+def test_the_class_histogram_has_a_row_for_each_class():
+    even = curves(methods=["fixmatch"]).assign(class_2=[0.1, 0.2, 0.3, 0.4] * 2)
+    figure = report.class_histogram(even, ["a", "b", "c"])
+    panel = figure.axes[0]
+    values = panel.collections[0].get_array()
+    assert values.shape == (3, 4)
+    assert values[2].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["a", "b", "c"]
+    assert "even: 0.333" in texts(figure)
+
+
+def test_the_confusion_is_in_percent_of_the_true_class():
+    matrix = torch.tensor([[3, 1, 0], [0, 8, 0], [0, 0, 0]]).numpy()
+    figure = report.confusion({"fixmatch": matrix, "uda": matrix.T}, ["a", "b", "c"])
+    first, second = figure.axes
+    assert [text.get_text() for text in first.texts] == ["75", "25", "100"]
+    assert [text.get_text() for text in second.texts] == ["100", "11", "89"]
+    assert first.get_images()[0].get_array()[0].tolist() == [75.0, 25.0, 0.0]
+
+
+def test_a_confusion_of_many_classes_is_drawn_without_numbers_and_names():
+    figure = report.confusion({"uda": torch.eye(100).numpy()}, [str(n) for n in range(100)])
+    (panel,) = figure.axes
+    assert not panel.texts
+    assert report.png(figure)
 
 
 def test_a_picture_is_a_png():

@@ -1,12 +1,6 @@
-"""Train a classifier under an augmentation: the theta of a search, and its final comparison.
-
-What the step of number s sees is a function of (seed, s): the order of an epoch is a permutation
-keyed by (seed, epoch), and what a sample looks like is keyed by (seed, epoch, sample id). So the
-step's number is the whole data position, and a resumed training sees what it would have seen.
-"""
+"""Train a classifier under an augmentation: the theta of a search, and its final comparison."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,64 +10,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raykb.augment.augmentations import Augmentation
 from raykb.config import build
+from raykb.data.batches import shuffled, viewed
 from raykb.data.images import ImageSet
 from raykb.data.views import View
 from raykb.engine.loop import Training, Worker
-from raykb.engine.objective import CrossEntropy, Precision, objective_step
+from raykb.engine.objective import CrossEntropy, objective_step
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES, scheduled, updater
-from raykb.engine.seeding import generator, keyed_uniform, stream_seed
+from raykb.engine.recipe import Recipe
 from raykb.models import MODELS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a classifier is trained; a section of the config.
-
-    Args:
-        epochs: passes over the training images.
-        batch_size: images of one optimizer step, over all workers.
-        warmup_epochs: linear climb of the learning rate from 0.
-        clip_norm: largest 2-norm of the gradient; null for no clipping.
-        label_smoothing: of the cross entropy.
-        precision: ``fp32``, or ``bf16`` for autocast.
-        save_every_epochs: epochs between two checkpoints; 0 saves none.
-    """
-
-    epochs: int
-    batch_size: int
-    warmup_epochs: float = 0.0
-    clip_norm: float | None = 5.0
-    label_smoothing: float = 0.0
-    precision: Precision = "fp32"
-    save_every_epochs: int = 5
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.epochs < 1:
-            problems.append(f"epochs: {self.epochs}, must be at least 1")
-        if self.batch_size < 1:
-            problems.append(f"batch_size: {self.batch_size}, must be at least 1")
-        if self.save_every_epochs < 0:
-            problems.append(f"save_every_epochs: {self.save_every_epochs}, must be at least 0")
-        if not 0 <= self.warmup_epochs < max(self.epochs, 1):
-            problems.append(
-                f"warmup_epochs: {self.warmup_epochs}, must be at least 0 and below the "
-                f"{self.epochs} epochs"
-            )
-        if problems:
-            raise ValueError("; ".join(problems))
-
-    def check_workers(self, workers: int) -> None:
-        """Raise ValueError unless a batch can be shared out evenly to so many workers."""
-        if self.batch_size % workers:
-            raise ValueError(
-                f"batch_size: {self.batch_size} does not divide by {workers} workers; it is the "
-                "global one, shared out evenly"
-            )
-
-    def steps_per_epoch(self, count: int) -> int:
-        """Return the full batches in ``count`` images; fewer images than a batch are one."""
-        return max(1, count // self.batch_size)
 
 
 def classifier_training(
@@ -105,7 +49,7 @@ def classifier_training(
         augmentation: comes before the view, on uint8.
         seed: of order and augmentations; the caller seeds the initial weights.
     """
-    recipe.check_workers(worker.size)
+    recipe.check_data_parallel(worker.size)
     network: nn.Module = build(
         MODELS, model, classes=len(train.classes), channels=train.images.shape[1]
     ).to(worker.device)
@@ -123,16 +67,14 @@ def classifier_training(
 
     def batches(start: int) -> Iterator[tuple[Tensor, Tensor]]:
         positions = np.arange(len(train)) if indices is None else indices
-        for epoch in range(start // per_epoch, recipe.epochs):
-            order = torch.randperm(len(positions), generator=generator(seed, "order", epoch))
-            first = start % per_epoch if epoch == start // per_epoch else 0
-            for number in range(first, per_epoch):
-                batch = order[number * recipe.batch_size : (number + 1) * recipe.batch_size]
-                rows = positions[batch[worker.rank :: worker.size].numpy()]
-                yield augmented(train, rows, augmentation, view, seed, epoch, worker.device)
+        for epoch, chosen in shuffled(len(positions), recipe, seed, start):
+            rows = positions[chosen[worker.rank :: worker.size]]
+            yield viewed(train, rows, view, seed, epoch, worker.device, augmentation)
 
     return Training(
-        step=objective_step(objective, trained, precision=recipe.precision),
+        step=objective_step(
+            objective, trained, precision="bf16" if recipe.precision == "bf16" else "fp32"
+        ),
         update=updater(
             network.parameters(),
             stepper,
@@ -150,24 +92,6 @@ def classifier_training(
         },
         evaluate=lambda: evaluate(network, test, view.plain, worker.device),
     )
-
-
-def augmented(
-    images: ImageSet,
-    rows: np.ndarray,
-    augmentation: Augmentation,
-    view: View,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Return float images (N, C, H, W) and labels (N,) of ``rows`` as ``epoch`` sees them."""
-    ids = images.ids[rows]
-    pixels = torch.from_numpy(images.images[rows]).to(device)
-    pixels = augmentation(pixels, ids, epoch)
-    uniforms = keyed_uniform(stream_seed(seed, "view", epoch), ids, view.draws)
-    labels = torch.from_numpy(images.labels[rows]).to(device)
-    return view(pixels, uniforms), labels
 
 
 @torch.inference_mode()

@@ -9,13 +9,15 @@ The folder of a training holds one folder per checkpoint:
 Every rank writes its part [1], with its random state and data position inside; when all are
 durable, rank 0 writes the manifest [2]. A reader takes the newest checkpoint whose manifest is
 there and whose parts have the hashes that it names; anything else is as if it did not exist.
+Where each rank's state is its own share of a model, the manifest says which names a part holds
+(:mod:`raykb.engine.shards`).
 """
 
 import hashlib
 import io
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -50,13 +52,25 @@ class Store(Protocol):
         ...
 
 
+class Damaged(Exception):
+    """A manifest cannot be read, or a part does not have the hash that its manifest names."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """What the manifest says of one rank's file."""
+    """What the manifest says of one rank's file.
+
+    Attributes:
+        name: the file's.
+        bytes: its size.
+        sha256: of its bytes.
+        holds: bytes of each of the model's tensors in it, by name; empty where no share is held.
+    """
 
     name: str
     bytes: int
     sha256: str
+    holds: dict[str, int] = field(default_factory=dict)
 
 
 def encode(state: Any) -> bytes:
@@ -71,16 +85,24 @@ def decode(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def _folder(step: int) -> str:
+def folder_of(step: int) -> str:
+    """Return the name of the folder of the checkpoint after ``step`` steps."""
     return f"step-{step:08d}"
 
 
-def write_part(store: Store, state: dict[str, Any], *, step: int, rank: int = 0) -> Part:
+def write_part(
+    store: Store,
+    state: dict[str, Any],
+    *,
+    step: int,
+    rank: int = 0,
+    holds: dict[str, int] | None = None,
+) -> Part:
     """Write the part of one rank; it counts once :func:`commit` has named it."""
     data = encode(state)
     name = f"part-{rank:05d}.pt"
-    store.write(f"{_folder(step)}/{name}", data)
-    return Part(name, len(data), hashlib.sha256(data).hexdigest())
+    store.write(f"{folder_of(step)}/{name}", data)
+    return Part(name, len(data), hashlib.sha256(data).hexdigest(), holds or {})
 
 
 def commit(store: Store, parts: list[Part], *, step: int, keep: int = 2) -> None:
@@ -94,11 +116,51 @@ def commit(store: Store, parts: list[Part], *, step: int, keep: int = 2) -> None
     """
     if keep < 1:
         raise ValueError(f"keep: {keep}, must be at least 1")
-    manifest = {"schema": SCHEMA, "step": step, "parts": [asdict(part) for part in parts]}
-    store.write(f"{_folder(step)}/{_MANIFEST}", json.dumps(manifest, indent=1).encode())
-    older = [name for name in store.folders() if name.startswith("step-") and name < _folder(step)]
+    record = {"schema": SCHEMA, "step": step, "parts": [asdict(part) for part in parts]}
+    store.write(f"{folder_of(step)}/{_MANIFEST}", json.dumps(record, indent=1).encode())
+    older = [name for name in reversed(folders(store)) if name < folder_of(step)]
     for name in older[: max(0, len(older) - (keep - 1))]:
         store.remove(name)
+
+
+def folders(store: Store) -> list[str]:
+    """Return the names of the folders of checkpoints, newest first; some may not be valid."""
+    names = [name for name in store.folders() if name.startswith("step-")]
+    return [name for name in reversed(names) if not name.endswith(".corrupt")]
+
+
+def manifest(store: Store, folder: str) -> list[Part]:
+    """Return what the checkpoint in ``folder`` consists of, by rank.
+
+    Raises:
+        FileNotFoundError: it was never committed.
+        Damaged: its manifest cannot be read.
+    """
+    data = store.read(f"{folder}/{_MANIFEST}")
+    try:
+        parts = [Part(**part) for part in json.loads(data)["parts"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{folder}/{_MANIFEST}: {error}") from error
+    if not parts:
+        raise Damaged(f"{folder}/{_MANIFEST}: names no parts")
+    return parts
+
+
+def read_part(store: Store, folder: str, part: Part) -> bytes:
+    """Return the bytes of a part; raises Damaged if they are not those that were written."""
+    try:
+        data = store.read(f"{folder}/{part.name}")
+    except FileNotFoundError as error:
+        raise Damaged(f"{folder}/{part.name}: is not there") from error
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise Damaged(f"{folder}/{part.name}: is not what was written")
+    return data
+
+
+def set_aside(store: Store, folder: str) -> None:
+    """Rename a checkpoint that does not verify, so that it is not looked at again."""
+    _logger.warning("checkpoint %s does not verify; set aside as %s.corrupt", folder, folder)
+    store.rename(folder, f"{folder}.corrupt")
 
 
 def newest(store: Store) -> list[bytes] | None:
@@ -107,27 +169,11 @@ def newest(store: Store) -> list[bytes] | None:
     A checkpoint without a manifest (a writer was killed) is passed over; one whose parts do not
     have the hashes of its manifest is set aside as ``….corrupt`` with a warning.
     """
-    for folder in reversed(store.folders()):
-        if not folder.startswith("step-") or folder.endswith(".corrupt"):
-            continue
+    for folder in folders(store):
         try:
-            manifest = store.read(f"{folder}/{_MANIFEST}")
+            return [read_part(store, folder, part) for part in manifest(store, folder)]
         except FileNotFoundError:
             continue
-        parts = _verified(store, folder, manifest)
-        if parts is not None:
-            return parts
-        _logger.warning("checkpoint %s does not verify; set aside as %s.corrupt", folder, folder)
-        store.rename(folder, f"{folder}.corrupt")
+        except Damaged:
+            set_aside(store, folder)
     return None
-
-
-def _verified(store: Store, folder: str, manifest: bytes) -> list[bytes] | None:
-    """Return all parts if each has the hash that the manifest names, else None."""
-    try:
-        named = [Part(**part) for part in json.loads(manifest)["parts"]]
-        parts = [store.read(f"{folder}/{part.name}") for part in named]
-    except (ValueError, KeyError, TypeError, FileNotFoundError):
-        return None
-    hashes = [hashlib.sha256(part).hexdigest() for part in parts]
-    return parts if parts and hashes == [part.sha256 for part in named] else None

@@ -39,6 +39,22 @@ class Stateful(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Says that the state of each rank is its own share of the run's, under names of the whole.
+
+    The states of the parts ``model`` and ``optimizer`` (an
+    :class:`raykb.engine.optim.NamedOptimizer`) have the names of the whole model as keys; those of
+    all other parts are equal on all ranks. What was saved by some ranks can be taken up by any
+    other number of them.
+
+    Attributes:
+        saved: whether it is this rank that saves its share; replicas of it do not.
+    """
+
+    saved: bool = True
+
+
 @dataclass
 class Training:
     """All that one training consists of; what :func:`fit` repeats and what is saved.
@@ -50,7 +66,9 @@ class Training:
             step sees depends on its number alone, so the number is the data position.
         steps: optimizer steps of the whole training.
         parts: what makes up the run's state, by name.
-        evaluate: figures of the finished training, ``{"test/top1": 0.9}``.
+        evaluate: figures of the finished training, ``{"test/top1": 0.9}``; every rank calls it,
+            those of rank 0 count.
+        shard: where several ranks have a share of the model each; None where rank 0 has all.
     """
 
     step: Step
@@ -59,6 +77,7 @@ class Training:
     steps: int
     parts: dict[str, Stateful]
     evaluate: Callable[[], dict[str, float]] = field(default=dict)
+    shard: Shard | None = None
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the whole run state after ``step`` steps, safe for ``weights_only`` loading."""

@@ -56,6 +56,73 @@ def rmsprop(
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": sgd, "adamw": adamw, "rmsprop": rmsprop}
 
 
+class NamedOptimizer:
+    """The state of an optimizer keyed by the names of the parameters, not by their positions.
+
+    So a state saved by one partition of a model fits any other. Groups are matched by position:
+    build them by the same rule everywhere (:func:`parameter_groups` makes two, even if empty).
+
+    Args:
+        optimizer: what is saved and restored.
+        parameters: names and parameters, as ``module.named_parameters()`` gives them.
+
+    Raises:
+        ValueError: a parameter of the optimizer has no name.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]):
+        self.optimizer = optimizer
+        self._names = {id(parameter): name for name, parameter in parameters}
+        shapes = [
+            tuple(parameter.shape)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) not in self._names
+        ]
+        if shapes:
+            raise ValueError(
+                f"parameters: none named for {len(shapes)} of the optimizer's, of shapes {shapes}; "
+                "give named_parameters() of the module that the optimizer was built for"
+            )
+
+    def _ordered(self) -> list[str]:
+        """Return the names in the order in which torch numbers the parameters."""
+        groups = self.optimizer.param_groups
+        return [self._names[id(parameter)] for group in groups for parameter in group["params"]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return ``state`` by name of the parameter, and the settings of the ``groups``."""
+        names, plain = self._ordered(), self.optimizer.state_dict()
+        state = {names[number]: own for number, own in plain["state"].items()}
+        groups = [
+            {name: value for name, value in group.items() if name not in ("params", "param_names")}
+            for group in plain["param_groups"]
+        ]
+        return {"state": state, "groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Take over a state of :meth:`state_dict`; names that are not here are passed over.
+
+        Raises:
+            ValueError: the number of groups is another.
+        """
+        groups = self.optimizer.state_dict()["param_groups"]
+        if len(groups) != len(state_dict["groups"]):
+            raise ValueError(
+                f"groups: {len(state_dict['groups'])} were saved and there are {len(groups)}; "
+                "build the optimizer by the same rule as in the run that was saved"
+            )
+        state = {
+            number: state_dict["state"][name]
+            for number, name in enumerate(self._ordered())
+            if name in state_dict["state"]
+        }
+        settings = zip(groups, state_dict["groups"], strict=True)
+        self.optimizer.load_state_dict(
+            {"state": state, "param_groups": [group | saved for group, saved in settings]}
+        )
+
+
 def constant() -> Callable[[float], float]:
     """Return the schedule that keeps the learning rate."""
     return lambda progress: 1.0
@@ -64,6 +131,11 @@ def constant() -> Callable[[float], float]:
 def cosine() -> Callable[[float], float]:
     """Return the schedule (1 + cos(pi t)) / 2 (Loshchilov, Hutter, ICLR 2017, eq. 5)."""
     return lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def cosine_7_16() -> Callable[[float], float]:
+    """Return the schedule cos(7 pi t / 16), which ends at 0.195 (Sohn et al., NeurIPS 2020)."""
+    return lambda progress: math.cos(7.0 * math.pi * progress / 16.0)
 
 
 def multi_step(
@@ -76,6 +148,7 @@ def multi_step(
 SCHEDULES: dict[str, Callable[..., Callable[[float], float]]] = {
     "constant": constant,
     "cosine": cosine,
+    "cosine_7_16": cosine_7_16,
     "multi_step": multi_step,
 }
 

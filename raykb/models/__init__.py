@@ -1,18 +1,45 @@
-"""Networks by name; each is built from a number of classes and a number of channels."""
+"""Networks by name; each is built from a number of classes and a number of channels.
+
+``SEQUENTIALS`` are those that a pipeline may cut between any two layers. The U-Net is not among
+them: it is no classifier.
+"""
 
 from collections.abc import Callable
 
 from torch import nn
 
-from raykb.models.resnet import resnet18, resnet50
+from raykb.models.amoebanet import amoebanet_d
+from raykb.models.resnet import (
+    resnet18,
+    resnet50,
+    resnet50_sequential,
+    resnet101_sequential,
+    small_resnet_sequential,
+)
 from raykb.models.small_convnet import small_convnet
-from raykb.models.wide_resnet import wide_resnet, wide_resnet_28_10, wide_resnet_40_2
+from raykb.models.wide_resnet import (
+    wide_resnet,
+    wide_resnet_28_2,
+    wide_resnet_28_8,
+    wide_resnet_28_10,
+    wide_resnet_40_2,
+)
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_convnet": small_convnet,
     "wide_resnet": wide_resnet,
     "wide_resnet_40_2": wide_resnet_40_2,
+    "wide_resnet_28_2": wide_resnet_28_2,
+    "wide_resnet_28_8": wide_resnet_28_8,
     "wide_resnet_28_10": wide_resnet_28_10,
     "resnet18": resnet18,
     "resnet50": resnet50,
+}
+
+SEQUENTIALS: dict[str, Callable[..., nn.Sequential]] = {
+    "small_resnet_sequential": small_resnet_sequential,
+    "small_convnet": small_convnet,
+    "resnet50_sequential": resnet50_sequential,
+    "resnet101_sequential": resnet101_sequential,
+    "amoebanet_d": amoebanet_d,
 }

@@ -32,5 +32,5 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
     return [
         nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
+        nn.ReLU(),  # a copy: a pipeline may cut before it
     ]

@@ -9,6 +9,9 @@ first convolution, after the first norm and ReLU, none). That code also sets the
 momentum to 0.9, so that the running statistics follow nearly the last batch alone; here it is
 torch's 0.1 unless ``bn_momentum`` says otherwise. Convolutions start as in the paper's code, from
 He's normal distribution over the fan-out, biases at zero.
+
+WRN-28-2 and WRN-28-8 are the networks of semi-supervised learning, with leaky ReLU of slope 0.1 as
+FixMatch has; stride, shortcuts and biases are as above.
 """
 
 from itertools import pairwise
@@ -25,16 +28,23 @@ class WideBlock(nn.Module):
     """Add to (N, inputs, H, W) what two pre-activated convolutions make of it."""
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, *, dropout: float, bn_momentum: float
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        *,
+        dropout: float,
+        bn_momentum: float,
+        negative_slope: float = 0.0,
     ) -> None:
         super().__init__()
         self.residual = nn.Sequential(
             nn.BatchNorm2d(inputs, momentum=bn_momentum),
-            nn.ReLU(inplace=True),
+            _activation(negative_slope),
             conv3x3(inputs, outputs),
             nn.Dropout(dropout),
             nn.BatchNorm2d(outputs, momentum=bn_momentum),
-            nn.ReLU(inplace=True),
+            _activation(negative_slope),
             conv3x3(outputs, outputs, stride),
         )
         same = stride == 1 and inputs == outputs
@@ -46,6 +56,12 @@ class WideBlock(nn.Module):
         return total
 
 
+def _activation(negative_slope: float) -> nn.Module:
+    if not negative_slope:
+        return nn.ReLU(inplace=True)
+    return nn.LeakyReLU(negative_slope, inplace=True)
+
+
 def wide_resnet(
     classes: int,
     channels: int = 3,
@@ -54,6 +70,7 @@ def wide_resnet(
     width: int,
     dropout: float = 0.0,
     bn_momentum: float = 0.1,
+    negative_slope: float = 0.0,
 ) -> nn.Sequential:
     """Return WRN-``depth``-``width``, from (N, channels, H, W) to logits (N, classes).
 
@@ -64,6 +81,7 @@ def wide_resnet(
         width: factor k of the channels.
         dropout: share of activations dropped between a block's convolutions.
         bn_momentum: weight of the newest batch in the running statistics, torch's convention.
+        negative_slope: of the leaky ReLU; 0 for ReLU.
 
     Raises:
         ValueError: there is no such depth.
@@ -85,12 +103,13 @@ def wide_resnet(
                     stride=2 if group and not block else 1,
                     dropout=dropout,
                     bn_momentum=bn_momentum,
+                    negative_slope=negative_slope,
                 )
             )
     network.extend(
         [
             nn.BatchNorm2d(sizes[-1], momentum=bn_momentum),
-            nn.ReLU(inplace=True),
+            _activation(negative_slope),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(sizes[-1], classes),
@@ -119,4 +138,44 @@ def wide_resnet_28_10(
     """Return WRN-28-10 (36.5 million parameters); arguments as of :func:`wide_resnet`."""
     return wide_resnet(
         classes, channels, depth=28, width=10, dropout=dropout, bn_momentum=bn_momentum
+    )
+
+
+def wide_resnet_28_2(
+    classes: int,
+    channels: int = 3,
+    *,
+    dropout: float = 0.0,
+    bn_momentum: float = 0.1,
+    negative_slope: float = 0.1,
+) -> nn.Sequential:
+    """Return WRN-28-2 (1.47 million parameters); arguments as of :func:`wide_resnet`."""
+    return wide_resnet(
+        classes,
+        channels,
+        depth=28,
+        width=2,
+        dropout=dropout,
+        bn_momentum=bn_momentum,
+        negative_slope=negative_slope,
+    )
+
+
+def wide_resnet_28_8(
+    classes: int,
+    channels: int = 3,
+    *,
+    dropout: float = 0.0,
+    bn_momentum: float = 0.1,
+    negative_slope: float = 0.1,
+) -> nn.Sequential:
+    """Return WRN-28-8 (23.4 million parameters); arguments as of :func:`wide_resnet`."""
+    return wide_resnet(
+        classes,
+        channels,
+        depth=28,
+        width=8,
+        dropout=dropout,
+        bn_momentum=bn_momentum,
+        negative_slope=negative_slope,
     )

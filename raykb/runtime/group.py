@@ -3,61 +3,119 @@
 import time
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
-import torch.distributed as dist
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.exceptions import RayError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
+from ray.train.torch import TorchTrainer
 
 from raykb.engine.loop import Worker
-from raykb.runtime.resources import WorkerResources
+from raykb.runtime.faults import is_loss
+from raykb.runtime.network import NodeTorchConfig
+from raykb.runtime.resources import Group, ResourceError, WorkerResources, cluster, describe, fit
 from raykb.runtime.storage import open_storage
 from raykb.runtime.work import TrainJob, run
+
+_FEWER_WAIT_S = 2.0
 
 
 def run_group(
     job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, retries: int
 ) -> None:
-    """Run a Ray Train job; take it up again when processes or nodes died, never after a bug."""
+    """Run a Ray Train job; take it up again when processes or nodes died, never after a bug.
+
+    Raises:
+        ResourceError: there is no place for its workers.
+    """
     for attempt in range(retries + 1):
-        trainer = TorchTrainer(
-            _run_member,
-            train_loop_config={"job": job, "uri": uri, "resources": resources, "mailbox": mailbox},
-            torch_config=TorchConfig(timeout_s=300),
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=resources.gpus > 0,
-                resources_per_worker={"CPU": resources.cpus}
-                | ({"GPU": resources.gpus} if resources.gpus else {}),
-            ),
-            run_config=RunConfig(
-                name=f"attempt-{time.time_ns()}",
-                storage_path=f"{uri}/{job.name}/ray",
-                failure_config=FailureConfig(
-                    max_failures=0,
-                    controller_failure_limit=10,  # type: ignore[call-arg]  # of Train v2
-                ),
-            ),
-        )
+        workers = places(job.name, resources, job.group)
         try:
-            trainer.fit()
+            _trainer(job, uri, resources, mailbox, workers).fit()
             open_storage(uri).remove(f"{job.name}/ray")
             return
-        except WorkerGroupError as error:
-            bugs = [e for e in error.worker_failures.values() if not _is_death(e)]
-            if bugs or attempt == retries:
+        except (TrainingFailedError, RayError) as error:
+            bugs = [cause for cause in _failures(error) if not is_loss(cause)]
+            # Ray may see no more than the first consequence of a bug; the mailbox knows the bug
+            if bugs or attempt == retries or not ray.get(mailbox.again.remote(job.name)):
                 raise (bugs or [error])[0] from error
 
 
-def _is_death(error: Exception) -> bool:
-    """Return whether a worker's failure is a lost process, node or peer rather than a bug.
+def places(name: str, resources: WorkerResources, group: Group) -> int:
+    """Wait until a training's workers can be placed; return how many.
 
-    Ray's own errors say that a process or node is gone; what a peer of it sees is gloo's or
-    NCCL's complaint. All else was raised by the training.
+    Full size is waited for ``group.wait_s`` seconds, then the fewer that it can go on with are
+    tried. Places that are there but taken, by other trainings, are waited for.
+
+    Raises:
+        ResourceError: the nodes that are left have not even places for the smallest size.
     """
-    if type(error).__module__.startswith("ray.") or isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    sizes = [resources.workers, *sorted(group.fewer, reverse=True)]
+    while True:
+        for size in sizes:
+            wait_s = group.wait_s if size == resources.workers else _FEWER_WAIT_S
+            if _can_place(size, resources, group, wait_s):
+                return size
+        nodes = cluster()
+        if not fit(sizes[-1], resources, nodes):
+            raise ResourceError(
+                f"{name}: needs {sizes[-1]} workers of {resources.cpus:g} CPU and "
+                f"{resources.gpus:g} GPU, and after {group.wait_s:g} s there is {describe(nodes)}; "
+                "go on with --resume when the nodes are back, or let it go on with fewer workers"
+            )
+
+
+def _can_place(count: int, resources: WorkerResources, group: Group, wait_s: float) -> bool:
+    """Return whether Ray finds places for ``count`` workers within ``wait_s`` seconds."""
+    reserved = ray.util.placement_group([_each(resources)] * count, strategy=group.place.upper())
+    try:
+        return bool(reserved.wait(wait_s))
+    finally:
+        ray.util.remove_placement_group(reserved)
+
+
+def _each(resources: WorkerResources) -> dict[str, float]:
+    gpus = {"GPU": resources.gpus} if resources.gpus else {}
+    return {"CPU": float(resources.cpus)} | gpus
+
+
+def _trainer(
+    job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, workers: int
+) -> TorchTrainer:
+    """Return the Ray Train job of one attempt; it does not try again by itself."""
+    return TorchTrainer(
+        _run_member,
+        train_loop_config={"job": job, "uri": uri, "resources": resources, "mailbox": mailbox},
+        torch_config=NodeTorchConfig(timeout_s=job.group.timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker=_each(resources),
+            placement_strategy=job.group.place.upper(),
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{time.time_ns()}",
+            storage_path=f"{uri}/{job.name}/ray",
+            failure_config=FailureConfig(
+                max_failures=0,
+                controller_failure_limit=0,  # type: ignore[call-arg]  # of Train v2
+            ),
+        ),
+    )
+
+
+def _failures(error: Exception) -> list[Exception]:
+    """Return what made an attempt fail."""
+    if isinstance(error, WorkerGroupError):
+        return list(error.worker_failures.values())
+    return [error.controller_failure] if isinstance(error, ControllerError) else [error]
 
 
 def _run_member(config: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def launch(
     default: Path,
     schema: Mapping[str, Any],
     plan: Callable[[dict[str, Any]], Sequence[Phase]],
+    may_change: Collection[str] = (),
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a script from its command line; return the exit status.
@@ -65,13 +66,14 @@ def launch(
         default: the configuration used without ``--config``.
         schema: what :func:`raykb.config.check` takes, but for ``storage`` and ``tracking``.
         plan: returns the phases of the run from its configuration; may raise ValueError.
+        may_change: sections of the configuration that a resumed run may have otherwise.
         argv: the command line after the script's name.
     """
     name = Path(script.__code__.co_filename).stem
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser(name, description, default).parse_args(argv)
     try:
-        config = _config(arguments, default, schema)
+        config = _config(arguments, default, schema, may_change)
         phases = plan(config)
         if arguments.dry_run:
             _show_plan(config, phases)
@@ -112,23 +114,32 @@ def _parser(name: str, description: str, default: Path) -> argparse.ArgumentPars
 
 
 def _config(
-    arguments: argparse.Namespace, default: Path, schema: Mapping[str, Any]
+    arguments: argparse.Namespace,
+    default: Path,
+    schema: Mapping[str, Any],
+    may_change: Collection[str],
 ) -> dict[str, Any]:
     """Return the resolved configuration, of the run to be resumed if there is one."""
-    given = arguments.config or arguments.overrides or arguments.smoke
     if arguments.resume and arguments.out:
         raise Refused("--out and --resume: give one of them; --resume goes on in its own DIR")
     stored = _stored(arguments.resume) if arguments.resume else None
-    if stored is not None and not given:
-        return stored
-    file = arguments.config or str(default)
-    config = configuration.load(file, overrides=arguments.overrides, smoke=arguments.smoke)
-    configuration.check(config, {"storage": str, "tracking": Tracking, **schema}, source=file)
-    if stored is not None and (changes := configuration.diff(stored, config)):
+    if stored is not None and not (arguments.config or arguments.smoke):
+        source = f"{arguments.resume}/{RECORD}"
+        config = configuration.override(stored, arguments.overrides, source=source)
+    else:
+        source = arguments.config or str(default)
+        config = configuration.load(source, overrides=arguments.overrides, smoke=arguments.smoke)
+    configuration.check(config, {"storage": str, "tracking": Tracking, **schema}, source=source)
+    changes = configuration.diff(
+        {key: value for key, value in (stored or config).items() if key not in may_change},
+        {key: value for key, value in config.items() if key not in may_change},
+    )
+    if changes:
+        allowed = f"; {' and '.join(may_change)} may change" * bool(may_change)
         raise Refused(
             f"--resume {arguments.resume}: the configuration is not that of the run:\n  "
             + "\n  ".join(changes)
-            + "\nGive --resume alone, or start a new run in another directory."
+            + f"\nGive --resume alone, or start a new run in another directory{allowed}."
         )
     return config
 
@@ -225,9 +236,11 @@ def _run(
         parent = tracker.run(
             record["key"],
             name=Path(storage.uri.partition("?")[0]).name,
-            params=configuration.flatten(config),
+            params=configuration.flatten(record["config"]),  # MLflow has them once and for all
             tags=environment_tags() | {"raykb.script": name, "raykb.storage": storage.uri},
         )
+        if changes := configuration.diff(record["config"], config):
+            parent.tags({"raykb.changed": "; ".join(changes)})
         parent.text(configuration.dump(config), "config.yaml")
         written: list[str] = []
         status: Status = "FAILED"
@@ -239,7 +252,9 @@ def _run(
                 with _signals(stopped):  # again, since Ray sets its own
                     parallel = resources.plan(phases, resources.cluster())
                     check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
-                    session = Session(config, storage, parallel, parent, tracker, files, written)
+                    session = Session(
+                        config, record["config"], storage, parallel, parent, tracker, files, written
+                    )
                     script(session)
             status, code = "FINISHED", 0
         except (Interrupted, Exception) as error:

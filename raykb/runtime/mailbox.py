@@ -1,4 +1,4 @@
-"""The way of figures from the workers to the driver, which alone talks to the tracker.
+"""The way of figures and failures from the workers to the driver, which alone talks to the tracker.
 
 This file imports next to nothing: its process starts while those of the first workers do.
 """
@@ -25,28 +25,66 @@ class Letter(NamedTuple):
     figures: dict[str, float]
 
 
+class Failure(NamedTuple):
+    """What a worker says of an exception before it raises it.
+
+    Attributes:
+        name: the job's.
+        rank: the worker's.
+        lost: whether a process, a node or a peer was lost; anything else is a bug.
+        kind: the exception's type, ``module.Name``.
+        message: its text.
+        where: lines that were added to it, ``stage 1, micro-batch 3, forward``.
+        trace: its traceback, with those of its causes.
+        pickled: the exception itself; None if it cannot be pickled.
+    """
+
+    name: str
+    rank: int
+    lost: bool
+    kind: str
+    message: str
+    where: list[str]
+    trace: str
+    pickled: bytes | None
+
+
 @ray.remote(num_cpus=0)
 class Mailbox:
     """Takes what workers have to say, until the driver asks; only the driver talks to MLflow."""
 
     def __init__(self) -> None:
-        self._letters: list[Letter] = []
+        self._letters: list[Letter | Failure] = []
+        self._bugs: set[str] = set()
+        self._closed = False
 
-    def put(self, letter: Letter) -> None:
+    def put(self, letter: Letter | Failure) -> None:
         """Keep a letter."""
         self._letters.append(letter)
+        if isinstance(letter, Failure) and not letter.lost:
+            self._bugs.add(letter.name)
 
-    def take(self) -> list[Letter]:
+    def take(self) -> list[Letter | Failure]:
         """Return the letters since the last call."""
         letters, self._letters = self._letters, []
         return letters
 
+    def close(self) -> None:
+        """Have no training begun again from now on."""
+        self._closed = True
+
+    def again(self, name: str) -> bool:
+        """Return whether the job ``name`` may be begun again: nobody stopped it, and no bug did."""
+        return not self._closed and name not in self._bugs
+
 
 def open_mailbox() -> Any:
     """Return a mailbox on this host, which comes back empty should its process die."""
-    here = ray.get_runtime_context().get_node_id()
     return Mailbox.options(  # type: ignore[attr-defined]
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-        max_restarts=-1,
-        max_task_retries=-1,
+        scheduling_strategy=on_this_host(), max_restarts=-1, max_task_retries=-1
     ).remote()
+
+
+def on_this_host() -> NodeAffinitySchedulingStrategy:
+    """Return what keeps a task or an actor on the driver's host, without which all is lost."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

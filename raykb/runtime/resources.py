@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import ray
 import torch
@@ -46,6 +47,38 @@ class WorkerResources:
     def device(self) -> str:
         """The torch device of one worker."""
         return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """How the workers of one training stand together; counts where there are several.
+
+    Args:
+        place: ``pack`` them on few nodes, or ``spread`` them over many.
+        timeout_s: seconds that a collective operation waits for a peer.
+        wait_s: seconds to wait for places for all of them, before each attempt.
+        fewer: smaller numbers of workers that the training can go on with when nodes are lost;
+            empty if it needs all of them.
+    """
+
+    place: Literal["pack", "spread"] = "pack"
+    timeout_s: int = 300
+    wait_s: float = 60.0
+    fewer: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: {value!r}, must be {allowed}"
+            for name, value, good, allowed in (
+                ("place", self.place, self.place in ("pack", "spread"), "pack or spread"),
+                ("timeout_s", self.timeout_s, self.timeout_s >= 1, "at least 1"),
+                ("wait_s", self.wait_s, self.wait_s >= 0, "at least 0"),
+                ("fewer", self.fewer, all(size >= 1 for size in self.fewer), "numbers from 1 on"),
+            )
+            if not good
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -100,6 +133,11 @@ def _packed(nodes: Sequence[Node], piece: Sequence[WorkerResources], limit: int)
             else:
                 return count
     return limit
+
+
+def fit(count: int, each: WorkerResources, nodes: Sequence[Node]) -> bool:
+    """Return whether ``count`` such workers could run at once if ``nodes`` did nothing else."""
+    return _packed(nodes, [each] * count, 1) == 1
 
 
 def plan(phases: Sequence[Phase], nodes: Sequence[Node]) -> dict[str, int]:

@@ -29,6 +29,7 @@ class Session:
 
     Attributes:
         config: the resolved configuration.
+        recorded: the one that the run began with, which its parameters are in the tracker.
         storage: the run directory.
         parallel: pieces of each phase that run side by side, from the plan.
         parent: the parent run in the tracker.
@@ -38,6 +39,7 @@ class Session:
     """
 
     config: dict[str, Any]
+    recorded: dict[str, Any]
     storage: Storage
     parallel: Mapping[str, int]
     parent: Run
@@ -69,7 +71,7 @@ class Session:
                 name,
                 name=name,
                 parent=self.parent,
-                params=flatten(self.config) | dict(params or {}),
+                params=flatten(self.recorded) | dict(params or {}),
                 tags={"raykb.phase": phase},
             )
         return self._children[name]
@@ -99,18 +101,24 @@ class Session:
         self.tracker.ready(5.0)  # database and parent run are there before anything fans out
         share = {job.name: 0.0 for job in jobs}
         runs = {job.name: self.child(job.name, phase=phase, params=job.params) for job in jobs}
-        with Progress(phase, len(jobs), "") as progress:
+        alone = len(jobs) == 1
+        with Progress(phase, 100 if alone else len(jobs), "%" if alone else "") as progress:
+
+            def show(note: str = "") -> None:
+                done = sum(share.values())
+                progress.update(round(100 * done) if alone else done, note)
 
             def on_letter(letter: Letter) -> None:
                 runs[letter.name].log(letter.step, letter.figures)
                 share[letter.name] = max(share[letter.name], letter.step / letter.steps * 0.999)
-                progress.update(sum(share.values()))
+                loss = letter.figures.get("train/loss")
+                show(f"loss {loss:.3g}" if alone and loss is not None else "")
 
             def on_result(result: Result) -> None:
                 runs[result.name].log(result.steps, result.metrics)
                 runs[result.name].finish()
                 share[result.name] = 1.0
-                progress.update(sum(share.values()))
+                show()
 
             return train(
                 jobs,

@@ -1,5 +1,6 @@
 """Where a run's files are: a folder on this host, on a shared disk, or in an object store."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -7,7 +8,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow.fs
 
@@ -72,6 +73,29 @@ def open_storage(where: str) -> Storage:
     return RemoteStorage(where)
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write that is under ``path`` when it is whole and on the disk, not before."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def check_new(out: Path) -> None:
+    """Raise ValueError where a command cannot make its ``--out``: it is there, or no folder is."""
+    if out.exists():
+        raise ValueError(f"--out {out}: is there already; name another file")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: its folder is not there; make it first")
+
+
 class LocalStorage:
     """A folder of a mounted disk: temporary name, fsync, rename."""
 
@@ -93,20 +117,14 @@ class LocalStorage:
         """Write a whole file, replacing one of that name."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with whole_file(path) as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             free = shutil.disk_usage(path.parent).free
             raise OSError(
                 error.errno, f"{os.strerror(error.errno or 0)} ({free:,} bytes are free)", str(path)
             ) from error
-        _sync_folder(path.parent)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append one JSON record to the log ``name``; a line cut off by a crash is cut away."""

@@ -237,6 +237,18 @@ class Run:
             raise ValueError(f"step: {step}, must fit 64 bits")
         self.tracker._log(self.key, operator.index(step), values)
 
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """Return steps and values of each metric that this host has logged, by step.
+
+        Those of earlier processes on the spool are among them, whether they were sent or not.
+        """
+        points: dict[str, dict[int, float]] = {}
+        for record in self.tracker._spool.records():
+            if record["op"] == "log" and record["run"] == self.key:
+                for name, value in record["metrics"].items():
+                    points.setdefault(name, {}).setdefault(record["step"], value)
+        return {name: sorted(found.items()) for name, found in points.items()}
+
     @_contained
     def params(self, values: Mapping[str, Any]) -> None:
         """Set parameters; MLflow keeps the first value of each."""

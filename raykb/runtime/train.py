@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 from raykb.engine import checkpoint
+from raykb.runtime.faults import original
 from raykb.runtime.group import run_group
-from raykb.runtime.mailbox import Letter, open_mailbox
+from raykb.runtime.mailbox import Letter, on_this_host, open_mailbox
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.storage import Storage
 from raykb.runtime.work import FINAL, RESULT, TrainJob, run_alone
+
+_GRACE_S = 10.0
 
 
 @dataclass
@@ -38,8 +42,18 @@ class Result:
     storage: Storage = field(repr=False, compare=False)
 
     def state(self) -> dict[str, Any]:
-        """Return the trained model's state dict, on the CPU."""
-        state: dict[str, Any] = checkpoint.decode(self.storage.read(FINAL))
+        """Return the trained model's state dict, on the CPU.
+
+        Raises:
+            FileNotFoundError: the model is in shares and too large to be put together unasked.
+        """
+        try:
+            state: dict[str, Any] = checkpoint.decode(self.storage.read(FINAL))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{self.storage.uri}/{FINAL}: is not written for a model as large as this; make "
+                f"it by python pipelines/export_checkpoint.py {self.storage.uri} --out model.pt"
+            ) from error
         return state
 
 
@@ -90,7 +104,8 @@ def train(
         on_letter: gets what the workers log, in the driver.
         on_result: gets each result as it comes, those found in ``storage`` too.
         retries: how often a training is taken up again after its process or node died. An
-            exception that a training raises is a bug: it is raised here and not retried.
+            exception that a training raises is a bug: it is raised here, as the worker met it,
+            and not retried.
     """
     results = {job.name: done for job in jobs if (done := finished(storage, job.name))}
     for done in results.values():
@@ -110,23 +125,55 @@ def train(
             _deliver(mailbox, on_letter)
             for reference in ready:
                 job = running.pop(reference)
-                ray.get(reference)
+                _get(reference)
                 result = finished(storage, job.name)
                 if result is None:
                     raise FileNotFoundError(f"{storage.uri}/{job.name}/{RESULT}: not written")
                 results[job.name] = result
                 on_result(result)
         _deliver(mailbox, on_letter)
+    except Exception:
+        ray.get(mailbox.close.remote())
+        _end(list(running))
+        raise
     finally:
-        for reference in running:
+        for reference in _unfinished(list(running)):
             ray.cancel(reference, force=True)
         ray.kill(mailbox)
     return [results[job.name] for job in jobs]
 
 
 def _deliver(mailbox: Any, on_letter: Callable[[Letter], None]) -> None:
+    """Hand letters on; raise the first bug of which a worker tells."""
     for letter in ray.get(mailbox.take.remote()):
-        on_letter(letter)
+        if isinstance(letter, Letter):
+            on_letter(letter)
+        elif not letter.lost:
+            raise original(letter)
+
+
+def _end(running: list[Any]) -> None:
+    """End tasks in peace: the places of a group that is killed are lost until the driver ends."""
+    if running:
+        _, running = ray.wait(running, timeout=_GRACE_S)  # the one that failed ends by itself
+    for reference in running:
+        ray.cancel(reference)
+    _unfinished(running, timeout_s=_GRACE_S)
+
+
+def _unfinished(running: list[Any], timeout_s: float = 0.0) -> list[Any]:
+    """Return the tasks that do not end in time; to cancel one that just has may abort Ray."""
+    if not running:
+        return []
+    return list(ray.wait(running, num_returns=len(running), timeout=timeout_s)[1])
+
+
+def _get(reference: Any) -> None:
+    """Wait for a task; what it raised is raised as it was, not as what Ray makes of it."""
+    try:
+        ray.get(reference)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from error
 
 
 def _launch_task(
@@ -146,5 +193,7 @@ def _launch_group(
     job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, retries: int
 ) -> Any:
     """Run a Ray Train job in a task of its own, so that several can run side by side."""
-    task = ray.remote(run_group).options(name=job.name, num_cpus=0, max_retries=0)
+    task = ray.remote(run_group).options(
+        name=job.name, num_cpus=0, max_retries=0, scheduling_strategy=on_this_host()
+    )
     return task.remote(job, uri, resources, mailbox, retries)

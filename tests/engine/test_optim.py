@@ -1,16 +1,20 @@
 """Optimizers decay weights alone, schedules follow their closed forms, updates clip and clear."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from raykb.engine.checkpoint import decode, encode
 from raykb.engine.optim import (
     OPTIMIZERS,
     SCHEDULES,
+    NamedOptimizer,
     constant,
     cosine,
+    cosine_7_16,
     multi_step,
     parameter_groups,
     scheduled,
@@ -43,6 +47,77 @@ def test_every_optimizer_moves_every_parameter(name):
     assert sum(moved) >= len(moved) - 1  # the bias before a batch norm has no gradient
 
 
+def steps(model, optimizer, inputs):
+    for batch in inputs:
+        optimizer.zero_grad()
+        model(batch).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_named_state_goes_on_in_a_model_whose_parameters_are_in_another_order(name):
+    torch.manual_seed(0)
+    inputs = torch.randn(6, 4, 1, 3, 3)
+    model = network()
+    optimizer = OPTIMIZERS[name](model, lr=0.1, weight_decay=0.1)
+    scheduler = scheduled(optimizer, cosine(), steps=6)
+    steps(model, optimizer, inputs[:3])
+    scheduler.step()
+    weights = copy.deepcopy(model.state_dict())
+    state = copy.deepcopy(NamedOptimizer(optimizer, model.named_parameters()).state_dict())
+    steps(model, optimizer, inputs[3:])
+
+    again = network()
+    again.load_state_dict(weights)
+    groups = parameter_groups(again, 0.1)
+    for group in groups:
+        group["params"].reverse()
+    other = type(optimizer)(groups, lr=7.0)
+    NamedOptimizer(other, again.named_parameters()).load_state_dict(state)
+    assert other.param_groups[0]["lr"] == pytest.approx(0.1 * cosine()(1 / 6))
+    steps(again, other, inputs[3:])
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
+def test_a_named_state_has_the_names_of_parameters_and_is_safe_to_load():
+    model = network()
+    optimizer = OPTIMIZERS["adamw"](model, lr=0.1, weight_decay=0.1)
+    steps(model, optimizer, torch.randn(2, 4, 1, 3, 3))
+    state = decode(encode(NamedOptimizer(optimizer, model.named_parameters()).state_dict()))
+    assert state["state"].keys() == dict(model.named_parameters()).keys()
+    assert state["state"]["0.weight"].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert [group["weight_decay"] for group in state["groups"]] == [0.1, 0.0]
+    assert all("params" not in group for group in state["groups"])
+
+
+def test_a_named_state_takes_what_it_has_and_passes_over_the_rest():
+    model = network()
+    optimizer = sgd(model, lr=0.1)
+    steps(model, optimizer, torch.randn(1, 4, 1, 3, 3))
+    state = NamedOptimizer(optimizer, model.named_parameters()).state_dict()
+    last = nn.Sequential(*model[3:])
+    named = [(f"3.{name.partition('.')[2]}", value) for name, value in last.named_parameters()]
+    part = NamedOptimizer(sgd(last, lr=0.5), named)
+    part.load_state_dict(state)
+    assert part.state_dict()["state"].keys() == {"3.weight", "3.bias"}
+    momentum = part.optimizer.state[last[0].weight]["momentum_buffer"]
+    assert torch.equal(momentum, optimizer.state[model[3].weight]["momentum_buffer"])
+    empty = NamedOptimizer(sgd(nn.ReLU(), lr=0.5), [])
+    empty.load_state_dict(state)
+    assert empty.optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_parameters_without_a_name_and_other_groups_are_refused():
+    model = network()
+    with pytest.raises(ValueError, match=r"none named for 2 of the optimizer's, of shapes"):
+        NamedOptimizer(sgd(model, lr=0.1), model[:3].named_parameters())
+    state = NamedOptimizer(sgd(model, lr=0.1), model.named_parameters()).state_dict()
+    single = NamedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+    with pytest.raises(ValueError, match="groups: 2 were saved and there are 1; build the"):
+        single.load_state_dict(state)
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_begins_at_the_full_rate(name):
     assert SCHEDULES[name]()(0.0) == 1.0
@@ -62,6 +137,11 @@ def rates(schedule, steps, warmup_steps=0):
 def test_cosine_and_its_warmup_follow_the_closed_form():
     wanted = [0.5, 1.0, 1.5, 2.0] + [1 + math.cos(math.pi * step / 10) for step in range(4, 10)]
     assert rates(cosine(), 10, warmup_steps=4) == pytest.approx(wanted)
+
+
+def test_the_cosine_of_seven_sixteenths_ends_at_a_fifth():
+    factors = [cosine_7_16()(progress) for progress in (0.0, 0.5, 1.0)]
+    assert factors == pytest.approx([1.0, 0.7730, 0.19509], abs=1e-5 * 5)
 
 
 def test_multi_step_multiplies_at_each_milestone():

@@ -83,7 +83,12 @@ def test_every_parameter_receives_a_gradient(name: str):
 
 @pytest.mark.parametrize(
     ("name", "parameters", "macs"),
-    [("wide_resnet_40_2", 2_246_474, 0.356e9), ("wide_resnet_28_10", 36_489_290, 5.95e9)],
+    [
+        ("wide_resnet_40_2", 2_246_474, 0.356e9),
+        ("wide_resnet_28_2", 1_469_642, 0.243e9),
+        ("wide_resnet_28_8", 23_362_922, 3.81e9),
+        ("wide_resnet_28_10", 36_489_290, 5.95e9),
+    ],
 )
 def test_wide_resnets_have_the_papers_size_and_cost(name: str, parameters: int, macs: float):
     model = on_meta(name, 10)
@@ -111,6 +116,28 @@ def test_options_reach_every_block():
     assert {drop.p for drop in drops} == {0.3}
     by_default = wide_resnet(10, depth=10, width=1)
     assert {m.momentum for m in by_default.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+def test_the_networks_of_semi_supervised_learning_are_the_general_one_with_leaky_relu():
+    for name, width in (("wide_resnet_28_2", 2), ("wide_resnet_28_8", 8)):
+        options = {"dropout": 0.3, "bn_momentum": 0.9}
+        general = on_meta(
+            "wide_resnet", 10, 1, depth=28, width=width, negative_slope=0.1, **options
+        )
+        assert str(on_meta(name, 10, 1, **options)) == str(general)
+        plain = on_meta("wide_resnet", 10, 1, depth=28, width=width, **options)
+        assert str(on_meta(name, 10, 1, negative_slope=0.0, **options)) == str(plain)
+
+
+def test_the_slope_reaches_every_activation():
+    slopes = [
+        module.negative_slope
+        for module in wide_resnet(10, depth=10, width=1, negative_slope=0.3).modules()
+        if isinstance(module, nn.LeakyReLU)
+    ]
+    assert slopes == [0.3] * 7
+    default = wide_resnet(10, depth=10, width=1).modules()
+    assert sum(isinstance(module, nn.ReLU) for module in default) == 7
 
 
 def test_a_block_that_keeps_its_shape_adds_to_its_input():

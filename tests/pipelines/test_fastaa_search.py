@@ -1,26 +1,23 @@
 """The search as its users run it: from the command line, killed, resumed, and refused."""
 
 import fcntl
+import functools
 import json
-import os
 import runpy
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
+import running
 import yaml
 
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "pipelines" / "fastaa_search.py"
-CONFIGS = sorted((ROOT / "pipelines" / "configs" / "augment").glob("fastaa_*.yaml"))
+SCRIPT = running.PIPELINES / "fastaa_search.py"
+CONFIGS = sorted((running.PIPELINES / "configs" / "augment").glob("fastaa_*.yaml"))
 TINY = [
     "--smoke",
     "--set=data.train_size=240",
@@ -31,16 +28,7 @@ TINY = [
 ]
 
 
-def command(*arguments):
-    return [sys.executable, str(SCRIPT), *map(str, arguments)]
-
-
-def run(folder, *arguments, status=0, timeout=200):
-    done = subprocess.run(
-        command(*arguments), cwd=folder, capture_output=True, text=True, timeout=timeout
-    )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+run = functools.partial(running.run, "fastaa_search")
 
 
 def history(directory):
@@ -96,21 +84,15 @@ def test_every_run_is_in_mlflow_below_one_parent_with_its_parameters(whole):
 def killed_when(folder, name, condition, number):
     """Start a run in ``folder / name`` and send a signal when ``condition(directory)`` holds."""
     directory = folder / name
-    process = subprocess.Popen(
-        command(*TINY, "--out", directory),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    return running.stopped(
+        "fastaa_search",
+        folder,
+        *TINY,
+        "--out",
+        directory,
+        when=lambda: condition(directory),
+        number=number,
     )
-    limit = time.monotonic() + 150
-    while not condition(directory):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-    os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=60)
-    return process.returncode, output
 
 
 def told(directory):

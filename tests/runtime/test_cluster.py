@@ -36,6 +36,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="module")
 def interpreter(tmp_path_factory):
     """A python that has every dependency and not raykb."""
@@ -91,8 +96,11 @@ def head(interpreter, tmp_path_factory):
     )
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     environment["ADDRESS"] = f"127.0.0.1:{port}"
-    time.sleep(15)
-    assert process.poll() is None, (folder / "head.log").read_text()
+    end = time.monotonic() + 60
+    while not answers(dashboard):
+        assert process.poll() is None, (folder / "head.log").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.2)
     yield folder, environment
     process.terminate()
     process.wait(timeout=60)
@@ -101,14 +109,18 @@ def head(interpreter, tmp_path_factory):
 
 def submit(interpreter, environment, *arguments, status=0):
     client = [interpreter, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
-    done = subprocess.run(
-        [*client, "--", str(interpreter), "pipelines/fastaa_search.py", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    for _ in range(30):
+        done = subprocess.run(
+            [*client, "--", str(interpreter), "pipelines/fastaa_search.py", *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        if "No available agent" not in done.stderr:  # the head has only just started
+            break
+        time.sleep(2)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 

@@ -2,7 +2,16 @@
 
 import pytest
 
-from raykb.runtime.resources import Node, Phase, ResourceError, WorkerResources, plan, this_host
+from raykb.runtime.resources import (
+    Group,
+    Node,
+    Phase,
+    ResourceError,
+    WorkerResources,
+    fit,
+    plan,
+    this_host,
+)
 
 
 def phase(units=4, beside=None, **each):
@@ -65,3 +74,22 @@ def test_this_host_has_a_processor():
 def test_resources_out_of_range_are_refused(argument, value):
     with pytest.raises(ValueError, match=f"{argument}: {value}, must be at least"):
         WorkerResources(**{argument: value})
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, True), (3, True), (4, False)])
+def test_workers_fit_if_each_has_a_place_on_some_node(count, wanted):
+    assert fit(count, WorkerResources(cpus=2), [Node(5, 0), Node(3, 0)]) is wanted
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "allowed"),
+    [
+        ("place", "everywhere", "must be pack or spread"),
+        ("timeout_s", 0, "must be at least 1"),
+        ("wait_s", -1.0, "must be at least 0"),
+        ("fewer", (2, 0), "must be numbers from 1 on"),
+    ],
+)
+def test_a_group_out_of_range_is_refused(argument, value, allowed):
+    with pytest.raises(ValueError, match=f"^{argument}: .*{allowed}$"):
+        Group(**{argument: value})

@@ -1,0 +1,126 @@
+"""Make one plain state dict of a training's newest checkpoint, however many workers saved it."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+if importlib.util.find_spec("raykb") is None:  # run from a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from raykb.engine import checkpoint, shards
+from raykb.engine.checkpoint import Damaged
+from raykb.runtime.storage import Storage, check_new, open_storage, whole_file
+
+USAGE = """
+A pipeline's workers save the layers that they have, each in a file of its own; this puts them
+together under the names of the model that was not cut. Every file is held against the hash that
+its checkpoint names. Nothing in DIR is changed, so a run that is under way may be exported too.
+
+The file is read by
+
+  model.load_state_dict(torch.load("model.pt", weights_only=True))
+
+examples:
+  export_checkpoint.py runs/gpipe_train-20260821-101500 --out model.pt
+  export_checkpoint.py runs/gpipe_train-20260821-101500/training --step 4000 --out model.pt
+  export_checkpoint.py s3://bucket/run --out model.pt
+"""
+
+_DEPTH = 3  # names of trainings have slashes: fold-0/theta
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python pipelines/export_checkpoint.py",
+        description=__doc__,
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "directory",
+        metavar="DIR",
+        help="run directory, or the folder of a training in it; a path or a URI",
+    )
+    add("--out", metavar="FILE", type=Path, required=True, help="file to make; must not be there")
+    add("--step", metavar="N", type=int, help="checkpoint to take (default: the newest whole one)")
+    return parser.parse_args(arguments)
+
+
+def trainings(storage: Storage, depth: int = _DEPTH) -> Iterator[Storage]:
+    """Yield the folders at and below ``storage`` that have checkpoints."""
+    if checkpoint.folders(storage):
+        yield storage
+    elif depth:
+        for name in storage.folders():
+            yield from trainings(storage.below(name), depth - 1)
+
+
+def find(directory: str) -> Storage:
+    """Return the one training in ``directory``.
+
+    Raises:
+        ValueError: there is none, or there are several; these are named.
+    """
+    where = directory if "://" in directory else str(Path(directory).expanduser().absolute())
+    found = list(trainings(open_storage(where)))
+    if not found:
+        raise ValueError(
+            f"{directory}: no checkpoints are in it; name a run directory or the folder of a "
+            "training, whose configuration saves checkpoints"
+        )
+    if len(found) > 1:
+        names = "\n  ".join(storage.uri for storage in found)
+        raise ValueError(f"{directory}: has {len(found)} trainings; name one of them:\n  {names}")
+    return found[0]
+
+
+def read(storage: Storage, step: int | None) -> tuple[str, dict[str, Tensor]]:
+    """Return the name of the checkpoint that was taken, and the whole model's state dict.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it does not verify.
+    """
+    there = checkpoint.folders(storage)
+    wanted = there if step is None else [checkpoint.folder_of(step)]
+    problems = []
+    for folder in wanted:
+        try:
+            return folder, shards.whole_model(storage, folder)
+        except FileNotFoundError:
+            problems.append(f"{folder}: is not there, or was never finished")
+        except Damaged as error:
+            problems.append(str(error))
+    raise ValueError(
+        f"{storage.uri}: no checkpoint can be read:\n  "
+        + "\n  ".join(problems)
+        + f"\nThere are {', '.join(there)}."
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Export, and say what was written."""
+    given = parse(arguments)
+    try:
+        check_new(given.out)
+        storage = find(given.directory)
+        folder, model = read(storage, given.step)
+        with whole_file(given.out) as file:
+            torch.save(model, file)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    values = list(model.values())
+    print(
+        f"{given.out}: {len(values)} tensors with {sum(value.numel() for value in values):,} "
+        f"numbers, {given.out.stat().st_size:,} bytes, from {storage.uri}/{folder}"
+    )
+
+
+if __name__ == "__main__":
+    main()

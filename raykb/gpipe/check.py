@@ -1,0 +1,74 @@
+"""What is wrong with a pipeline, all at once, before anything starts."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from raykb.gpipe import schedule as schedules
+from raykb.gpipe.partition import (
+    Partition,
+    balance_problems,
+    cut,
+    name_problems,
+    shared_parameters,
+)
+from raykb.gpipe.probe import Spec, probe
+from raykb.parts.skip import skip_problems
+
+
+def pipeline_problems(
+    layers: Sequence[tuple[str, nn.Module]],
+    *,
+    stages: int,
+    micro_batches: int,
+    batch_size: int,
+    schedule: str,
+    stages_per_worker: int = 1,
+    balance: Sequence[int] | None = None,
+) -> list[str]:
+    """Return the problems of a pipeline that can be seen without running it; empty if none is.
+
+    Args:
+        layers: (name, layer) of the whole model.
+        stages: of the pipeline.
+        micro_batches: pieces that a batch is cut into.
+        batch_size: samples of a step.
+        schedule: one of :data:`raykb.gpipe.schedule.SCHEDULES`.
+        stages_per_worker: stages that each worker holds.
+        balance: layers of each stage, if it is decided.
+    """
+    found = schedules.problems(schedule, stages, micro_batches, stages_per_worker)
+    if batch_size < 1:
+        found.append(f"batch_size: {batch_size}, must be at least 1")
+    if stages > len(layers):
+        found.append(
+            f"stages: {stages}, must not be above the {len(layers)} layers of the model; a layer "
+            "that is an nn.Sequential counts with its parts"
+        )
+    found += [*name_problems(layers), *skip_problems(layers)]
+    if balance is not None:
+        wrong = balance_problems(balance, len(layers))
+        found += wrong or shared_parameters(cut(layers, balance))
+        if len(balance) != stages:
+            found.append(
+                f"balance: {list(balance)} has {len(balance)} stages, must have {stages}, as "
+                "`stages` says"
+            )
+    return found
+
+
+def boundary_problems(
+    layers: Sequence[tuple[str, nn.Module]], balance: Sequence[int], sample: Sequence[Spec]
+) -> list[str]:
+    """Return what the model on the meta device does wrong with a micro-batch, cut by ``balance``.
+
+    Args:
+        layers: (name, layer) of the whole model.
+        balance: layers of each stage.
+        sample: shapes and types of one micro-batch; one of them is given as a bare tensor.
+    """
+    try:
+        probe([Partition(p) for p in cut(layers, balance)], sample, bare=len(sample) == 1)
+    except ValueError as error:
+        return [str(error)]
+    return []

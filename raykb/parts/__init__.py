@@ -1,0 +1,1 @@
+"""What two rooms share: skip connections, collectives with gradient, heads."""

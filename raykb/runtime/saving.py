@@ -1,0 +1,135 @@
+"""The checkpoints of one training, as each of its workers writes and reads them."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from raykb.engine import checkpoint, shards
+from raykb.engine.checkpoint import Damaged, Part
+from raykb.engine.loop import Training, Worker
+from raykb.engine.seeding import rng_state
+from raykb.runtime.storage import Storage
+
+FINAL_BYTES = 2 * 2**30
+"""From this size on, a model in shares is only put together when somebody asks for it."""
+
+
+class Checkpoints:
+    """Saves and restores a training together with the other workers that share it.
+
+    Args:
+        folder: the training's.
+        worker: this one.
+        saved: is called when a checkpoint is committed, with its step.
+
+    Attributes:
+        step: of the newest checkpoint saved or restored here; None while there is none.
+    """
+
+    def __init__(self, folder: Storage, worker: Worker, saved: Callable[[int], None]) -> None:
+        self._folder, self._worker, self._saved = folder, worker, saved
+        self.step: int | None = None
+
+    def save(self, training: Training, state: dict[str, Any]) -> None:
+        """Write a checkpoint: every rank its part, then rank 0 the manifest, then all go on."""
+        step, rank = state["step"], self._worker.rank
+        shard = training.shard
+        mine = rank == 0 if shard is None else shard.saved
+        if not mine:
+            state = {"step": step, "rng": state["rng"]}
+        part = checkpoint.write_part(
+            self._folder,
+            state,
+            step=step,
+            rank=rank,
+            holds={} if shard is None else shards.holds(state),
+        )
+        parts = self._of_all(part)
+        if rank == 0:
+            checkpoint.commit(self._folder, parts, step=step)
+        self.step = step
+        self._saved(step)
+
+    def restore(self, training: Training) -> int:
+        """Put the newest checkpoint that verifies into ``training``; return its step, or 0."""
+        state = self._own() if training.shard is None else self._share(training)
+        if state is None:
+            return 0
+        self.step = training.restore(state)
+        return self.step
+
+    def whole_model(self, training: Training) -> dict[str, Any] | None:
+        """Return the trained model's state dict; None if it is in shares and large.
+
+        One that is in shares is read from the checkpoint that was saved last.
+        """
+        if training.shard is None:
+            return training.parts["model"].state_dict()
+        folder = checkpoint.folder_of(training.steps)
+        parts = checkpoint.manifest(self._folder, folder)
+        if sum(sum(part.holds.values()) for part in parts) >= FINAL_BYTES:
+            return None
+        return shards.whole_model(self._folder, folder)
+
+    def _own(self) -> dict[str, Any] | None:
+        """Return the state of rank 0, which decides which one it is, with this rank's random state.
+
+        All parts go through rank 0, since they are small.
+        """
+        rank = self._worker.rank
+        parts = self._from_first(checkpoint.newest(self._folder) if rank == 0 else None)
+        if parts is None:
+            return None
+        state: dict[str, Any] = checkpoint.decode(parts[0])
+        if rank < len(parts):
+            state["rng"] = checkpoint.decode(parts[rank])["rng"]
+        return state
+
+    def _share(self, training: Training) -> dict[str, Any] | None:
+        """Return this rank's share of the newest checkpoint of which every rank can read its own.
+
+        Rank 0 proposes one. If some rank finds that what it needs of it does not verify, it is set
+        aside and rank 0 proposes the one before. Random states come back only to as many ranks as
+        were saved.
+        """
+        names = training.parts["model"].state_dict().keys()
+        while True:
+            found = self._from_first(self._newest() if self._worker.rank == 0 else None)
+            if found is None:
+                return None
+            folder, parts = found
+            own = self._worker.rank if len(parts) == self._worker.size else None
+            state: dict[str, Any] | None = None
+            with contextlib.suppress(Damaged):
+                state = shards.read_share(self._folder, folder, parts, names, own)
+            if all(self._of_all(state is not None)):
+                return {"rng": rng_state()} | (state or {})
+            if self._worker.rank == 0:
+                checkpoint.set_aside(self._folder, folder)
+
+    def _newest(self) -> tuple[str, list[Part]] | None:
+        """Return the folder and the parts of the newest checkpoint that has a manifest."""
+        for folder in checkpoint.folders(self._folder):
+            try:
+                return folder, checkpoint.manifest(self._folder, folder)
+            except FileNotFoundError:
+                continue
+            except Damaged:
+                checkpoint.set_aside(self._folder, folder)
+        return None
+
+    def _of_all(self, value: Any) -> list[Any]:
+        """Return the values of all ranks."""
+        values = [value] * self._worker.size
+        if self._worker.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def _from_first(self, value: Any) -> Any:
+        """Return rank 0's value."""
+        values = [value]
+        if self._worker.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]

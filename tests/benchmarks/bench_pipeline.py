@@ -1,0 +1,293 @@
+"""A step of raykb's pipeline beside its rivals: one process, torch's bare pipelining, torchgpipe.
+
+python tests/benchmarks/bench_pipeline.py --model linear --micro-batches 8
+
+Two processes of one thread each, on two cores, run the variants in turn, with a barrier before and
+after each step. One process runs the same micro-batches, one after the other. raykb's step is what
+a user's is: the batch is handed out by a Feed, and every process gets the loss. The bare library is
+told its shapes, and each of its processes has what it needs of the batch. Nothing is recomputed.
+torchgpipe (``pip install 'raykb[bench]'``) runs in one process, where the stages on a CPU share one
+thread.
+
+Columns: milliseconds of a step, the least and (the median) of the repeats; of the least: samples a
+second, speed-up over one process, throughput as a share of the bare library's; and the runtime
+efficiency of raykb's steps, best and (median): the makespan that the schedule would have with the
+stage times of the very step and free messages, over the step from barrier to barrier.
+
+What two processes can reach on this machine is in the row "both halves at once": each computes its
+own stage on all micro-batches, no messages, no bubble. The bubble takes m / (m + 1) of it.
+"""
+
+import argparse
+import copy
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ranks import Variant, both, interleaved, launch, machine
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleLoopedBFS
+from torch.nn import functional as F
+
+from raykb.gpipe.balance import balance_by_time
+from raykb.gpipe.feed import Feed
+from raykb.gpipe.grid import Grid, make_grid
+from raykb.gpipe.partition import Partition, cut, flatten
+from raykb.gpipe.pipeline import Pipeline
+from raykb.gpipe.trace import efficiency
+from raykb.models.resnet import small_resnet_sequential
+from raykb.report import markdown
+
+try:
+    import torchgpipe
+except ImportError:
+    torchgpipe = None
+
+SCHEDULES = ("gpipe", "1f1b")
+CLASSES = 10
+ONE, HALVES = "one process, the same micro-batches", "both halves at once, no messages"
+
+
+def linear():
+    """Return 16 layers of 512 features with their activations, and a sample's shape."""
+    layers = [layer for _ in range(16) for layer in (nn.Linear(512, 512), nn.Tanh())]
+    return nn.Sequential(*layers), (512,)
+
+
+def resnet():
+    """Return the small residual network for grey images of 28 pixels, and a sample's shape."""
+    return small_resnet_sequential(CLASSES, 1), (1, 28, 28)
+
+
+MODELS = {"linear": linear, "resnet": resnet}
+
+
+class Half(nn.Module):
+    """A part of a model for the bare library: skips go along the wire."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x, *skips):
+        value, left = self.part(x, dict(zip(self.part.popped, skips, strict=True)))
+        return (value, *left.values()) if left else value
+
+
+@dataclass
+class Task:
+    """What all variants work on, in this process."""
+
+    grid: Grid
+    layers: list[tuple[str, nn.Module]]
+    balance: list[int]
+    x: Tensor
+    y: Tensor
+    micro_batches: int
+
+    @property
+    def first(self) -> bool:
+        return self.grid.rank == 0
+
+    def whole(self) -> nn.Sequential:
+        """Return a copy of the model."""
+        return nn.Sequential(*(copy.deepcopy(layer) for _, layer in self.layers))
+
+    def halves(self) -> list[nn.Module]:
+        """Return the two parts of a copy of the model."""
+        pieces = cut([(name, copy.deepcopy(layer)) for name, layer in self.layers], self.balance)
+        parts = [Partition(piece) for piece in pieces]
+        if any(part.popped for part in parts):
+            return [Half(part) for part in parts]
+        return [nn.Sequential(*part) for part in parts]
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return inputs and targets of each micro-batch."""
+        return zip(*(t.chunk(self.micro_batches) for t in (self.x, self.y)), strict=True)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return a micro-batch's share of the mean loss."""
+        return F.cross_entropy(output, target) / self.micro_batches
+
+
+def one_process(task: Task, threads: int = 1) -> Variant:
+    """Return the loop over the micro-batches, on rank 0."""
+    model = task.whole()
+
+    def run():
+        if task.first:
+            for x, y in task.chunks():
+                task.loss(model(x), y).backward()
+
+    return Variant(run, model.zero_grad, threads)
+
+
+def both_halves(task: Task) -> Variant:
+    """Return the loops over the micro-batches of each rank's own half, side by side."""
+    halves = task.halves()
+    half, between = halves[task.grid.rank], _between(task, halves)
+
+    def run():
+        for x, y in task.chunks():
+            if task.first:
+                out = half(x)
+                torch.autograd.backward(out, between)  # gradients of the right shapes
+            else:
+                inputs = [tensor.detach().requires_grad_() for tensor in between]
+                task.loss(half(*inputs), y).backward()
+
+    return Variant(run, half.zero_grad)
+
+
+def raykb(task: Task, schedule: str, deferred: bool) -> tuple[Pipeline, Variant]:
+    """Return raykb's pipeline and its step."""
+    pipeline = Pipeline(
+        [(name, copy.deepcopy(layer)) for name, layer in task.layers],
+        task.balance,
+        grid=task.grid,
+        loss=lambda output, target, step: {"loss": F.cross_entropy(output, target)},
+        micro_batches=task.micro_batches,
+        schedule=schedule,
+        checkpoint="never",
+        deferred_batch_norm=deferred,
+    )
+    feed = Feed(task.grid, 1)
+
+    def run():
+        pipeline.step(feed((task.x, task.y, len(task.x)) if task.first else None), 0)
+
+    return pipeline, Variant(run, pipeline.module.zero_grad)
+
+
+def bare(task: Task, schedule: str) -> Variant:
+    """Return torch's own pipelining of the same halves by the same schedule."""
+    halves = task.halves()
+    half, between = halves[task.grid.rank], _between(task, halves)
+    with torch.no_grad():
+        out = copy.deepcopy(halves[1])(*between).requires_grad_()
+    stage = PipelineStage(
+        half,
+        task.grid.rank,
+        2,
+        torch.device("cpu"),
+        input_args=(next(task.chunks())[0],) if task.first else between,
+        output_args=between if task.first else out,
+        group=task.grid.row,
+    )
+    options = {"n_microbatches": task.micro_batches, "loss_fn": task.loss, "scale_grads": False}
+    if schedule == "gpipe":
+        steps: Any = ScheduleLoopedBFS([stage], **options)  # the paper's order
+    else:
+        steps = Schedule1F1B(stage, **options)
+
+    def run():
+        if task.first:
+            steps.step(task.x, return_outputs=False)
+        else:
+            steps.step(target=task.y, return_outputs=False)
+
+    return Variant(run, half.zero_grad)
+
+
+def papers_library(task: Task, threads: int = 1) -> Variant:
+    """Return torchgpipe's step, on rank 0."""
+    model = torchgpipe.GPipe(
+        task.whole(),
+        task.balance,
+        devices=["cpu", "cpu"],
+        chunks=task.micro_batches,
+        checkpoint="never",
+    )
+
+    def run():
+        if task.first:
+            F.cross_entropy(model(task.x), task.y).backward()
+
+    return Variant(run, model.zero_grad, threads)
+
+
+def _between(task, halves):
+    """Return what the first half hands to the second for one micro-batch."""
+    with torch.no_grad():
+        out = copy.deepcopy(halves[0])(next(task.chunks())[0])
+    return tuple(t.requires_grad_() for t in (out if isinstance(out, tuple) else (out,)))
+
+
+def measure(rank: int, args: argparse.Namespace) -> Any:
+    """Return the balance, seconds by variant, and the runtime efficiencies of raykb's steps."""
+    torch.manual_seed(0)
+    model, shape = MODELS[args.model]()
+    x, y = torch.randn(args.batch, *shape), torch.randint(CLASSES, (args.batch,))
+    agreed = [args.balance or balance_by_time(2, model, x[: args.batch // args.micro_batches])]
+    dist.broadcast_object_list(agreed)
+    task = Task(make_grid(2), flatten(model), agreed[0], x, y, args.micro_batches)
+    normed = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    variants = {
+        ONE: one_process(task),
+        "the same on all threads": one_process(task, args.threads),
+        HALVES: both_halves(task),
+    }
+    pipelines = {}
+    for schedule in SCHEDULES:
+        name = f"raykb, {schedule}"
+        pipelines[name], variants[name] = raykb(task, schedule, normed)
+        if normed:
+            variants[f"{name}, batch norm not deferred"] = raykb(task, schedule, False)[1]
+        variants[f"bare pipelining, {schedule}"] = bare(task, schedule)
+    crossing = any(part.popped for part in map(Partition, cut(task.layers, task.balance)))
+    if torchgpipe is not None and not crossing:  # its skips need its own decorator
+        variants["torchgpipe"] = papers_library(task)
+        variants["torchgpipe on all threads"] = papers_library(task, args.threads)
+    runtime: dict[str, list[float]] = {name: [] for name in pipelines}
+
+    def after(name, took):
+        if name in pipelines:
+            spans = pipelines[name].spans()
+            runtime[name].append(efficiency(spans, name.split(", ")[1], step_s=took)["runtime"])
+
+    return task.balance, interleaved(variants, args.repeats, after), runtime
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser.add_argument("--model", choices=MODELS, default="linear")
+    parser.add_argument("--micro-batches", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4096, help="a multiple of --micro-batches")
+    parser.add_argument("--balance", type=int, nargs=2, help="layers of each stage; else by time")
+    parser.add_argument("--threads", type=int, default=2, help="of those that may use all")
+    parser.add_argument("--repeats", type=int, default=10)
+    args = parser.parse_args()
+    print(machine("torch", "torchgpipe"), flush=True)
+    if torchgpipe is None:
+        print("torchgpipe is left out; pip install --no-deps torchgpipe, or 'raykb[bench]'")
+    balance, seconds, runtime = launch(measure, 2, args)
+    least = {name: min(times) for name, times in seconds.items()}
+    rows = []
+    for name, times in seconds.items():
+        rival = least.get(name.replace("raykb", "bare pipelining").partition(", batch norm")[0])
+        share = f"{rival / least[name]:.3f}" if name.startswith("raykb") and rival else ""
+        factors = runtime.get(name)
+        best = f"{max(factors):.2f} ({statistics.median(factors):.2f})" if factors else ""
+        speed = [f"{args.batch / least[name]:.0f}", f"{least[ONE] / least[name]:.2f}"]
+        rows.append([name, both(times), *speed, share, best])
+    m = args.micro_batches
+    print(f"\n{args.model}, batch {args.batch} in {m} micro-batches, balance {balance}\n")
+    print(markdown(["variant", "ms", "samples/s", "speed-up", "of bare", "runtime"], rows))
+    bound = least[ONE] / (least[HALVES] * (m + 1) / m)
+    print(f"\nspeed-up bound: {2 * m / (m + 1):.2f} by the bubble, {bound:.2f} on this machine")
+    if "torchgpipe" in least:
+        ours = min(least[f"raykb, {schedule}"] for schedule in SCHEDULES)
+        alone, free = least["torchgpipe"] / ours, least["torchgpipe on all threads"] / ours
+        print(f"raykb over torchgpipe: {alone:.2f}; over torchgpipe on all threads: {free:.2f}")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
+if __name__ == "__main__":
+    main()

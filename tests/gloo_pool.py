@@ -1,0 +1,99 @@
+"""One session-wide pool of processes that talk over gloo: each start costs seconds.
+
+It is no conftest because the processes import it by name, and conftest is the name of several.
+"""
+
+import contextlib
+import datetime
+import importlib
+import os
+import sys
+import tempfile
+import time
+import traceback
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+
+class Pool:
+    """Processes that run functions of test modules side by side, in a process group of theirs."""
+
+    def __init__(self):
+        self._context = multiprocessing.get_context("spawn")
+        self._workers = []
+
+    def run(self, function, *arguments, size):
+        """Return what ``function(*arguments)`` returns in each of ``size`` processes, by rank."""
+        new = []
+        while len(self._workers) < size:
+            here, there = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(there, sys.path), daemon=True)
+            process.start()
+            self._workers.append((process, here))
+            new.append(here)
+        for pipe in new:  # its imports take minutes on a busy machine; then the clock starts
+            if not pipe.poll(timeout=240):
+                self.close()
+                raise TimeoutError(f"{function.__name__}: its processes do not start")
+            pipe.recv()
+        with tempfile.TemporaryDirectory() as folder:
+            for rank, (_, pipe) in enumerate(self._workers[:size]):
+                pipe.send((function, arguments, rank, size, f"{folder}/store"))
+            waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._workers[:size])}
+            values, deadline = [None] * size, time.monotonic() + 120
+            while waiting:
+                ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    self.close()
+                    raise TimeoutError(f"{function.__name__}: ranks {list(waiting.values())} hang")
+                for pipe in ready:
+                    kind, value = pipe.recv()
+                    if kind == "failed":  # its peers may wait for it for ever
+                        self.close()
+                        raise AssertionError(value)
+                    values[waiting.pop(pipe)] = value
+        return values
+
+    def close(self):
+        for process, _ in self._workers:
+            process.kill()
+            process.join()
+        self._workers = []
+
+
+def _serve(pipe, path):
+    sys.path[:] = path
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    importlib.import_module("raykb.gpipe.pipeline")
+    pipe.send("ready")
+    while True:
+        function, arguments, rank, size, store = pipe.recv()
+        try:
+            dist.init_process_group(
+                "gloo",
+                init_method=Path(store).as_uri(),
+                rank=rank,
+                world_size=size,
+                timeout=datetime.timedelta(seconds=60),
+            )
+            pipe.send(("returned", function(*arguments)))
+        except BaseException:
+            pipe.send(("failed", f"rank {rank}: {traceback.format_exc()}"))
+        finally:
+            with contextlib.suppress(Exception):
+                dist.destroy_process_group()
+
+
+POOL = Pool()
+
+
+@pytest.fixture(scope="session")
+def gloo():
+    yield POOL
+    POOL.close()

@@ -1,0 +1,163 @@
+"""The training that each worker of a pipeline builds, resumed with other numbers of stages."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from raykb.config import build
+from raykb.data.batches import LabelledImages
+from raykb.data.datasets import DATASETS
+from raykb.data.views import CropFlipView
+from raykb.engine.loop import Worker, fit
+from raykb.engine.objective import CrossEntropy
+from raykb.engine.recipe import Recipe
+from raykb.gpipe.costs import measure
+from raykb.models import SEQUENTIALS
+from raykb.runtime.saving import Checkpoints
+from raykb.runtime.stages import PipelineSettings, Source, layers_of, stage_training
+from raykb.runtime.storage import open_storage
+
+SGD = {"name": "sgd", "lr": 0.05, "weight_decay": 0.0005}
+ADAM = {"name": "adamw", "lr": 0.002, "weight_decay": 0.01}
+STEPS = 6
+
+
+def trained(
+    folder, settings, *, optimizer=SGD, steps=STEPS, save_every=0, model=None, **recipe
+) -> tuple[list[float], dict[str, float], dict[str, torch.Tensor]]:
+    """Train in this process's group; return each step's loss, the metrics and the own weights."""
+    train, test = build(
+        DATASETS, {"name": "fashion_mnist_sample", "train_size": 50, "test_size": 30}
+    )
+    recipe = Recipe(**{"epochs": 3, "batch_size": 20, "keep_last": True} | recipe)
+    network = functools.partial(
+        build, SEQUENTIALS, model or {"name": "small_resnet_sequential", "width": 4},
+        classes=10, channels=1,
+    )  # fmt: skip
+    sample = torch.zeros(5, 1, 28, 28, device="meta")
+    costs = measure(layers_of(network, 0), sample, seed=0, timeout=0.0)
+    view = CropFlipView(mean=(0.286,), std=(0.353,), padding=2, flip=True, cutout=0)
+    worker = Worker(dist.get_rank(), dist.get_world_size())
+    storage = open_storage(str(folder))
+    training = stage_training(
+        worker,
+        network=network,
+        objective=CrossEntropy(),
+        source=Source(
+            LabelledImages,
+            {"train": train, "test": test, "view": view, "epochs": recipe, "seed": 3},
+        ),
+        steps=steps,
+        warmup_steps=1,
+        recipe=recipe,
+        settings=settings,
+        costs=costs,
+        optimizer=optimizer,
+        schedule={"name": "constant"},
+        seed=3,
+        uri=storage.uri,
+    )
+    checkpoints = Checkpoints(storage, worker, lambda step: None)
+    start = checkpoints.restore(training)
+    losses = []
+    fit(
+        training,
+        start=start,
+        log=lambda step, figures: losses.append(figures["train/loss"]),
+        log_every=1,
+        save=functools.partial(checkpoints.save, training),
+        save_every=save_every,
+    )
+    metrics = training.evaluate()
+    return losses, metrics, training.parts["model"].state_dict()
+
+
+def whole(by_rank):
+    """Return losses, metrics and the whole model's weights."""
+    weights = {}
+    for _, _, own in by_rank:
+        weights |= own
+    return by_rank[0][0], by_rank[0][1], weights
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+def test_a_run_goes_on_with_another_number_of_stages(gloo, tmp_path, optimizer):
+    two = PipelineSettings(stages=2, micro_batches=4, balance="parameters")
+    call = functools.partial(trained, optimizer=optimizer)
+    losses, metrics, weights = whole(gloo.run(call, tmp_path / "whole", two, size=2))
+    half = functools.partial(call, steps=3, save_every=3)
+    gloo.run(half, tmp_path / "half", two, size=2)
+    for stages in (2, 3, 1):
+        folder = tmp_path / f"on-{stages}"
+        copy_tree(tmp_path / "half", folder)
+        settings = PipelineSettings(stages=stages, micro_batches=4, balance="parameters")
+        rest, found, ended = whole(gloo.run(call, folder, settings, size=stages))
+        exact = 0 if stages == 2 else 1e-6
+        assert rest == pytest.approx(losses[3:], abs=exact), stages
+        assert found["test/loss"] == pytest.approx(metrics["test/loss"], abs=10 * exact)
+        assert ended.keys() == weights.keys()
+
+
+def copy_tree(source, destination):
+    for file in source.rglob("*"):
+        if file.is_file():
+            place = destination / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.read_bytes())
+
+
+def test_the_weights_load_into_the_plain_model(gloo, tmp_path):
+    settings = PipelineSettings(stages=2, micro_batches=4, balance=[11, 20])
+    _, metrics, weights = whole(gloo.run(trained, tmp_path, settings, size=2))
+    model = build(
+        SEQUENTIALS, {"name": "small_resnet_sequential", "width": 4}, classes=10, channels=1
+    )
+    model.load_state_dict(weights, strict=True)
+    _, test = build(DATASETS, {"name": "fashion_mnist_sample", "train_size": 50, "test_size": 30})
+    view = CropFlipView(mean=(0.286,), std=(0.353,), padding=2, flip=True, cutout=0)
+    model.eval()
+    with torch.no_grad():
+        logits = model(view.plain(torch.from_numpy(test.images)))
+    loss = nn.functional.cross_entropy(logits, torch.from_numpy(test.labels))
+    assert metrics["test/loss"] == pytest.approx(float(loss), abs=1e-6)
+
+
+@pytest.mark.parametrize("model", ["small_resnet_sequential", "small_convnet"])
+def test_replicas_share_batches_of_any_size(gloo, tmp_path, model):
+    """Two replicas of two stages see what one pipeline sees; the last batch has 9 samples."""
+    section = {"name": model, "width": 4}
+    section |= {"dropout": 0.0} if model == "small_resnet_sequential" else {}
+    call = functools.partial(trained, model=section, batch_size=41, steps=4, clip_norm=None)
+    one = PipelineSettings(stages=2, micro_batches=1, schedule="gpipe", balance="parameters")
+    many = dataclasses.replace(one, replicas=2)
+    alone, _, _ = whole(gloo.run(call, tmp_path / "one", one, size=2))
+    shared, metrics, _ = whole(gloo.run(call, tmp_path / "two", many, size=4))
+    # batch norm normalises by what a replica has, so losses are near, not equal
+    assert shared == pytest.approx(alone, rel=0.2)
+    assert 0.0 <= metrics["test/top1"] <= 1.0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains(gloo, tmp_path, precision):
+    settings = PipelineSettings(stages=2, micro_batches=4, balance="parameters")
+    full, _, _ = whole(gloo.run(trained, tmp_path / "full", settings, size=2))
+    call = functools.partial(trained, precision=precision)
+    mixed, _, _ = whole(gloo.run(call, tmp_path / "mixed", settings, size=2))
+    assert mixed != full
+    assert mixed == pytest.approx(full, rel=0.05)
+
+
+def test_the_figures_of_a_run_name_its_pipeline(gloo, tmp_path):
+    settings = PipelineSettings(
+        stages=2, micro_batches=4, schedule="gpipe", checkpoint="always", balance="parameters"
+    )
+    _, metrics, _ = whole(gloo.run(trained, tmp_path, settings, size=2))
+    assert metrics["pipeline/bubble"] == pytest.approx(4 / 5)
+    assert 0 < metrics["pipeline/balance"] <= 1
+    assert 0 < metrics["pipeline/runtime"] <= 1.05
+    assert metrics["memory/worker-1/peak_mib"] >= 0
+    assert (tmp_path / "spans.json").exists()

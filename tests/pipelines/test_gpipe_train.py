@@ -1,0 +1,194 @@
+"""A pipeline as its users run it: from the command line, refused, killed, resumed otherwise."""
+
+import functools
+import json
+import runpy
+import signal
+
+import mlflow
+import pytest
+import running
+import torch
+import yaml
+from torch import nn
+
+from raykb.models import SEQUENTIALS
+
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
+
+SCRIPT = running.PIPELINES / "gpipe_train.py"
+CONFIGS = sorted((running.PIPELINES / "configs" / "gpipe").glob("*.yaml"))
+TINY = ["--smoke", "--set=data.train_size=100", "--set=recipe.batch_size=32"]
+run = functools.partial(running.run, "gpipe_train")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder, *TINY, "--out", "run")
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module, so that what it refuses costs no new process."""
+    return runpy.run_path(str(SCRIPT))
+
+
+def test_it_leaves_weights_trace_and_pictures(whole):
+    folder, done = whole
+    directory = folder / "run"
+    results = json.loads((directory / "results.json").read_text())["metrics"]
+    assert {"test/top1", "test/loss", "pipeline/bubble", "pipeline/runtime"} <= results.keys()
+    assert results["pipeline/bubble"] == pytest.approx(4 / 5)
+    weights = torch.load(directory / "training" / "final.pt", weights_only=True)
+    SEQUENTIALS["small_resnet_sequential"](classes=10, channels=1).load_state_dict(weights)
+    trace = json.loads((directory / "trace.json").read_text())["traceEvents"]
+    assert {"F0", "F3", "B0", "B3"} <= {event["name"] for event in trace}
+    assert (directory / "timeline.png").read_bytes().startswith(b"\x89PNG")
+    assert "| stage | worker |" in done.stderr
+    assert "predicted: bubble 0.80" in done.stderr
+    assert "test/top1" in done.stdout
+
+
+def test_figures_are_in_mlflow(whole):
+    folder, _ = whole
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("gpipe")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert {r.info.status for r in runs.values()} == {"FINISHED"}
+    assert runs["training"].data.params["pipeline.schedule"] == "1f1b"
+    assert {"train/loss", "lr", "time/step_s"} <= {
+        name.removeprefix("train/") if name == "train/lr" else name
+        for name in runs["training"].data.metrics
+    }
+    parent = runs["run"].data.metrics
+    assert {"pipeline/bubble", "pipeline/predicted/bubble", "test/top1"} <= parent.keys()
+    assert {"memory/worker-0/predicted_mib", "memory/worker-1/peak_mib"} <= parent.keys()
+    artifacts = {a.path for a in client.list_artifacts(runs["run"].info.run_id)}
+    assert {"config.yaml", "timeline.png", "trace.json", "costs.json"} <= artifacts
+
+
+def test_all_that_is_wrong_is_refused_in_one_message(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    wrong = {
+        "pipeline.balance": "[3, 4, 5]",
+        "pipeline.stages": "40",
+        "pipeline.micro_batches": "2",
+        "pipeline.schedule": "1f1b",
+    }
+    changes = [f"--set={key}={value}" for key, value in wrong.items()]
+    assert script["main"](["--smoke", *changes]) == 2
+    text = capsys.readouterr().err
+    for part in (
+        "micro_batches: 2, the schedule 1f1b needs at least as many",
+        "stages: 40, must not be above the 31 layers",
+        "sums to 12, must sum to the model's 31",
+        "has 3 stages, must have 40",
+    ):
+        assert part in text
+    assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = {
+    "batch": (["recipe.batch_size=0"], "batch_size: 0, must be at least 1"),
+    "schedule": (["pipeline.schedule=2f2b"], "pipeline.schedule"),
+    "stages per worker": (
+        ["pipeline.schedule=interleaved", "pipeline.stages_per_worker=3"],
+        "stages: 2, must be a multiple of stages_per_worker, 3",
+    ),
+    "workers": (
+        ["pipeline.stages=31", "pipeline.schedule=gpipe"],
+        "training: one needs 31 x (1 CPU)",
+    ),
+    "model": (["model={name: small_resnet_sequentail}"], "did you mean 'small_resnet_sequential'?"),
+    "place": (["pipeline.place=near"], "pack"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_pipeline_that_cannot_be_is_refused_at_once(script, tmp_path, monkeypatch, capsys, case):
+    changes, message = REFUSED[case]
+    monkeypatch.chdir(tmp_path)
+    assert script["main"](["--smoke", *(f"--set={change}" for change in changes)]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+class Nothing(nn.Module):
+    """A layer that returns no tensor."""
+
+    def forward(self, x):
+        return {"x": x}
+
+
+def unfit(classes, channels):
+    shared = nn.Linear(28, 28)
+    return nn.Sequential(shared, Nothing(), nn.Linear(28, classes), shared)
+
+
+def test_models_that_cannot_be_cut_are_refused(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SEQUENTIALS, "unfit", unfit)
+    changes = ["--set=model={name: unfit}", "--set=pipeline.balance=[2, 2]"]
+    assert script["main"](["--smoke", *changes]) == 2
+    text = capsys.readouterr().err
+    assert "shared by stages [0, 1]" in text
+    assert "layer '1' returned dict" in text
+
+
+def test_it_goes_on_with_other_stages_and_nothing_else_may_change(script, whole, capsys):
+    folder, _ = whole
+    directory = str(folder / "run")
+    assert script["main"](["--resume", directory, "--set", "optimizer.lr=0.2"]) == 2
+    text = capsys.readouterr().err
+    assert "optimizer.lr: 0.1 -> 0.2" in text
+    assert "pipeline and resources may change" in text
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(whole):
+    folder, _ = whole
+    for stages in (2, 1):
+        directory = folder / f"killed-{stages}"
+        first = directory / "training" / "step-00000004" / "manifest.json"
+        status, _ = running.stopped(
+            "gpipe_train",
+            folder,
+            *TINY,
+            "--out",
+            directory,
+            when=first.exists,
+            number=signal.SIGKILL,
+        )
+        assert status == -signal.SIGKILL
+        run(folder, "--resume", directory, "--set", f"pipeline.stages={stages}")
+        weights = [
+            torch.load(place / "training" / "final.pt", weights_only=True)
+            for place in (directory, folder / "run")
+        ]
+        for name, value in weights[1].items():
+            if stages == 2:
+                assert torch.equal(weights[0][name], value), name
+            else:
+                torch.testing.assert_close(weights[0][name], value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_dry_run_prints_plan_and_config_and_starts_nothing(
+    script, tmp_path, monkeypatch, capsys, config
+):
+    monkeypatch.chdir(tmp_path)
+    assert script["main"](["--config", str(config), "--smoke", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "training: 1 x 2 x (1 CPU)" in output
+    assert yaml.safe_load(output)["pipeline"]["stages"] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS[1:], ids=lambda path: path.stem)
+def test_every_config_has_a_smoke_run_that_needs_no_download(tmp_path, config):
+    run(tmp_path, "--config", config, "--smoke", "--out", "run")
+    assert (tmp_path / "run" / "results.json").exists()

@@ -1,0 +1,131 @@
+"""A worker's exception reaches the driver as it was, with where it happened."""
+
+import traceback
+
+import pytest
+import torch.distributed as dist
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from raykb.engine.faults import add_note, causes, noted, notes
+from raykb.runtime import faults
+from raykb.runtime.faults import WorkerError, WorkerTraceback, is_loss, original, send_failure
+
+
+class Box:
+    """A mailbox that is no actor."""
+
+    def __init__(self):
+        self.letters = []
+        self.put = self
+
+    def remote(self, letter):
+        self.letters.append(letter)
+
+
+class Stubborn(Exception):
+    """Cannot be made again from what it was pickled to."""
+
+    def __init__(self, number, *, lock):
+        super().__init__(f"number {number}")
+        self.lock = lock
+
+
+class Plain(Exception):
+    """An exception of a module of its own."""
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    monkeypatch.setattr(faults.ray, "get", lambda reference, timeout: None)
+
+    def send(error, rank=1):
+        box = Box()
+        send_failure(box, "fold-0/train", rank, error)
+        (letter,) = box.letters
+        return letter
+
+    return send
+
+
+def caught(error, *wraps, note=None):
+    """Raise ``error`` and what is wrapped around it; return the outermost as it was caught."""
+    try:
+        try:
+            raise error
+        except Exception as inner:
+            if note:
+                add_note(inner, note)
+            raise
+    except Exception as inner:
+        for wrap in wraps:
+            try:
+                raise wrap from inner
+            except Exception as outer:
+                inner = outer
+        return inner
+
+
+def test_type_message_and_place_come_back_through_what_torch_wraps_around_them(sent):
+    error = caught(Plain("a bug"), RuntimeError("failed to run forward"), note="stage 1, forward")
+    letter = sent(error)
+    assert (letter.rank, letter.lost, letter.message) == (1, False, "a bug")
+    assert letter.kind.endswith("Plain")
+    again = original(letter)
+    assert type(again).__name__ == "Plain"
+    assert str(again) == "a bug"
+    assert notes(again) == ["stage 1, forward", "training 'fold-0/train', rank 1"]
+    assert isinstance(again.__cause__, WorkerTraceback)
+    text = "".join(traceback.format_exception(again))
+    for piece in ("in caught", "stage 1, forward", "Plain: a bug", "failed to run forward"):
+        assert piece in text
+
+
+@pytest.mark.parametrize("built_in", [ArithmeticError("x"), KeyError("name"), OSError(2, "gone")])
+def test_built_in_exceptions_come_back_equal(sent, built_in):
+    again = original(sent(caught(built_in)))
+    assert type(again) is type(built_in)
+    assert again.args == built_in.args
+
+
+def test_what_cannot_be_pickled_is_named_with_its_type(sent):
+    letter = sent(caught(Stubborn(7, lock=object()), note="stage 0, micro-batch 2, backward"))
+    assert letter.pickled is None
+    again = original(letter)
+    assert type(again) is WorkerError
+    assert str(again).endswith("Stubborn: number 7")
+    assert "stage 0, micro-batch 2, backward" in str(again.__cause__)
+
+
+def test_what_the_driver_cannot_unpickle_is_named_too(sent):
+    letter = sent(caught(Plain("a bug")))._replace(pickled=b"of another host")
+    assert str(original(letter)).endswith("Plain: a bug")
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (dist.DistNetworkError("the store is gone"), True),
+        (ActorDiedError(), True),
+        (RayTaskError("read", "trace", ActorDiedError()), True),
+        (RayTaskError("read", "trace", ValueError("a bug in a data actor")), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("gloo"), False),
+    ],
+)
+def test_lost_peers_and_bugs_are_told_apart(error, lost):
+    assert is_loss(error) is lost
+
+
+def test_a_lost_peer_is_known_through_what_is_wrapped_around_it(sent):
+    gloo = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    assert sent(caught(gloo, RuntimeError("failed to run backward"))).lost
+
+
+def test_causes_are_followed_to_the_first_and_not_into_what_was_suppressed():
+    error = caught(KeyError("first"), ValueError("second"), RuntimeError("third"))
+    assert [type(cause) for cause in causes(error)] == [RuntimeError, ValueError, KeyError]
+    assert noted(error) is error
+    shown = caught(KeyError("hidden"), ValueError("shown"))
+    shown.__cause__ = None  # as `raise … from None` does
+    assert list(causes(shown)) == [shown]

@@ -1,0 +1,85 @@
+"""One pipeline over two nodes, over two hosts, and on with fewer when one is lost."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray.cluster_utils
+import torch
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "gpipe_train.py"
+TINY = ["--smoke", "--set=data.train_size=200", "--set=recipe.epochs=10"]
+SPREAD = ["--set=pipeline.place=spread", "--set=pipeline.timeout_s=30"]
+
+
+@pytest.fixture
+def two_nodes():
+    """A cluster of two nodes with one CPU each, beside the session's local Ray."""
+    cluster = ray.cluster_utils.Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    lost = cluster.add_node(num_cpus=1)
+    yield cluster, lost
+    cluster.shutdown()
+
+
+def weights(directory):
+    return torch.load(directory / "training" / "final.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole(home, tmp_path_factory):
+    """The run on this host, which nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *TINY, "--out", folder / "run"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run"
+
+
+def test_with_a_node_lost_a_pipeline_goes_on_in_fewer_stages(two_nodes, whole, tmp_path):
+    cluster, lost = two_nodes
+    elastic = ["--set=pipeline.elastic=true", "--set=pipeline.wait_s=5.0"]
+    driver = subprocess.Popen(
+        [sys.executable, SCRIPT, *TINY, *SPREAD, *elastic, "--out", tmp_path / "run"],
+        cwd=tmp_path,
+        env=os.environ | {"RAY_ADDRESS": cluster.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    saved = tmp_path / "run" / "training" / "step-00000002" / "manifest.json"
+    end = time.monotonic() + 150
+    while not saved.exists():
+        assert time.monotonic() < end
+        assert driver.poll() is None, driver.communicate()[0]
+        time.sleep(0.05)
+    assert len(json.loads(saved.read_text())["parts"]) == 2
+    cluster.remove_node(lost, allow_graceful=False)
+    output, _ = driver.communicate(timeout=250)
+    assert driver.returncode == 0, output
+    (last,) = (tmp_path / "run" / "training").glob("step-00000020/manifest.json")
+    assert len(json.loads(last.read_text())["parts"]) == 1
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(tmp_path / "run")[name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_two_hosts_train_one_pipeline(two_hosts, whole, tmp_path):
+    """Each host has one CPU, so each has one stage; gloo has to find the way between them."""
+    done = two_hosts.command(
+        sys.executable, SCRIPT, *TINY, *SPREAD, "--out", tmp_path / "run", timeout_s=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(tmp_path / "run")[name], value), name
