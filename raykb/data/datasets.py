@@ -206,8 +206,8 @@ def _data_set(source: Callable[..., Pair]) -> Callable[..., tuple[ImageSet, Imag
     own, common = (signature.parameters for signature in signatures)
 
     def images(**arguments: Any) -> tuple[ImageSet, ImageSet]:
-        options = Options(**{name: arguments.pop(name) for name in common if name in arguments})
-        train, test = (load(part, options) for part in options.select(*source(**arguments)))
+        *records, options = _opened(source, arguments)
+        train, test = (load(part, options) for part in records)
         if train.images.shape[1:] != test.images.shape[1:]:
             raise ValueError(
                 f"{source.__name__}: training images have the shape {train.images.shape[1:]} and "
@@ -226,3 +226,22 @@ def _data_set(source: Callable[..., Pair]) -> Callable[..., tuple[ImageSet, Imag
 DATASETS: dict[str, Callable[..., tuple[ImageSet, ImageSet]]] = {
     name: _data_set(source) for name, source in SOURCES.items()
 }
+
+
+def open_records(name: str, **arguments: Any) -> tuple[Records, Records, Options]:
+    """Return training and test records that are wanted, not decoded, and how to decode them.
+
+    Args:
+        name: of ``SOURCES``.
+        arguments: as the function of that name in ``DATASETS`` takes them.
+    """
+    return _opened(SOURCES[name], arguments)
+
+
+def _opened(
+    source: Callable[..., Pair], arguments: dict[str, Any]
+) -> tuple[Records, Records, Options]:
+    common = inspect.signature(Options).parameters
+    options = Options(**{name: arguments.pop(name) for name in common if name in arguments})
+    train, test = options.select(*source(**arguments))
+    return train, test, options

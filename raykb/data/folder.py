@@ -22,7 +22,7 @@ def folder_records(folder: Path) -> Records:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: must be a folder that holds one folder per class")
     classes = sorted(entry for entry in folder.iterdir() if _is_class(entry))
-    listing = [_images(entry) for entry in classes]
+    listing = [image_files(entry) for entry in classes]
     empty = [str(entry) for entry, images in zip(classes, listing, strict=True) if not images]
     if empty or not classes:
         raise FileNotFoundError(
@@ -50,5 +50,6 @@ def _is_class(entry: Path) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _images(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files in a folder and in all folders below it, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)

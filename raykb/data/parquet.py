@@ -38,7 +38,7 @@ class _Shard:
         """Yield the images of ``rows``, ascending positions in this shard."""
         start = self.start
         with (
-            _named_errors(self.path),
+            named_errors(self.path),
             pq.ParquetFile(self.path, page_checksum_verification=True) as file,
         ):
             for group in range(file.num_row_groups):
@@ -66,7 +66,7 @@ def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = 
     columns: dict[str, list[np.ndarray]] = {"id": [], "label": []}
     named = {tuple(classes): "the names given, or those of the training set"} if classes else {}
     start = 0
-    for path in _files([paths] if isinstance(paths, str) else paths):
+    for path in parquet_files([paths] if isinstance(paths, str) else paths):
         table, names = _read_columns(path)
         for name, column in columns.items():
             column.append(table.column(name).to_numpy().astype(np.int64))
@@ -97,7 +97,12 @@ def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = 
     )
 
 
-def _files(paths: Sequence[str]) -> list[Path]:
+def parquet_files(paths: Sequence[str]) -> list[Path]:
+    """Return the Parquet files among and in ``paths``, those of a folder by name.
+
+    Raises:
+        FileNotFoundError: a path does not exist or holds no Parquet file.
+    """
     files: list[Path] = []
     for path in map(Path, paths):
         found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -114,17 +119,10 @@ def _files(paths: Sequence[str]) -> list[Path]:
 
 def _read_columns(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
     """Return ids and labels of a file and the names of its classes, or () where it has none."""
-    with _named_errors(path):
+    with named_errors(path):
         schema = pq.read_schema(path)
-    problems = [
-        f"column '{name}' is {schema.field(name).type if name in schema.names else 'missing'},"
-        f" must be {_SCHEMA.field(name).type}"
-        for name, readable in _READABLE.items()
-        if name not in schema.names or not readable(schema.field(name).type)
-    ]
-    if problems:
-        raise ValueError(f"{path}: {'; '.join(problems)}. It has {schema.names}")
-    with _named_errors(path):
+    check_schema(path, schema, tuple(_READABLE))
+    with named_errors(path):
         table = pq.read_table(path, columns=["id", "label"], page_checksum_verification=True)
         names = json.loads((schema.metadata or {}).get(b"classes", b"[]"))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -135,8 +133,21 @@ def _read_columns(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
     return table, tuple(names)
 
 
+def check_schema(path: Path, schema: pa.Schema, names: Sequence[str]) -> None:
+    """Raise ValueError unless ``schema`` has the columns ``names`` of this layout."""
+    problems = [
+        f"column '{name}' is {schema.field(name).type if name in schema.names else 'missing'},"
+        f" must be {_SCHEMA.field(name).type}"
+        for name in names
+        if name not in schema.names or not _READABLE[name](schema.field(name).type)
+    ]
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}. It has {schema.names}")
+
+
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
+    """Say of which file an error in reading is."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:

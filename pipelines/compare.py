@@ -1,0 +1,237 @@
+"""Compare tracked runs: mean and standard deviation over seeds, and paired differences."""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run from a checkout that need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pandas as pd
+
+from raykb import report
+from raykb.metrics.classification import paired_difference
+from raykb.runtime.runs import TrackedRun, tracked_runs
+from raykb.runtime.tracking import resolve_uri
+
+USAGE = """
+Trainings are put together by a parameter, as 'method', and paired by another, as 'seed_number':
+the same number means the same labels, initial weights and order of images. Of several finished
+trainings with one method and one number the newest counts. The interval is Student's, of the mean
+of the paired differences, at 95 %; a difference is one only if its interval leaves out 0.
+
+examples:
+  compare.py                                           the methods of semi_train.py
+  compare.py --run semi_train-20261121-120000 --list   those of one run directory, each training
+  compare.py --where labels.count=40 --against fixmatch --csv table.csv
+  compare.py --experiment fast-autoaugment --by augmentation --metric test/top1
+"""
+PERCENT = {  # metrics that are shares
+    "test/top1": "top-1 %",
+    "pseudo_labels/correct": "correct pseudo-labels %",
+    "pseudo_labels/precision": "precision of pseudo-labels %",
+    "pseudo_labels/confident_and_correct": "confident and correct %",
+    "pseudo_labels/mask_rate": "mask rate %",
+}
+DEFAULT = ("test/top1", "pseudo_labels/correct")
+IRRELEVANT = (  # to what a training reaches, or meant to differ
+    "method",
+    "training_number",
+    "comparison.",
+    "recipe.save_every",
+    "resources.",
+    "storage",
+    "stream.name",
+    "tracking.",
+)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python pipelines/compare.py",
+        description=__doc__,
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--uri",
+        help="of the MLflow store (default: MLFLOW_TRACKING_URI, or mlflow.db in this folder)",
+    )
+    add("--experiment", default="semi-supervised", metavar="NAME", help="(default: %(default)s)")
+    add(
+        "--run",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only trainings of this run directory, by its name or MLflow's id; may be repeated",
+    )
+    for name, what in (("--where", "parameter"), ("--tag", "tag")):
+        add(
+            name,
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help=f"only trainings with this {what}; may be repeated",
+        )
+    add(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"what is compared; may be repeated (default: {' and '.join(DEFAULT)})",
+    )
+    add("--by", default="method", metavar="PARAM", help="what is compared (default: %(default)s)")
+    add(
+        "--seed",
+        default="seed_number",
+        metavar="PARAM",
+        help="what pairs trainings (default: %(default)s)",
+    )
+    add("--against", metavar="VALUE", help="compare the others with this one (default: the last)")
+    add("--list", action="store_true", help="print every training, too")
+    add("--csv", type=Path, metavar="FILE", help="write every training as a row of a CSV file")
+    return parser.parse_args(arguments)
+
+
+def pairs(given: list[str], option: str) -> dict[str, str]:
+    """Return ``KEY=VALUE`` arguments as a mapping."""
+    wrong = [text for text in given if not text.partition("=")[1]]
+    if wrong:
+        raise ValueError(f"{option} {wrong[0]}: no '='; write {option} KEY=VALUE")
+    return {key: value for key, _, value in (text.partition("=") for text in given)}
+
+
+def wanted(given: argparse.Namespace) -> list[TrackedRun]:
+    """Return the trainings that are asked for.
+
+    Raises:
+        ValueError: there are none; what there is, is named.
+    """
+    uri = resolve_uri(given.uri)
+    where, tags = pairs(given.where, "--where"), pairs(given.tag, "--tag")
+    every = tracked_runs(uri, given.experiment, params=where, tags=tags)
+    runs = [run for run in every if given.by in run.params and given.seed in run.params]
+    chosen = [
+        run for run in runs if not given.run or {run.invocation, run.invocation_id} & set(given.run)
+    ]
+    if chosen:
+        began = {run.invocation_id: place for place, run in reversed(list(enumerate(chosen)))}
+        number = "training_number"  # children of an invocation begin at once
+        return sorted(
+            chosen, key=lambda run: (began[run.invocation_id], int(run.params.get(number, 0)))
+        )
+    invocations = ", ".join(dict.fromkeys(run.invocation for run in runs))
+    raise ValueError(
+        f"{uri}: of {len(every)} finished runs of {given.experiment!r}"
+        f"{' with ' + ', '.join(given.where + given.tag) if where or tags else ''} "
+        f"{len(runs)} have the parameters {given.by!r} and {given.seed!r}"
+        + (f" and none is of --run {' '.join(given.run)}; there is {invocations}" * bool(runs))
+    )
+
+
+def newest(runs: list[TrackedRun], given: argparse.Namespace) -> list[TrackedRun]:
+    """Return the newest training of each method and seed, in the order in which these began."""
+    last: dict[tuple[str, str], TrackedRun] = {}
+    for run in runs:
+        key = run.params[given.by], run.params[given.seed]
+        last.pop(key, None)
+        last[key] = run
+    return list(last.values())
+
+
+def table_of(runs: list[TrackedRun], given: argparse.Namespace) -> pd.DataFrame:
+    """Return a row per training, with all its metrics that are not a training's own."""
+    rows = [
+        {
+            "run": run.name,
+            "invocation": run.invocation,
+            "method": run.params[given.by],
+            "seed": run.params[given.seed],
+            "id": run.id,
+        }
+        | {name: run.metrics.get(name) for name in metrics_of(runs, given)}
+        for run in runs
+    ]
+    return pd.DataFrame(rows)
+
+
+def metrics_of(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
+    """Return the metrics that are compared.
+
+    Raises:
+        ValueError: no training has one that was asked for; similar ones are named.
+    """
+    known = {name for run in runs for name in run.metrics}
+    if not given.metric:
+        there = [name for name in DEFAULT if name in known]
+        if there:
+            return there
+    missing = [name for name in given.metric or DEFAULT[:1] if name not in known]
+    if missing:
+        final = sorted(name for name in known if not name.startswith(("train/", "time/")))
+        raise ValueError(f"--metric {missing[0]}: no training has it; there is {', '.join(final)}")
+    return list(given.metric)
+
+
+def unlike(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
+    """Return the parameters in which trainings differ that should be alike, with their values."""
+    own = (given.by, given.seed)
+    keys = {key for run in runs for key in run.params} - set(own)
+    found = []
+    for key in sorted(key for key in keys if not key.startswith(IRRELEVANT)):
+        values = sorted({run.params.get(key, "none") for run in runs})
+        if len(values) > 1:
+            found.append(f"{key}: {', '.join(values)}")
+    return found
+
+
+def show(runs: list[TrackedRun], passed_over: int, given: argparse.Namespace) -> None:
+    """Print the tables, and write the file if there is to be one."""
+    table = table_of(runs, given)
+    names = metrics_of(runs, given)
+    methods = list(dict.fromkeys(table["method"]))
+    subject = given.against or methods[-1]
+    if subject not in methods:
+        raise ValueError(f"--against {subject}: not among {', '.join(methods)}")
+    print(
+        f"{len(runs)} trainings of {given.experiment} in "
+        f"{table['invocation'].nunique()} invocations"
+        + f"; {passed_over} older ones with the same {given.by} and seed"
+        * bool(passed_over)
+    )
+    if given.list:
+        cells = [
+            [row["run"], row["invocation"], str(row["seed"])]
+            + ["" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in names]
+            for row in table.to_dict("records")
+        ]
+        print("\n" + report.markdown(["training", "invocation", "seed", *names], cells))
+    for name in names:
+        compared = report.comparison(table, subject=subject, interval=paired_difference, value=name)
+        scale = 100.0 if name in PERCENT else 1.0
+        heading = PERCENT.get(name, name)
+        text = report.comparison_text(compared, subject=subject, heading=heading, scale=scale)
+        print("\n" + text)
+    if differing := unlike(runs, given):
+        print("\nThese trainings are not alike; choose by --run or --where:")
+        print("\n".join(f"  {line}" for line in differing))
+    if given.csv:
+        table.to_csv(given.csv, index=False)
+        print(f"\n{given.csv}: {len(table)} rows")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the comparison."""
+    given = parse(arguments)
+    try:
+        runs = wanted(given)
+        chosen = newest(runs, given)
+        show(chosen, len(runs) - len(chosen), given)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

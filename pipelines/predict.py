@@ -1,0 +1,338 @@
+"""Label images with the weights that a training has left."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run from a checkout that need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from raykb.config import build
+from raykb.data.datasets import open_records
+from raykb.data.decoding import BadImageError, Encoded, decode_all
+from raykb.data.folder import image_files
+from raykb.data.loading import load
+from raykb.data.parquet import check_schema, named_errors, parquet_files
+from raykb.data.views import VIEWS, View
+from raykb.engine import checkpoint
+from raykb.models import MODELS, SEQUENTIALS
+from raykb.runtime.storage import Storage, check_new, open_storage, whole_file
+
+USAGE = """
+RUN is a run directory, the folder of one of its trainings if there are several, or a final.pt in
+there: a path or a URI. The network, the normalisation and the classes are those of the run. Images
+are brought to the size that it was trained on (scaled to cover it, the centre cut out) and to its
+number of channels.
+
+IMAGES is a folder of image files, with all folders in it, or Parquet: a file with the columns 'id'
+and 'image' (the bytes of an image file), or a folder of such files.
+
+FILE has a row for each image, in the order of names or rows:
+  path or id    which image: its path below IMAGES, or the id of its row
+  label         number of the class, empty where the image cannot be decoded
+  class         its name
+  confidence    probability that the network gives it
+
+examples:
+  predict.py runs/semi_train-20261121-101500 photos --out labels.csv
+  predict.py runs/comparison/fixmatch/seed-0 datasets/cifar10/test --out labels.parquet
+  predict.py s3://bucket/run/fixmatch/seed-0/final.pt unlabelled.parquet --out labels.parquet
+"""
+RECORD, TASK, FINAL = "run.json", "task.json", "final.pt"
+_DEPTH = 3  # names of trainings have slashes: fixmatch/seed-0
+_SHOWN = 10
+
+Batch = tuple[Sequence[int | str], list[Encoded]]
+"""Ids or paths of some images, and these."""
+
+
+@dataclass
+class Classifier:
+    """A trained network and what it has to be told of images.
+
+    Attributes:
+        model: in evaluation mode.
+        view: its plain form is what the network takes.
+        classes: their names.
+        shape: (C, H, W) of the images that it was trained on.
+    """
+
+    model: nn.Module
+    view: View
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python pipelines/predict.py",
+        description=__doc__,
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="what was trained; see below")
+    add("images", metavar="IMAGES", type=Path, help="what to label; see below")
+    add(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="file to make, .parquet or .csv; must not be there",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=256,
+        metavar="N",
+        help="images of one forward pass (default: %(default)s)",
+    )
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu or cuda (default: %(default)s)",
+    )
+    given = parser.parse_args(arguments)
+    if given.batch_size < 1:
+        parser.error(f"--batch-size {given.batch_size}: must be at least 1")
+    if given.out.suffix not in (".parquet", ".csv"):
+        parser.error(f"--out {given.out}: must end in .parquet or .csv")
+    return given
+
+
+# ---------------------------------------------------------------------- what was trained
+
+
+def find(where: str) -> tuple[Storage, Storage]:
+    """Return the run directory, and the folder of the one training that is meant.
+
+    Raises:
+        ValueError: there is no run or no finished training, or there are several; these are named.
+    """
+    if "://" not in where:
+        where = str(Path(where).expanduser().absolute())
+    below = where.removesuffix(f"/{FINAL}")
+    run = _run_of(below)
+    found = list(_trainings(open_storage(below), _DEPTH))
+    if len(found) != 1:
+        many = "name one of " + ", ".join(folder.uri for folder in found[:_SHOWN])
+        raise ValueError(
+            f"{below}: {len(found)} trainings have left a {FINAL}; "
+            + (many if found else "let the run end, or go on with it by --resume")
+        )
+    return run, found[0]
+
+
+def _run_of(where: str) -> Storage:
+    """Return the run directory at or above a place."""
+    place, mark, query = where.partition("?")
+    for _ in range(_DEPTH + 1):
+        storage = open_storage(place + mark + query)
+        if storage.exists(RECORD):
+            return storage
+        place = place.rpartition("/")[0] or "/"
+    raise ValueError(
+        f"{where}: there is no {RECORD} in it or above it, so it is no run directory; give the "
+        "one that the run printed"
+    )
+
+
+def _trainings(storage: Storage, depth: int) -> Iterator[Storage]:
+    """Yield the folders at and below ``storage`` that hold final weights."""
+    if storage.exists(FINAL):
+        yield storage
+    elif depth:
+        for name in storage.folders():
+            yield from _trainings(storage.below(name), depth - 1)
+
+
+def read_classifier(run: Storage, training: Storage, device: torch.device) -> Classifier:
+    """Return the network of a training as its run describes it.
+
+    Raises:
+        ValueError: the run's record or its data cannot be read, or weights and model do not fit.
+    """
+    config = json.loads(run.read(RECORD))["config"]
+    if missing := [part for part in ("model", "view", "data") if part not in config]:
+        raise ValueError(f"{run.uri}/{RECORD}: has no {missing[0]!r}, so it trained no classifier")
+    classes, shape = task_of(run, config["data"])
+    model: nn.Module = build(
+        {**SEQUENTIALS, **MODELS}, config["model"], classes=len(classes), channels=shape[0]
+    )
+    try:
+        model.load_state_dict(checkpoint.decode(training.read(FINAL)))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{training.uri}/{FINAL}: is not of the model in {RECORD}: {error}"
+        ) from error
+    view: View = build(VIEWS, config["view"])
+    return Classifier(model.to(device).eval(), view, classes, shape)
+
+
+def task_of(run: Storage, data: dict[str, object]) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    """Return the classes of a run and the shape of its images, from its files or from its data."""
+    if run.exists(TASK):
+        task = json.loads(run.read(TASK))
+        channels, height, width = task["shape"]
+        return tuple(task["classes"]), (channels, height, width)
+    try:
+        train, test, options = open_records(**data)  # type: ignore[arg-type]
+        channels, height, width = load(test.subset(np.arange(1)), options).images.shape[1:]
+    except (ValueError, OSError) as error:
+        raise ValueError(f"the run's data, which name its classes: {error}") from error
+    return train.classes, (channels, height, width)
+
+
+# ---------------------------------------------------------------------- what is labelled
+
+
+class Images:
+    """Images to be labelled, a batch at a time.
+
+    Args:
+        where: a folder of image files, a Parquet file, or a folder of these.
+
+    Attributes:
+        key: what names an image: ``path`` or ``id``.
+        count: how many there are.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: there is both, or a Parquet file is not of this layout.
+    """
+
+    def __init__(self, where: Path) -> None:
+        if not where.exists():
+            raise FileNotFoundError(f"{where}: is not there; name a folder or a Parquet file")
+        self._where, self._paths = where, list[Path]()
+        self.key = "id" if where.is_file() or any(where.glob("*.parquet")) else "path"
+        if self.key == "id":
+            if where.is_dir() and image_files(where):
+                raise ValueError(
+                    f"{where}: holds Parquet files and image files; give each a folder of their own"
+                )
+            self._files = parquet_files([str(where)])
+            self.count = sum(map(_rows, self._files))
+        else:
+            self._paths = image_files(where)
+            self.count = len(self._paths)
+        if not self.count:
+            raise FileNotFoundError(
+                f"{where}: holds no image; there must be image files or *.parquet files in it"
+            )
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Yield the images in order, ``size`` at a time."""
+        if self.key == "path":
+            for first in range(0, self.count, size):
+                some = self._paths[first : first + size]
+                yield [str(path.relative_to(self._where)) for path in some], list(some)
+            return
+        for path in self._files:
+            with named_errors(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for rows in file.iter_batches(size, columns=["id", "image"]):
+                    yield rows.column("id").to_pylist(), rows.column("image").to_pylist()
+
+
+def _rows(path: Path) -> int:
+    with named_errors(path):
+        schema = pq.read_schema(path)
+    check_schema(path, schema, ("id", "image"))
+    return int(pq.read_metadata(path).num_rows)
+
+
+# ---------------------------------------------------------------------- labelling
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier, images: Images, *, batch_size: int, device: torch.device
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return a row for each image, and what is wrong with those that cannot be decoded."""
+    channels, height, width = classifier.shape
+    if height != width:
+        raise ValueError(
+            f"the training's images have {height} x {width} pixels; only squares can be made of "
+            "others"
+        )
+    keys: list[int | str] = []
+    labels: list[int | None] = []
+    confidences: list[float | None] = []
+    problems: list[str] = []
+    with tqdm(total=images.count, unit=" images", desc="labelled") as progress:
+        for names, encoded in images.batches(batch_size):
+            decoded = decode_all(encoded, image_size=height, channels=channels)
+            good = [image for image in decoded if not isinstance(image, BadImageError)]
+            found = iter(_believed(classifier, good, device))
+            for name, image in zip(names, decoded, strict=True):
+                keys.append(name)
+                bad = isinstance(image, BadImageError)
+                label, confidence = (None, None) if bad else next(found)
+                labels.append(label)
+                confidences.append(confidence)
+                if bad:
+                    problems.append(f"{images.key} {name}: {image}")
+            progress.update(len(names))
+    named = [None if label is None else classifier.classes[label] for label in labels]
+    columns = {
+        images.key: keys,
+        "label": pd.array(labels, dtype="Int64"),
+        "class": named,
+        "confidence": pd.array(confidences, dtype="Float64"),
+    }
+    return pd.DataFrame(columns), problems
+
+
+def _believed(
+    classifier: Classifier, images: Sequence[np.ndarray], device: torch.device
+) -> list[tuple[int, float]]:
+    """Return the likeliest class of each image, and its probability."""
+    if not images:
+        return []
+    pixels = torch.from_numpy(np.stack(images)).to(device)
+    shares = classifier.model(classifier.view.plain(pixels)).float().softmax(1)
+    highest, labels = shares.max(1)
+    return list(zip(labels.tolist(), highest.tolist(), strict=True))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Label, and say how many images of each class were found."""
+    given = parse(arguments)
+    try:
+        check_new(given.out)
+        device = torch.device(given.device)
+        images = Images(given.images)
+        classifier = read_classifier(*find(given.run), device)
+        table, problems = predict(classifier, images, batch_size=given.batch_size, device=device)
+        if len(problems) == len(table):
+            raise ValueError(f"none of {len(table)} images can be decoded, as {problems[0]}")
+        save = table.to_csv if given.out.suffix == ".csv" else table.to_parquet
+        with whole_file(given.out) as file:
+            save(file, index=False)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    for problem in problems[:_SHOWN]:
+        print(f"not decoded: {problem}", file=sys.stderr)
+    if problems:
+        print(f"{len(problems)} images cannot be decoded and have no label", file=sys.stderr)
+    counts = table["class"].value_counts()
+    for name in classifier.classes:
+        if name in counts:
+            print(f"{name:24} {counts[name]:8,}")
+    print(f"{given.out}: {len(table):,} rows, mean confidence {table['confidence'].mean():.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Which images of a data set are labelled: drawn once from a seed, then kept as a file.
+
+A run that goes on reads the file and never draws again, since what draws may have changed in the
+meantime, and other labels would be labels that the method was not to know.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raykb.data.records import Records
+from raykb.data.splits import stratified_subset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Which training images are labelled; a section of the config.
+
+    Args:
+        count: how many, over all classes, which have shares in them as in the whole set.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count: {self.count}, must be at least 1")
+
+    def draw(self, records: Records, seed: int) -> Records:
+        """Return the labelled ones of ``records``.
+
+        Raises:
+            ValueError: so many cannot be drawn from these classes.
+        """
+        return records.subset(stratified_subset(records.labels, self.count, seed=seed % 2**32))
+
+
+def to_json(draws: Sequence[Records]) -> str:
+    """Return ids and labels of each draw as JSON."""
+    splits = [{"ids": draw.ids.tolist(), "labels": draw.labels.tolist()} for draw in draws]
+    return json.dumps({"schema": 1, "classes": list(draws[0].classes), "splits": splits})
+
+
+def from_json(text: str | bytes, records: Records) -> list[Records]:
+    """Return the draws that :func:`to_json` wrote, of the same ``records``.
+
+    Raises:
+        ValueError: a labelled image is not among them any more, or has another label.
+    """
+    order = np.argsort(records.ids)
+    draws = []
+    for number, split in enumerate(json.loads(text)["splits"]):
+        ids, labels = (np.array(split[name], np.int64) for name in ("ids", "labels"))
+        places = np.searchsorted(records.ids, ids, sorter=order).clip(max=len(records) - 1)
+        rows = order[places]
+        other = (records.ids[rows] != ids) | (records.labels[rows] != labels)
+        if other.any():
+            raise ValueError(
+                f"{int(other.sum())} of the {len(ids)} labelled images of split {number}, as id "
+                f"{ids[other][0]} of class {labels[other][0]}, are not in the data or have another "
+                "label there: it is not the data that the run began with"
+            )
+        draws.append(records.subset(np.sort(rows)))
+    return draws

@@ -1,0 +1,307 @@
+"""Unlabelled images for a training: what any step sees, as a function of (seed, step).
+
+:class:`Unlabelled` makes the weak and strong views of any step, anywhere. A stream is what has
+this done beside the training: :class:`raykb.data.loader.LoaderStream` by the processes of a torch
+DataLoader, ``raykb.runtime.streams.RayStream`` by tasks on a cluster. What comes out is the same.
+
+A broken image is replaced by another of its shard, drawn by its id: the same in every epoch, under
+the broken one's id. So positions never move, and no id is seen twice in an epoch.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from raykb.data.decoding import BadImageError, decode, decode_all
+from raykb.data.order import Order, Shard, find_shards
+from raykb.data.parquet import named_errors
+from raykb.data.strong import PairOfViews
+from raykb.engine.seeding import keyed_uniform, stream_seed
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE = Path(__file__).parent / "samples" / "fashion_mnist_train.parquet"
+_DRAWS = 32  # of another image for a broken one
+_CACHE_BYTES = 96 * 2**20
+_SHOWN = 10  # messages about broken images
+CPU = torch.device("cpu")
+
+
+class Views(NamedTuple):
+    """What a rank sees of the unlabelled images at a step."""
+
+    weak: Tensor  # (N, C, H, W) uint8
+    strong: Tensor  # (N, C, H, W) uint8
+    ids: Tensor  # (N,) int64
+
+
+class Images(NamedTuple):
+    """Decoded images of a step."""
+
+    images: np.ndarray  # (N, C, H, W) uint8
+    ids: np.ndarray  # (N,) int64
+    problems: list[str]  # of each image: why it stands for a broken one, or ""
+
+
+class Stream(Protocol):
+    """What a training takes unlabelled images from; can be pickled until batches are asked for."""
+
+    @property
+    def count(self) -> int:
+        """Unlabelled images that there are."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass over the images."""
+
+    def ids(self) -> np.ndarray:
+        """Return the ids of all images, (count,) int64, in file order."""
+
+    def batches(
+        self,
+        start: int,
+        rank: int = 0,
+        size: int = 1,
+        device: torch.device = CPU,
+        stop: int | None = None,
+    ) -> Iterator[Views]:
+        """Yield a rank's views of steps start, start + 1, ….
+
+        Args:
+            start: steps that are done.
+            rank: which of the ranks that share each step's batch.
+            size: their number.
+            device: where views are made if the stream leaves them to the training; else they
+                come on the CPU.
+            stop: steps in all, so that nothing is made that nobody will see; None for no end.
+        """
+
+    def figures(self) -> dict[str, float]:
+        """Return figures of the stream, as ``stream/…``; cheap enough for every step."""
+
+    def close(self) -> None:
+        """End what :meth:`batches` has started."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Unlabelled:
+    """Unlabelled images in Parquet files, in the order and the views of a training.
+
+    Args:
+        batch_size: images of each step, over all ranks.
+        seed: of order and views.
+        view: makes the two views.
+        paths: files or folders of Parquet shards with ``id`` and ``image``, at the same place on
+            every host; None for the training images of the embedded sample.
+        image_size: scale to cover a square of this many pixels and cut out its centre; None if all
+            images have one size.
+        channels: 1 (colour becomes luminance) or 3 (grey is repeated); None for what the first
+            image has.
+        on_bad_image: ``replace`` one that cannot be decoded, and say so; or ``raise``.
+        mix_shards: shards whose rows are mixed with each other (see :class:`Order`).
+        views: where views are made: by the ``workers`` that decode, or by the ``trainer`` on its
+            device.
+        timeout_s: seconds that a training waits for a batch before it gives up.
+
+    Raises:
+        FileNotFoundError: a path does not exist or holds no Parquet file.
+        ValueError: a file is not of this layout, ids are missing or occur twice, or there are
+            fewer images than a batch has.
+    """
+
+    batch_size: int
+    seed: int
+    view: PairOfViews
+    paths: str | list[str] | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    on_bad_image: Literal["replace", "raise"] = "replace"
+    mix_shards: int = 1
+    views: Literal["workers", "trainer"] = "workers"
+    timeout_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}: {value!r}; must be {allowed}"
+            for name, value, good, allowed in (
+                ("channels", self.channels, self.channels in (None, 1, 3), "1, 3 or null"),
+                (
+                    "image_size",
+                    self.image_size,
+                    self.image_size is None or self.image_size > 0,
+                    "null or above 0",
+                ),
+                (
+                    "on_bad_image",
+                    self.on_bad_image,
+                    *_among(self.on_bad_image, "replace", "raise"),
+                ),
+                ("views", self.views, *_among(self.views, "workers", "trainer")),
+                ("timeout_s", self.timeout_s, self.timeout_s > 0, "above 0"),
+            )
+            if not good
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        shards, _ = find_shards(self._paths())
+        self.order = Order(
+            shards, batch_size=self.batch_size, seed=self.seed, mix_shards=self.mix_shards
+        )
+        self.shape = self._first_shape()
+
+    @property
+    def count(self) -> int:
+        """Unlabelled images that there are."""
+        return self.order.count
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass over the images."""
+        return self.order.steps_per_epoch
+
+    def ids(self) -> np.ndarray:
+        """Return the ids of all images, in file order."""
+        return find_shards(self._paths())[1]
+
+    def images(self, step: int, rank: int = 0, size: int = 1) -> Images:
+        """Return a rank's decoded images of a step.
+
+        Raises:
+            ValueError: an image is broken and must not be replaced or cannot be, or is of another
+                size than the others; file and row are named.
+        """
+        numbers, rows = self.order.rows(step, rank, size)
+        out = np.empty((len(rows), *self.shape), np.uint8)
+        ids = np.empty(len(rows), np.int64)
+        problems = [""] * len(rows)
+        for number in np.unique(numbers):
+            shard, places = self.order.shards[number], np.flatnonzero(numbers == number)
+            table = _table(shard)
+            ids[places] = table.column("id").take(pa.array(rows[places])).to_numpy()
+            encoded = table.column("image").take(pa.array(rows[places])).to_pylist()
+            decoded = decode_all(encoded, image_size=self.image_size, channels=self.channels)
+            for place, image in zip(places, decoded, strict=True):
+                origin = f"{shard.path}, row {shard.start + rows[place]}"
+                if isinstance(image, BadImageError):
+                    problems[place] = f"{origin}: {image}"
+                    image = self._another(shard, table, int(ids[place]), problems[place])
+                self._check_shape(image, origin)
+                out[place] = image
+        return Images(out, ids, problems)
+
+    def both(self, images: Tensor, ids: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
+        """Return the weak and the strong views of a step's images, on the device of these."""
+        return self.view(images, ids, self.seed, step // self.order.steps_per_epoch)
+
+    def _paths(self) -> str | list[str]:
+        return str(_SAMPLE) if self.paths is None else self.paths
+
+    def _another(self, shard: Shard, table: pa.Table, sample: int, problem: str) -> np.ndarray:
+        """Return the image that stands for a broken one."""
+        if self.on_bad_image == "raise":
+            raise ValueError(
+                f"{problem}. Repair or remove it, or set on_bad_image to 'replace' to see another "
+                "of its shard instead"
+            )
+        stream = stream_seed(self.seed, "instead of a broken image")
+        for draw in keyed_uniform(stream, np.array([sample]), _DRAWS)[0].tolist():
+            encoded = table.column("image")[int(draw * shard.count)].as_py()
+            try:
+                return decode(encoded, image_size=self.image_size, channels=self.channels)
+            except BadImageError:
+                continue
+        raise ValueError(
+            f"{problem}; nor can any of {_DRAWS} others that were drawn from its shard be decoded. "
+            "Repair the file or take it out"
+        )
+
+    def _check_shape(self, image: np.ndarray, origin: str) -> None:
+        if image.shape[1:] != self.shape[1:] or len(image) > self.shape[0]:
+            raise ValueError(
+                f"{origin}: an image of {_sides(image.shape)}, where the first has "
+                f"{_sides(self.shape)}; set image_size (and channels) to bring all to one form"
+            )
+
+    def _first_shape(self) -> tuple[int, int, int]:
+        """Return the shape of the first image that can be decoded, of some in the first shard."""
+        shard = self.order.shards[0]
+        for encoded in _table(shard).column("image").slice(0, _DRAWS).to_pylist():
+            try:
+                channels, height, width = decode(
+                    encoded, image_size=self.image_size, channels=self.channels
+                ).shape
+                return channels, height, width
+            except BadImageError as error:
+                problem = error
+        raise ValueError(
+            f"{shard.path}, from row {shard.start} on: none of the first images can be decoded; "
+            f"the last: {problem}"
+        )
+
+
+class Observer:
+    """What a stream knows of itself: how fast it is, and which images were broken."""
+
+    def __init__(self) -> None:
+        self._since, self._images, self._rate = time.monotonic(), 0, 0.0
+        self._broken: set[int] = set()
+
+    def saw(self, ids: np.ndarray, problems: Sequence[str]) -> None:
+        """Take note of a batch that was handed over."""
+        self._images += len(ids)
+        for sample, problem in zip(ids.tolist(), problems, strict=True):
+            if problem and sample not in self._broken:
+                self._broken.add(sample)
+                if len(self._broken) <= _SHOWN:
+                    logger.warning("%s; another image of its shard is seen instead", problem)
+
+    def figures(self) -> dict[str, float]:
+        """Return images per second of the last second or more, and broken images so far."""
+        seconds = time.monotonic() - self._since
+        if seconds >= 1.0:
+            self._rate = self._images / seconds
+            self._since, self._images = time.monotonic(), 0
+        return {
+            "stream/images_per_s": self._rate,
+            "stream/broken_images": float(len(self._broken)),
+        }
+
+
+def _among(value: str, *allowed: str) -> tuple[bool, str]:
+    return value in allowed, " or ".join(map(repr, allowed))
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return f"{shape[0]} channel{'s' * (shape[0] > 1)} of {shape[1]} x {shape[2]} pixels"
+
+
+_tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+
+
+def _table(shard: Shard) -> pa.Table:
+    """Return ids and images of a shard; the last ones read are kept while they are small."""
+    key = shard.path, shard.group
+    if key not in _tables:
+        with (
+            named_errors(Path(shard.path)),
+            pq.ParquetFile(shard.path, page_checksum_verification=True) as file,
+        ):
+            _tables[key] = file.read_row_group(shard.group, columns=["id", "image"])
+    _tables.move_to_end(key)
+    while len(_tables) > 1 and sum(table.nbytes for table in _tables.values()) > _CACHE_BYTES:
+        _tables.popitem(last=False)
+    return _tables[key]

@@ -1,0 +1,136 @@
+"""What a tracking store knows of runs: it is read here and never written."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from raykb.runtime.sender import brief, redacted, sqlite_file
+
+_PAGE = 1000
+_PARENT = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run in the tracking store.
+
+    Attributes:
+        id: MLflow's.
+        name: as MLflow shows it.
+        invocation: name of the parent run, which is that of the run directory; its own without one.
+        invocation_id: MLflow's id of that.
+        started_s: since 1970.
+        params: as text, by dotted key.
+        metrics: the last value of each.
+        tags: as text.
+    """
+
+    id: str
+    name: str
+    invocation: str
+    invocation_id: str
+    started_s: float
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+def tracked_runs(
+    uri: str,
+    experiment: str,
+    *,
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    status: str = "FINISHED",
+) -> list[TrackedRun]:
+    """Return the runs of an experiment, parents and children, those that began first at first.
+
+    Args:
+        uri: as :func:`raykb.runtime.tracking.resolve_uri` returns it.
+        experiment: its name.
+        params: values that runs must have.
+        tags: values that runs must have.
+        status: that runs must have.
+
+    Raises:
+        ValueError: there is no such store or experiment, or a value cannot be looked for.
+        ConnectionError: the store does not answer.
+    """
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():  # MLflow would make one
+        raise ValueError(
+            f"uri: {uri}: there is no such file, so no run was tracked there; name the store by "
+            "--uri or MLFLOW_TRACKING_URI, or go to the folder that the runs were started in"
+        )
+    query = _query(status, params or {}, tags or {})
+    for variable, value in (
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+    ):
+        os.environ.setdefault(variable, value)
+    try:
+        return _read(MlflowClient(tracking_uri=uri), experiment, query)
+    except MlflowException as error:
+        raise ConnectionError(f"{redacted(uri)}: cannot be read: {brief(error)}") from error
+
+
+def _query(status: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
+    parts = [f"attributes.status = '{status}'"]
+    for kind, values in (("params", params), ("tags", tags)):
+        for key, value in values.items():
+            if set(key + value) & set("'\"`\\"):
+                raise ValueError(f"{key}={value}: quotes and backslashes cannot be looked for")
+            parts.append(f"{kind}.`{key}` = '{value}'")
+    return " and ".join(parts)
+
+
+def _read(client: MlflowClient, experiment: str, query: str) -> list[TrackedRun]:
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        there = sorted(one.name for one in client.search_experiments())
+        raise ValueError(
+            f"experiment: {experiment!r} is not there; the store has {', '.join(there) or 'none'}"
+        )
+    names: dict[str, str] = {}
+
+    def name(run_id: str) -> str:
+        if run_id not in names:
+            names[run_id] = str(client.get_run(run_id).info.run_name)
+        return names[run_id]
+
+    runs = []
+    for run in _pages(client, found.experiment_id, query):
+        parent = run.data.tags.get(_PARENT, run.info.run_id)
+        runs.append(
+            TrackedRun(
+                run.info.run_id,
+                str(run.info.run_name),
+                name(parent),
+                parent,
+                run.info.start_time / 1e3,
+                dict(run.data.params),
+                dict(run.data.metrics),
+                dict(run.data.tags),
+            )
+        )
+    return runs
+
+
+def _pages(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment_id],
+            query,
+            max_results=_PAGE,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return

@@ -1,0 +1,74 @@
+"""FixMatch: what a network is sure of in a weak view, it shall say of a strong one.
+
+Sohn, Berthelot, Li, Zhang, Carlini, Cubuk, Kurakin, Zhang, Raffel, "FixMatch: Simplifying
+Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020, arXiv:2001.07685.
+
+    L   = L_s + lambda_u L_u                                                   (section 2.2)
+    L_s = 1/B sum_b CE(f(x_b), y_b)                                            (3)
+    L_u = 1/N sum_i [m_i >= tau] CE(f(A(u_i)), y_i)                            (4)
+    q_i = softmax f(a(u_i)), no gradient;   m_i = max q_i,   y_i = argmax q_i
+
+Symbols:
+    x_b, y_b   labelled image (weak view) and label, b = 1..B
+    u_i        unlabelled image, i = 1..N; N = mu B
+    a, A       weak and strong view
+    f          network, to logits (C,)
+    tau        threshold
+
+Departures:
+    - none in the loss. N divides L_u, however few samples are confident: to divide by these would
+      multiply its weight early on.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raykb.engine.objective import Batch, Terms
+from raykb.parts.gather import gather
+from raykb.semi.batch import Task, check
+from raykb.semi.consistency import confidence, masked_cross_entropy, predictions
+from raykb.semi.method import Method
+
+
+def fixmatch_loss(logits_weak: Tensor, logits_strong: Tensor, threshold: float) -> Tensor:
+    """Return L_u, a scalar, which has no gradient towards the weak views.
+
+    Args:
+        logits_weak: (N, C).
+        logits_strong: (N, C), of the same images.
+        threshold: tau.
+    """
+    highest, labels = confidence(logits_weak)
+    return masked_cross_entropy(logits_strong, labels, highest >= threshold)
+
+
+class FixMatch(Method):
+    """FixMatch.
+
+    Args:
+        task: what it is told.
+        threshold: tau.
+        unlabelled_weight: lambda_u.
+    """
+
+    def __init__(
+        self, task: Task, *, threshold: float = 0.95, unlabelled_weight: float = 1.0
+    ) -> None:
+        super().__init__(task)
+        check(
+            threshold=(threshold, 0.0, 1.0),
+            unlabelled_weight=(unlabelled_weight, 0.0, float("inf")),
+        )
+        self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
+
+    def forward(self, model: nn.Module, batch: Batch, step: int) -> Terms:
+        """Return ``loss``, its two parts, and the figures of the pseudo-labels."""
+        labelled, weak, strong = predictions(model, batch.images, batch.weak, batch.strong)
+        loss_labelled = F.cross_entropy(labelled, gather(batch.labels))
+        loss_unlabelled = fixmatch_loss(weak, strong, self.threshold)
+        highest, labels = confidence(weak)
+        return {
+            "loss": loss_labelled + self.unlabelled_weight * loss_unlabelled,
+            "loss_labelled": loss_labelled.detach(),
+            "loss_unlabelled": loss_unlabelled.detach(),
+        } | self.watch.figures(labels, highest >= self.threshold, batch.ids)

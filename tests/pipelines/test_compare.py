@@ -1,0 +1,126 @@
+"""Tracked runs compared from the command line."""
+
+import runpy
+
+import mlflow
+import pandas as pd
+import pytest
+import running
+
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
+
+ACCURACY = {"supervised": [0.60, 0.62, 0.61], "fixmatch": [0.70, 0.71, 0.75]}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    """A store with two invocations: an early one of fewer steps, and one of two methods."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri)
+    experiment = client.create_experiment("semi-supervised")
+    clock = iter(range(1_700_000_000_000, 1_800_000_000_000, 1000))
+
+    def add(name, parent, metrics, **params):
+        tags = {"mlflow.parentRunId": parent} if parent else {"data": "sample"}
+        run = client.create_run(experiment, run_name=name, start_time=next(clock), tags=tags)
+        for key, value in params.items():
+            client.log_param(run.info.run_id, key, value)
+        for key, value in metrics.items():
+            client.log_metric(run.info.run_id, key, value)
+        client.set_terminated(run.info.run_id)
+        return run.info.run_id
+
+    early = add("early", None, {})
+    for seed, top1 in enumerate((0.50, 0.52)):
+        metrics = {"test/top1": top1}
+        add(f"fixmatch/seed-{seed}", early, metrics, method="fixmatch", seed_number=seed, steps=10)
+    late = add("late", None, {})
+    for seed in range(3):
+        for method, scores in ACCURACY.items():
+            metrics = {"test/top1": scores[seed], "test/loss": 1.5 + scores[seed]}
+            if method == "fixmatch":
+                metrics["pseudo_labels/correct"] = 0.8
+            place = {"method": method, "seed_number": seed, "steps": 100, "storage": f"s{seed}"}
+            add(f"{method}/seed-{seed}", late, metrics, **place)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(running.PIPELINES / "compare.py"))
+
+
+def test_means_and_paired_differences_of_the_newest_trainings(script, uri, capsys):
+    script["main"](["--uri", uri])
+    output = capsys.readouterr().out
+    assert "6 trainings of semi-supervised in 1 invocations; 2 older ones" in output
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines()]
+    rows = [row for row in rows if row]
+    assert rows[0] == ["method", "top-1 %", "sd", "fixmatch − method", "95 % interval"]
+    # differences 10, 9 and 14: mean 11, sd 2.646, and 4.303 of it / sqrt(3) on either side
+    assert rows[2] == ["supervised", "61.00", "1.00", "+11.00", "+4.43 to +17.57"]
+    assert rows[3][:3] == ["fixmatch", "72.00", "2.65"]
+    assert rows[4][1] == "correct pseudo-labels %"
+    assert rows[6][:3] == ["fixmatch", "80.00", "0.00"]
+    assert "not alike" not in output
+
+
+def test_trainings_are_chosen_listed_and_written(script, uri, tmp_path, capsys):
+    file = tmp_path / "table.csv"
+    arguments = ["--uri", uri, "--where", "method=fixmatch", "--run", "late", "--run", "early"]
+    script["main"]([*arguments, "--list", "--csv", str(file), "--metric", "test/loss"])
+    output = capsys.readouterr().out
+    assert "| fixmatch/seed-2 |" in output
+    assert "supervised/" not in output
+    table = pd.read_csv(file)
+    assert table["test/loss"].tolist() == pytest.approx([2.20, 2.21, 2.25])
+    assert table["invocation"].tolist() == ["late"] * 3
+    assert table["seed"].tolist() == [0, 1, 2]
+
+
+def test_another_parameter_can_be_compared_against_any_of_its_values(script, uri, capsys):
+    where = ["--where", "method=fixmatch"]
+    script["main"](["--uri", uri, "--by", "steps", "--against", "10", *where])
+    output = capsys.readouterr().out
+    assert "10 − method" in output
+    # differences -20 and -19 of the seeds that both have: mean -19.5, 12.706 x 0.707 / sqrt(2)
+    assert "-19.50 | -25.85 to -13.15" in output
+    assert "51.00" in output
+
+
+def test_a_training_alone_has_no_columns_of_a_comparison(script, uri, capsys):
+    script["main"](["--uri", uri, "--run", "early", "--where", "seed_number=0"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert rows == ["| method   | top-1 % |", "| -------- | ------: |", "| fixmatch |   50.00 |"]
+
+
+def test_trainings_that_are_not_alike_are_pointed_out(script, uri, capsys):
+    script["main"](["--uri", uri, "--by", "method", "--seed", "steps"])
+    assert "These trainings are not alike" in capsys.readouterr().out
+
+
+def refused(script, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        script["main"](list(arguments))
+    return str(stopped.value.code)
+
+
+def test_what_is_not_there_is_said_with_what_there_is(script, uri, tmp_path):
+    there = ["--uri", uri]
+    assert "there is early, late" in refused(script, *there, "--run", "never")
+    assert "there is test/loss, test/top1" in refused(
+        script, *there, "--metric", "top1", "--where", "method=supervised"
+    )
+    assert "--against uda: not among supervised, fixmatch" in refused(
+        script, *there, "--run", "late", "--against", "uda"
+    )
+    assert "write --where KEY=VALUE" in refused(script, *there, "--where", "steps")
+    assert "0 have the parameters 'augmentation'" in refused(script, *there, "--by", "augmentation")
+    assert "of 0 finished runs of 'semi-supervised' with data=other" in refused(
+        script, *there, "--tag", "data=other"
+    )
+    assert "'other' is not there; the store has Default, semi-supervised" in refused(
+        script, *there, "--experiment", "other"
+    )
+    assert "there is no such file" in refused(script, "--uri", f"sqlite:///{tmp_path}/none.db")

@@ -1,0 +1,282 @@
+"""Semi-supervised training as its users run it: refused, to its end, killed, and gone on with."""
+
+import contextlib
+import functools
+import json
+import runpy
+import signal
+import types
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import running
+import torch
+import yaml
+
+from raykb import config as configuration
+from raykb.data.datasets import DATASETS
+from raykb.data.labels import Labels, to_json
+from raykb.models import MODELS
+from raykb.runtime.job import Tracking
+from raykb.runtime.storage import LocalStorage
+
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
+
+SCRIPT = running.PIPELINES / "semi_train.py"
+CONFIGS = sorted((running.PIPELINES / "configs" / "semi").glob("*.yaml"))
+TINY = ["--smoke", "--set=recipe.steps=10"]
+WITHOUT_CONTRAST = "--set=method={name: contrastive_regularization, weight: 0.0}"
+RIVALS = "--set=comparison.rivals={supervised: {name: supervised}, fixmatch: {name: fixmatch}}"
+run = functools.partial(running.run, "semi_train")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = run(folder, *TINY, WITHOUT_CONTRAST, RIVALS, "--set=comparison.seeds=2", "--out", "run")
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module, so that what it refuses costs no new process."""
+    return runpy.run_path(str(SCRIPT))
+
+
+def weights(directory):
+    return torch.load(directory / "final.pt", weights_only=True)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_it_leaves_weights_labels_tables_and_pictures(whole):
+    folder, done = whole
+    directory = folder / "run"
+    splits = json.loads((directory / "labels.json").read_text())["splits"]
+    assert [np.bincount(split["labels"]).tolist() for split in splits] == [[4] * 10] * 2
+    assert splits[0]["ids"] != splits[1]["ids"]
+    model = MODELS["small_convnet"](classes=10, channels=1)
+    model.load_state_dict(weights(directory / "fixmatch" / "seed-0"))
+    results = json.loads((directory / "results.json").read_text())
+    assert len(results["results"]) == 6
+    assert {"top1", "correct", "mask_rate", "class_accuracy/9"} <= results["results"][-1].keys()
+    methods = ["supervised", "fixmatch", "contrastive_regularization"]
+    assert [row["method"] for row in results["tables"]["top1"]] == methods
+    assert [row["method"] for row in results["tables"]["correct"]] == methods[1:]
+    shares = pd.read_csv(directory / "class_accuracy.csv")
+    assert len(shares) == 3 * 10
+    sums = json.loads((directory / "confusion.json").read_text())["sums"]
+    assert {name: int(np.sum(matrix)) for name, matrix in sums.items()} == dict.fromkeys(
+        methods, 2 * 200
+    )
+    own = shares[shares["method"] == "fixmatch"]["accuracy"]
+    np.testing.assert_allclose(own, np.diag(sums["fixmatch"]) / np.sum(sums["fixmatch"], axis=1))
+    for name in ("pseudo_labels", "class_histogram", "confusion", "comparison"):
+        assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "correct pseudo-labels %" in done.stdout
+    assert (directory / "results.md").read_text().strip() in done.stdout
+    assert "40 labelled, 10,000 unlabelled, 200 test images of 10 classes" in done.stderr
+
+
+def test_methods_are_paired_so_contrast_of_weight_zero_is_fixmatch_bit_for_bit(whole):
+    directory = whole[0] / "run"
+    for seed in ("seed-0", "seed-1"):
+        fixmatch, contrast, supervised = (
+            weights(directory / method / seed)
+            for method in ("fixmatch", "contrastive_regularization", "supervised")
+        )
+        assert same(fixmatch, contrast)
+        assert not same(fixmatch, supervised)
+    assert not same(weights(directory / "fixmatch/seed-0"), weights(directory / "fixmatch/seed-1"))
+
+
+def test_every_training_is_in_mlflow_with_method_seed_and_figures(whole):
+    folder, _ = whole
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("semi-supervised")
+    runs = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
+    assert {r.info.status for r in runs.values()} == {"FINISHED"}
+    child = runs["fixmatch/seed-1"]
+    assert child.data.params["method"] == child.data.params["method.name"] == "fixmatch"
+    assert child.data.params["seed_number"] == "1"
+    assert {"pseudo_labels/correct", "test/top1", "train/mask_rate", "train/cluster_size"} <= (
+        child.data.metrics.keys()
+    )
+    assert {"train/class_share/3", "time/data_wait_s", "train/stream/spilled_mib"} <= (
+        child.data.metrics.keys()
+    )
+    steps = client.get_metric_history(child.info.run_id, "train/pseudo_label_precision")
+    assert [point.step for point in steps] == [5, 10]
+    assert [a.path for a in client.list_artifacts(child.info.run_id)] == ["confusion.json"]
+    artifacts = {a.path for a in client.list_artifacts(runs["run"].info.run_id)}
+    assert {"config.yaml", "labels.json", "results.md", "pseudo_labels.png"} <= artifacts
+
+
+def test_its_weights_label_images_as_well_as_it_says(whole, tmp_path):
+    directory = whole[0] / "run"
+    test = running.PIPELINES.parent / "raykb/data/samples/fashion_mnist_test.parquet"
+    out = tmp_path / "labels.parquet"
+    predict = runpy.run_path(str(running.PIPELINES / "predict.py"))["main"]
+    predict([str(directory / "fixmatch" / "seed-0"), str(test), "--out", str(out)])
+    images = DATASETS["fashion_mnist_sample"](train_size=10, test_size=200)[1]
+    labelled = pd.read_parquet(out).set_index("id").loc[images.ids]
+    rows = json.loads((directory / "results.json").read_text())["results"]
+    row = next(r for r in rows if (r["method"], r["seed"]) == ("fixmatch", 0))
+    assert (labelled["label"] == images.labels).mean() == pytest.approx(row["top1"])
+    assert labelled["class"].iloc[0] in images.classes
+
+
+def test_its_table_is_printed_from_the_tracked_runs_as_well(whole, monkeypatch, capsys):
+    folder, _ = whole
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    runpy.run_path(str(running.PIPELINES / "compare.py"))["main"](["--run", "run"])
+    output = capsys.readouterr().out
+    assert "6 trainings of semi-supervised in 1 invocations" in output
+    for table in (folder / "run" / "results.md").read_text().strip().split("\n\n"):
+        assert table in output
+    assert "not alike" not in output
+
+
+def test_all_that_is_wrong_is_refused_in_one_message(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    wrong = {
+        "stream": "{name: loader, paths: nowhere}",
+        "resources.training.workers": "3",
+        "labels.count": "5",
+        "model": "{name: wide_resnet, depth: 11, width: 1}",
+        "comparison.rivals": "{loose: {name: fixmatch, threshold: 1.5}}",
+    }
+    assert (
+        script["main"](["--smoke", *(f"--set={key}={value}" for key, value in wrong.items())]) == 2
+    )
+    text = capsys.readouterr().err
+    for part in (
+        "stream: nowhere: must be a Parquet file or a folder",
+        "batch_size: 20 does not divide by 3 workers",
+        "labels: size=5: of 10000 labels in 10 classes",
+        "model: depth=11, width=1: depth must be 6n + 4",
+        "comparison.rivals.loose: threshold: 1.5, must be in 0..1",
+    ):
+        assert part in text
+    assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = {
+    "method": (["method={name: fixmach}"], "did you mean 'fixmatch'?"),
+    "argument": (["method={name: fixmatch, treshold: 0.9}"], "did you mean 'threshold'?"),
+    "twice": (
+        ["method={name: fixmatch}", "comparison.rivals={fixmatch: {name: uda}}"],
+        "call the rival otherwise",
+    ),
+    "recipe": (["recipe.ema_decay=1.0"], "recipe.ema_decay: 1.0, must be in [0, 1)"),
+    "stream": (["stream={name: loader, workers: -1}"], "workers: -1"),
+    "batch": (["recipe.unlabelled_ratio=900"], "18000 unlabelled images of each step"),
+    "resources": (["resources.data.cpus=64"], "1 CPU + 64 x (1 CPU) for data workers"),
+    "data": (["data={name: parquet, train: nowhere, test: nowhere}"], "data: nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_at_once(script, tmp_path, monkeypatch, capsys, case):
+    changes, message = REFUSED[case]
+    monkeypatch.chdir(tmp_path)
+    assert script["main"](["--smoke", *(f"--set={change}" for change in changes)]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def session(folder):
+    written = []
+
+    def write(name, text):
+        written.append(name)
+        LocalStorage(folder).write(name, text.encode())
+
+    return types.SimpleNamespace(
+        storage=LocalStorage(folder), write=write, reading=contextlib.nullcontext, written=written
+    )
+
+
+def test_labels_are_those_that_the_run_began_with_whatever_would_be_drawn_now(script, tmp_path):
+    config = configuration.load(script["DEFAULT"], smoke=True)
+    ready = script["prepare"](config)
+    here = session(tmp_path)
+    assert script["kept_labels"](here, ready) is ready.drawn
+    assert here.written == ["labels.json"]
+    other = Labels(count=40).draw(ready.train, 12345)
+    assert other.ids.tolist() != ready.drawn[0].ids.tolist()
+    (tmp_path / "labels.json").write_text(to_json([other]))
+    (kept,) = script["kept_labels"](here, ready)
+    assert kept.ids.tolist() == other.ids.tolist()
+    assert here.written == ["labels.json"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_dry_run_prints_plan_and_config_and_starts_nothing(
+    script, tmp_path, monkeypatch, capsys, config
+):
+    monkeypatch.chdir(tmp_path)
+    assert script["main"](["--config", str(config), "--smoke", "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "x 1 CPU + 1 CPU for data workers" in output
+    assert yaml.safe_load(output)["labels"]["count"] == 40
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_right_without_its_smoke_part(script, config):
+    schema = {"storage": str, "tracking": Tracking, **script["SCHEMA"]}
+    configuration.check(configuration.load(config), schema)
+
+
+def test_data_workers_may_share_the_trainings_cpus(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for change in ("resources.data.cpus=0", "stream={name: loader, workers: 0}"):
+        assert script["main"](["--smoke", "--dry-run", f"--set={change}"]) == 0
+        assert "trainings: 1 x 1 CPU\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", ["ray", "loader"])
+def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, stream):
+    longer = ["--smoke", "--set=recipe.steps=100", f"--set=stream={{name: {stream}}}"]
+    run(tmp_path, *longer, "--out", "whole")
+    directory = tmp_path / "killed"
+    training = directory / "contrastive_regularization" / "seed-0"
+    status, _ = running.stopped(
+        "semi_train",
+        tmp_path,
+        *longer,
+        "--out",
+        directory,
+        when=(training / "step-00000005" / "manifest.json").exists,
+        number=signal.SIGKILL,
+    )
+    assert status == -signal.SIGKILL
+    assert not (training / "final.pt").exists()
+    run(tmp_path, "--resume", directory)
+    other = tmp_path / "whole" / "contrastive_regularization" / "seed-0"
+    assert same(weights(training), weights(other))
+    tables = [json.loads((d / "results.json").read_text()) for d in (directory, tmp_path / "whole")]
+    assert tables[0]["tables"] == tables[1]["tables"]
+
+
+@pytest.mark.slow
+def test_two_workers_on_two_cores_share_them_with_the_data_workers(tmp_path):
+    two = ["--set=resources.training.workers=2", "--set=resources.data.cpus=0"]
+    run(tmp_path, *TINY, *two, "--out", "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    assert results[0]["steps"] == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_has_a_smoke_run_that_needs_no_download(tmp_path, config):
+    run(tmp_path, "--config", config, "--smoke", "--out", "run")
+    assert (tmp_path / "run" / "results.json").exists()

@@ -1,0 +1,72 @@
+"""Runs are read from the tracking store as they are there."""
+
+import mlflow
+import pytest
+
+from raykb.runtime.runs import tracked_runs
+
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri)
+    experiment = client.create_experiment("one")
+
+    def add(name, parent=None, status="FINISHED", **params):
+        tags = {"mlflow.parentRunId": parent} if parent else {}
+        run = client.create_run(experiment, run_name=name, tags=tags | {"kind": name[:1]})
+        for key, value in params.items():
+            client.log_param(run.info.run_id, key.replace("_", "."), value)
+        for step in range(3):
+            client.log_metric(run.info.run_id, "test/top1", step / 4, step=step)
+        client.set_terminated(run.info.run_id, status)
+        return run.info.run_id
+
+    parent = add("parent")
+    add("a", parent, labels_count=40)
+    add("b", parent, labels_count=250)
+    add("broken", parent, status="FAILED", labels_count=40)
+    return uri, parent
+
+
+def test_a_run_comes_with_its_invocation_parameters_and_last_metrics(store):
+    uri, parent = store
+    runs = tracked_runs(uri, "one")
+    assert [run.name for run in runs] == ["parent", "a", "b"]
+    assert {run.invocation for run in runs} == {"parent"}
+    assert {run.invocation_id for run in runs} == {parent}
+    assert runs[1].params == {"labels.count": "40"}
+    assert runs[1].metrics == {"test/top1": 0.5}
+    assert 1.5e9 < runs[1].started_s < 5e9
+
+
+def test_runs_are_chosen_by_parameter_tag_and_status(store):
+    uri, _ = store
+
+    def names(**query):
+        return [run.name for run in tracked_runs(uri, "one", **query)]
+
+    assert names(params={"labels.count": "40"}) == ["a"]
+    assert names(tags={"kind": "b"}) == ["b"]
+    assert names(params={"labels.count": "40"}, status="FAILED") == ["broken"]
+    assert names(params={"labels.count": "7"}) == []
+
+
+def test_what_is_not_there_is_named(store, tmp_path):
+    uri, _ = store
+    with pytest.raises(ValueError, match=r"'two' is not there; the store has .*one"):
+        tracked_runs(uri, "two")
+    with pytest.raises(ValueError, match=r"none\.db: there is no such file"):
+        tracked_runs(f"sqlite:///{tmp_path / 'none.db'}", "one")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="quotes and backslashes cannot be looked for"):
+        tracked_runs(uri, "one", params={"a": "it's"})
+
+
+def test_a_store_that_does_not_answer_is_an_error_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConnectionError, match=r"http://\*\*\*@127\.0\.0\.1:9: cannot be read"):
+        tracked_runs("http://user:secret@127.0.0.1:9", "one")
