@@ -32,9 +32,16 @@ class Labels:
         """Return the labelled ones of ``records``.
 
         Raises:
-            ValueError: so many cannot be drawn from these classes.
+            ValueError: so many cannot be drawn from these classes, or a rare one got no label.
         """
-        return records.subset(stratified_subset(records.labels, self.count, seed=seed % 2**32))
+        drawn = records.subset(stratified_subset(records.labels, self.count, seed=seed % 2**32))
+        without = np.setdiff1d(records.labels, drawn.labels)
+        if len(without):
+            raise ValueError(
+                f"count: {self.count}, too few of {len(records)} images to label one of the rare "
+                f"class {records.classes[without[0]]!r}; label more, or leave out the class"
+            )
+        return drawn
 
 
 def to_json(draws: Sequence[Records]) -> str:

@@ -24,7 +24,25 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
 
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return (classes, classes) int64: how often label i (row) was taken for j (column)."""
+    """Return (classes, classes) int64: how often label i (row) was taken for j (column).
+
+    Args:
+        predictions: (N,) classes.
+        labels: (N,) classes.
+        classes: their number.
+
+    Raises:
+        ValueError: the numbers are not as many, or one is no class.
+    """
+    if predictions.shape != labels.shape:
+        raise ValueError(
+            f"predictions, labels: {tuple(predictions.shape)} and {tuple(labels.shape)}, must both "
+            "be (N,)"
+        )
+    for name, numbers in (("predictions", predictions), ("labels", labels)):
+        strange = numbers[(numbers < 0) | (numbers >= classes)]
+        if len(strange):
+            raise ValueError(f"{name}: {strange[0].item()}, must be in 0..{classes - 1}")
     pairs = labels.long() * classes + predictions.long()
     return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 

@@ -50,7 +50,7 @@ from raykb.models.features import WithProjection, classifier_of
 from raykb.parts.gather import gather
 from raykb.parts.heads import projection_head
 from raykb.semi.batch import Task, check
-from raykb.semi.consistency import confidence, predictions_and_projections
+from raykb.semi.consistency import at_least_float32, confidence, predictions_and_projections
 from raykb.semi.fixmatch import fixmatch_loss
 from raykb.semi.method import Method
 
@@ -83,10 +83,12 @@ def contrastive_regularization(
         anchor_grad: whether anchors move, too, or only their positives and negatives.
 
     Raises:
-        ValueError: an option is none of these, or the temperature is not above 0.
+        ValueError: an option is none of these, the temperature is not above 0, or the samples are
+            of other shapes or types.
     """
     _check_options(anchors, positives, normalize, temperature)
-    confident = confident.bool()
+    _check_samples(features, pseudo_labels, confident)
+    features, confident = at_least_float32(features), confident.bool()
     own = torch.eye(len(features), dtype=torch.bool, device=features.device)
     members = (pseudo_labels[:, None] == pseudo_labels) & ~own  # (N, N): row i is P(i)
     if positives == "confident_cluster":
@@ -95,7 +97,7 @@ def contrastive_regularization(
     if anchors == "confident":
         valid = valid & confident
     if not valid.any():
-        return features.square().sum() * 0.0
+        return features[:0].sum()  # 0 whatever the features, and in the graph
 
     log_share = _log_share(features, temperature, own, anchor_grad)[valid]  # (anchors, N)
     members = members[valid]
@@ -106,10 +108,49 @@ def contrastive_regularization(
 def _log_share(features: Tensor, temperature: float, own: Tensor, anchor_grad: bool) -> Tensor:
     """Return the logarithm of each sample's share of the similarity of all others, (N, N)."""
     with torch.autocast(features.device.type, enabled=False):  # bf16 has 3 digits; S reaches 1 / T
-        features = F.normalize(features.float() if features.itemsize < 4 else features)
+        features = _directions(features)
         anchored = features if anchor_grad else features.detach()
         similarity = (anchored @ features.T / temperature).masked_fill(own, -torch.inf)
         return similarity.log_softmax(1)
+
+
+def _directions(features: Tensor) -> Tensor:
+    """Return features (N, d) of length 1; without length there is no direction, and no gradient."""
+    lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)  # (N, 1)
+    return features / lengths.masked_fill(lengths == 0.0, torch.inf)
+
+
+def _check_options(anchors: str, positives: str, normalize: str, temperature: float) -> None:
+    allowed = {
+        "anchors": (anchors, ("confident", "all")),
+        "positives": (positives, ("cluster", "confident_cluster")),
+        "normalize": (normalize, ("anchors", "batch")),
+    }
+    problems = [
+        f"{name}: {value!r}, must be {options[0]!r} or {options[1]!r}"
+        for name, (value, options) in allowed.items()
+        if value not in options
+    ]
+    if not temperature > 0.0:
+        problems.append(f"temperature: {temperature}, must be above 0")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _check_samples(features: Tensor, pseudo_labels: Tensor, confident: Tensor) -> None:
+    count = (len(features),)
+    if features.ndim != 2 or pseudo_labels.shape != count or confident.shape != count:
+        raise ValueError(
+            f"features, pseudo_labels, confident: {tuple(features.shape)}, "
+            f"{tuple(pseudo_labels.shape)} and {tuple(confident.shape)}, must be (N, d), (N,), (N,)"
+        )
+    if not features.is_floating_point():
+        raise ValueError(f"features: {features.dtype}, must be floating point")
+    if confident.is_floating_point() and not ((confident == 0) | (confident == 1)).all():
+        raise ValueError(
+            "confident: neither 0 nor 1 somewhere, must say of each sample whether it is sure; "
+            "compare probabilities with the threshold first"
+        )
 
 
 class ContrastiveRegularization(Method):
@@ -211,20 +252,3 @@ class ContrastiveRegularization(Method):
             "loss_unlabelled": loss_unlabelled.detach(),
             "loss_contrast": loss_contrast.detach(),
         } | self.watch.figures(labels, confident, batch.ids)
-
-
-def _check_options(anchors: str, positives: str, normalize: str, temperature: float) -> None:
-    allowed = {
-        "anchors": (anchors, ("confident", "all")),
-        "positives": (positives, ("cluster", "confident_cluster")),
-        "normalize": (normalize, ("anchors", "batch")),
-    }
-    problems = [
-        f"{name}: {value!r}, must be {options[0]!r} or {options[1]!r}"
-        for name, (value, options) in allowed.items()
-        if value not in options
-    ]
-    if not temperature > 0.0:
-        problems.append(f"temperature: {temperature}, must be above 0")
-    if problems:
-        raise ValueError("; ".join(problems))

@@ -26,7 +26,12 @@ from torch.nn import functional as F
 from raykb.engine.objective import Batch, Terms
 from raykb.parts.gather import gather
 from raykb.semi.batch import Task, check
-from raykb.semi.consistency import confidence, masked_cross_entropy, predictions
+from raykb.semi.consistency import (
+    check_same_shape,
+    confidence,
+    masked_cross_entropy,
+    predictions,
+)
 from raykb.semi.method import Method
 
 
@@ -37,7 +42,11 @@ def fixmatch_loss(logits_weak: Tensor, logits_strong: Tensor, threshold: float) 
         logits_weak: (N, C).
         logits_strong: (N, C), of the same images.
         threshold: tau.
+
+    Raises:
+        ValueError: the logits are not as many, or not of as many classes.
     """
+    check_same_shape(logits_weak, logits_strong)
     highest, labels = confidence(logits_weak)
     return masked_cross_entropy(logits_strong, labels, highest >= threshold)
 

@@ -35,7 +35,13 @@ from torch.nn import functional as F
 from raykb.engine.objective import Batch, Terms
 from raykb.parts.gather import gather
 from raykb.semi.batch import Task, check
-from raykb.semi.consistency import average, confidence, masked_cross_entropy, predictions
+from raykb.semi.consistency import (
+    at_least_float32,
+    average,
+    confidence,
+    masked_cross_entropy,
+    predictions,
+)
 from raykb.semi.method import Method
 
 
@@ -51,7 +57,7 @@ def updated(
     running: Running, logits_weak: Tensor, momentum: float, *, clip: float | None = None
 ) -> Running:
     """Return t, p and h after a batch of logits (N, C); t is at most ``clip``."""
-    probabilities = logits_weak.detach().softmax(1)  # (N, C)
+    probabilities = at_least_float32(logits_weak.detach()).softmax(1)  # (N, C)
     highest, labels = probabilities.max(1)
     share = torch.bincount(labels, minlength=logits_weak.shape[1]) / len(labels)
     threshold = average(running.threshold, highest.mean(), momentum)
@@ -69,8 +75,9 @@ def adaptive_thresholds(running: Running) -> Tensor:
 
 def fairness(logits_strong: Tensor, confident: Tensor, running: Running) -> Tensor:
     """Return L_f of the logits (N, C) of strong views, of which ``confident`` (N,) count."""
+    logits_strong = at_least_float32(logits_strong)
     if not confident.any():
-        return logits_strong.square().sum() * 0.0
+        return logits_strong[:0].sum()  # 0 whatever the logits, and in the graph
     chosen = logits_strong[confident].softmax(1)  # (M, C)
     histogram = torch.bincount(chosen.argmax(1), minlength=chosen.shape[1]) / len(chosen)
     wanted = _balanced(running.probabilities, running.histogram)
@@ -80,8 +87,9 @@ def fairness(logits_strong: Tensor, confident: Tensor, running: Running) -> Tens
 
 def _balanced(probabilities: Tensor, histogram: Tensor) -> Tensor:
     """Return norm(probabilities / histogram), both (C,)."""
-    empty = histogram == 0
-    ratio = probabilities * (1.0 / histogram.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
+    inverse = 1.0 / histogram
+    # a running bin that nothing falls into is not 0 but shrinks until its inverse overflows
+    ratio = probabilities * inverse.masked_fill(inverse.isinf(), 0.0)
     return ratio / ratio.sum()
 
 

@@ -59,7 +59,8 @@ def updated(running: Running, highest: Tensor, momentum: float) -> Running:
 def gaussian_weights(highest: Tensor, running: Running, width: float) -> Tensor:
     """Return w (N,) of confidences (N,): 1 from the mean on, less below."""
     below = (highest - running.mean).clamp(max=0.0)
-    return torch.exp(-below.square() / (2.0 * running.variance / width**2))
+    variance = running.variance.clamp(min=1e-12)  # equal confidences have none
+    return torch.exp(-below.square() / (2.0 * variance / width**2))
 
 
 def aligned(probabilities: Tensor, marginal: Tensor) -> Tensor:

@@ -33,7 +33,13 @@ from torch import Tensor, nn
 from raykb.engine.objective import Batch, Terms
 from raykb.parts.gather import gather
 from raykb.semi.batch import Task, check
-from raykb.semi.consistency import confidence, masked_cross_entropy, predictions
+from raykb.semi.consistency import (
+    at_least_float32,
+    check_same_shape,
+    confidence,
+    masked_cross_entropy,
+    predictions,
+)
 from raykb.semi.method import Method
 
 Annealing = Literal["none", "linear", "exponential", "logarithmic"]
@@ -50,8 +56,9 @@ def uda_loss(
     logits_weak: Tensor, logits_strong: Tensor, threshold: float, temperature: float
 ) -> Tensor:
     """Return L_u of logits (N, C), which has no gradient towards the weak views."""
+    check_same_shape(logits_weak, logits_strong)
     highest, _ = confidence(logits_weak)
-    targets = (logits_weak.detach() / temperature).softmax(1)  # (N, C)
+    targets = (at_least_float32(logits_weak.detach()) / temperature).softmax(1)  # (N, C)
     return masked_cross_entropy(logits_strong, targets, highest >= threshold)
 
 

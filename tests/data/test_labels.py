@@ -43,6 +43,13 @@ def test_other_data_than_the_run_began_with_are_refused():
         from_json(text, records().subset(np.arange(2)))
 
 
+def test_a_class_too_rare_for_its_share_of_the_labels_is_named():
+    rare = records(np.repeat([0, 1, 2], [60, 27, 3]))
+    with pytest.raises(ValueError, match=r"count: 6, too few of 90 images to .* rare class 'c'"):
+        Labels(count=6).draw(rare, 0)
+    assert set(Labels(count=30).draw(rare, 0).labels) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("count", [0, 2, 89])
 def test_counts_that_cannot_be_drawn_are_refused(count):
     with pytest.raises(ValueError, match=r"count|size"):

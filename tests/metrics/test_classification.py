@@ -38,6 +38,19 @@ def test_the_confusion_matrix_counts_label_by_prediction():
     assert made.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(
+    ("predictions", "labels", "message"),
+    [
+        ([3, 0], [0, 0], r"predictions: 3, must be in 0\.\.2"),
+        ([1], [-1], r"labels: -1, must be in 0\.\.2"),
+        ([1, 2], [1], r"predictions, labels: \(2,\) and \(1,\), must both be \(N,\)"),
+    ],
+)
+def test_a_confusion_of_what_is_no_class_is_refused(predictions, labels, message):
+    with pytest.raises(ValueError, match=message):
+        confusion_matrix(torch.tensor(predictions), torch.tensor(labels), 3)
+
+
 def test_class_accuracies_are_shares_of_rows_and_nan_without_members():
     made = class_accuracies(torch.tensor([[3, 1, 0], [0, 0, 0], [1, 1, 2]]))
     assert made[[0, 2]].tolist() == [0.75, 0.5]

@@ -140,6 +140,48 @@ def test_nobody_confident_is_exactly_zero():
     assert torch.equal(features.grad, torch.zeros_like(features))
 
 
+@pytest.mark.parametrize(
+    "features",
+    [torch.full((448, 64), 2.0, dtype=torch.float16), torch.tensor([[1e30], [torch.nan]])],
+    ids=["sum beyond float16", "beyond float32"],
+)
+def test_nobody_confident_is_exactly_zero_whatever_the_features(features):
+    features = features.clone().requires_grad_()
+    labels = torch.zeros(len(features), dtype=torch.int64)
+    loss = contrastive_regularization(features, labels, torch.zeros_like(labels), 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(features.grad, torch.zeros_like(features))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_feature_without_length_has_no_direction_and_no_gradient(dtype):
+    features = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, -1.0]], dtype=dtype).requires_grad_()
+    labels, sure = torch.tensor([0, 0, 1]), torch.tensor([True, True, False])
+    loss = contrastive_regularization(features, labels, sure, 0.5)
+    loss.backward()
+    similarity = 2 * (0.6 - 0.8) / 2**0.5
+    wanted = (math.log(1 + math.exp(similarity)) + math.log(2)) / 2
+    assert loss.item() == pytest.approx(wanted, rel=1e-3)
+    assert torch.equal(features.grad[1], torch.zeros(2, dtype=dtype))
+    assert (features.grad[[0, 2]].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "sure", "message"),
+    [
+        (torch.ones(4, 2), torch.ones(1), torch.ones(4), r"\(4, 2\), \(1,\) and \(4,\), must be"),
+        (torch.ones(4, 2), torch.ones(4), torch.ones(1), r"\(4, 2\), \(4,\) and \(1,\), must be"),
+        (torch.ones(4), torch.ones(4), torch.ones(4), r"\(4,\), \(4,\) and \(4,\), must be"),
+        (torch.ones(4, 2).long(), torch.ones(4), torch.ones(4), "torch.int64, must be floating"),
+        (torch.ones(4, 2), torch.ones(4), torch.full((4,), 0.97), "neither 0 nor 1 somewhere"),
+    ],
+)
+def test_samples_of_other_shapes_or_types_are_refused(features, labels, sure, message):
+    with pytest.raises(ValueError, match=message):
+        contrastive_regularization(features, labels, sure, 0.1)
+
+
 def test_a_confident_sample_without_a_cluster_is_not_counted():
     features, labels, sure = drawn(6, 0, classes=2)
     sure[:] = True

@@ -31,6 +31,32 @@ def test_it_is_the_sum_over_the_confident_divided_by_all(threshold, count):
     assert float(loss) == pytest.approx(float(naive(weak, strong, threshold)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_decides_and_sums_in_float32(dtype):
+    weak = torch.tensor([[2.90625, 0.0]], dtype=dtype)  # 0.9481, which is 0.9492 in bfloat16
+    strong = torch.tensor([[-4e4, 4e4]], dtype=dtype).requires_grad_()  # 8e4 is inf in float16
+    unsure = fixmatch_loss(weak, strong, 0.95)
+    unsure.backward()
+    assert unsure.item() == 0
+    assert torch.equal(strong.grad, torch.zeros_like(strong))
+    loss = fixmatch_loss(weak, strong, 0.94)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(8e4, rel=0.01)
+
+
+def test_of_no_samples_the_loss_is_zero():
+    strong = torch.empty(0, 3, requires_grad=True)
+    loss = fixmatch_loss(torch.empty(0, 3), strong, 0.95)
+    loss.backward()
+    assert loss.item() == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 5), (3,)])
+def test_logits_of_other_images_or_classes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"logits_weak, logits_strong: \(3, 3\) and \("):
+        fixmatch_loss(WEAK, torch.zeros(shape), 0.95)
+
+
 def test_the_target_gets_no_gradient():
     weak, strong = WEAK.clone().requires_grad_(), STRONG.clone().requires_grad_()
     fixmatch_loss(weak, strong, 0.95).backward()

@@ -67,8 +67,19 @@ def test_fairness_is_the_cross_entropy_of_balanced_shares(seed):
     assert found == pytest.approx(naive_fairness(strong, confident, running), rel=1e-9)
 
 
-def test_fairness_of_nothing_is_exactly_zero_and_still_in_the_graph():
-    strong = WEAK.clone().requires_grad_()
+def test_a_class_that_nothing_falls_into_for_long_counts_as_empty():
+    uniform = torch.full((3,), 1 / 3)
+    shrunk, empty = (  # 1/3 times 0.999 to the power of 90,000 and more has no float32 inverse
+        fairness(WEAK, torch.ones(3, dtype=torch.bool), Running(uniform[0], uniform, histogram))
+        for histogram in (torch.tensor([0.5, 0.5, 1e-40]), torch.tensor([0.5, 0.5, 0.0]))
+    )
+    assert shrunk.isfinite()
+    assert shrunk == empty
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_fairness_of_nothing_is_exactly_zero_and_still_in_the_graph(scale):
+    strong = (scale * WEAK).requires_grad_()
     loss = fairness(strong, torch.zeros(3, dtype=torch.bool), start())
     loss.backward()
     assert loss == 0

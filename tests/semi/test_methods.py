@@ -65,6 +65,13 @@ def test_every_parameter_changes_after_one_step(name):
         assert not torch.equal(value, before[label]), label
 
 
+def test_a_float64_network_is_not_rounded(name):
+    objective = sure(name)
+    model, seen = network(objective).double(), batch()
+    doubled = (part.double() if part.is_floating_point() else part for part in seen)
+    assert objective(model, type(seen)(*doubled), 3)["loss"].dtype == torch.float64
+
+
 def test_same_seed_same_terms(name):
     first, second = (
         objective(network(objective), batch(), 3) for objective in (sure(name), sure(name))

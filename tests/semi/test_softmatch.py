@@ -24,6 +24,12 @@ def test_weights_are_one_from_the_mean_on_and_fall_below_it():
     assert (gaussian_weights(below, running, 1.0).diff() >= 0).all()
 
 
+def test_confidences_that_are_all_equal_weigh_one():
+    running = updated(Running(torch.tensor(0.5), torch.tensor(1.0)), torch.ones(4), 0.0)
+    assert running.variance == 0
+    assert gaussian_weights(torch.tensor([1.0, 0.9]), running, 2.0).tolist() == [1, 0]
+
+
 def test_one_sample_has_no_variance_to_follow():
     start = Running(torch.tensor(0.5), torch.tensor(0.3))
     assert updated(start, torch.tensor([0.9]), 0.9).variance == pytest.approx(0.3)

@@ -12,6 +12,11 @@ def test_the_golden_value_and_what_it_is_without_sharpening():
     assert uda_loss(WEAK, STRONG, 0.8, 1.0).item() == pytest.approx(0.387556, abs=5e-7)
 
 
+def test_sharpening_does_not_leave_the_range_of_half_precision():
+    weak = torch.tensor([[6e4, -6e4]], dtype=torch.float16)  # 6e4 / 0.4 is inf there
+    assert uda_loss(weak, torch.zeros_like(weak), 0.8, 0.4).item() == pytest.approx(math.log(2))
+
+
 def test_confidence_is_that_before_sharpening():
     unsure = logits([1, 0, 0])  # 0.576, sharpened 0.859
     assert uda_loss(unsure, STRONG[:1], 0.8, 0.4) == 0
