@@ -270,7 +270,8 @@ def _run(
                 parent.text(traceback.format_exc(), "error.txt")
                 traceback.print_exc()
         finally:  # before Ray, which takes longer to end than a stopped job is given
-            tracker.close(status, wait_s=2.0 if status == "KILLED" else 10.0)
+            hurry = status == "KILLED" and JOB_ENVIRONMENT in os.environ  # Ray kills after 3 s
+            tracker.close(status, wait_s=2.0 if hurry else 10.0)
         _last_words(name, storage, written, uri, code)
         return code
 

@@ -13,6 +13,8 @@ import pytest
 import running
 import yaml
 
+from raykb.runtime.tracking import replay
+
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
 
@@ -150,6 +152,7 @@ def test_a_signal_closes_the_runs_as_killed_and_says_how_to_go_on(whole, number,
     assert status == 128 + number
     assert "Traceback" not in output
     assert f"--resume {folder / name}" in output
+    assert replay(folder / name / "tracking") == 0  # what a busy machine did not send in time
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("fast-autoaugment")
     runs = client.search_runs([experiment.experiment_id], "attributes.status = 'KILLED'")
