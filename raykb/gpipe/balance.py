@@ -9,8 +9,8 @@ torchgpipe, arXiv 2004.09910)::
 Departures: its partitioning (Bárány and Grinberg's, arXiv 1308.2452) is approximate, gives 15
 equal layers in 8 parts as 1, 1, 1, 1, 1, 1, 1, 8 and was up to 1.42 times the optimum on random
 costs; here it is the optimum. Times are medians without the first pass, not sums with it; sizes are
-bytes that autograd keeps, counted without memory on the meta device, not the growth of CUDA's
-allocator.
+bytes that autograd keeps, in blocks of CUDA's allocator but counted without memory on the meta
+device, not this allocator's growth.
 """
 
 import math
@@ -20,6 +20,9 @@ import numpy as np
 import torch
 
 from raykb.gpipe.profile import Layers, Materialise, Sample, named, profile_sizes, profile_times
+
+_BLOCK = 512
+"""Bytes; the allocator of CUDA gives every tensor whole blocks."""
 
 _Costs = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
@@ -46,8 +49,8 @@ def solve(costs: Sequence[float], stages: int, speeds: Sequence[float] | None = 
     problems = _problems(costs, stages, speeds)
     if problems:
         raise ValueError("\n".join(problems))
-    total = np.concatenate([[0.0], np.cumsum(np.asarray(costs, np.float64))])
-    rates = [1.0] * stages if speeds is None else list(speeds)
+    total = np.concatenate([[0.0], np.cumsum(_scaled(costs))])
+    rates: list[float] = _scaled([1.0] * stages if speeds is None else speeds).tolist()
 
     def load(stage: int, cost: np.ndarray, layers: np.ndarray) -> np.ndarray:
         return cost / rates[stage]
@@ -62,6 +65,17 @@ def solve(costs: Sequence[float], stages: int, speeds: Sequence[float] | None = 
         return np.where(loads <= bound, share**2 + few, np.inf)
 
     return _best(unevenness, np.add, total, stages)[1]
+
+
+def _scaled(values: Sequence[float]) -> np.ndarray:
+    """Return values that are at most 1, so that no sum overflows, in exactly the same proportions.
+
+    They are divided by a power of two, which rounds nothing.
+    """
+    array = np.asarray(values, np.float64)
+    _, exponent = np.frexp(array.max())
+    scaled: np.ndarray = np.ldexp(array, -exponent)
+    return scaled
 
 
 def _best(
@@ -112,7 +126,7 @@ def _problems(costs: Sequence[float], stages: int, speeds: Sequence[float] | Non
             found.append(f"costs: {cost} of layer {index}, must be a number of at least 0")
     if speeds is not None and len(speeds) != stages:
         found.append(f"speeds: {len(speeds)} given, must be one for each of {stages} stages")
-    for stage, speed in enumerate(speeds or []):
+    for stage, speed in enumerate([] if speeds is None else speeds):
         if not (math.isfinite(speed) and speed > 0):
             found.append(f"speeds: {speed} of stage {stage}, must be a number above 0")
     return found
@@ -189,7 +203,8 @@ def balance_by_size(
     costs = []
     for size in sizes:
         new = {storage: count for storage, count in size.saved.items() if storage not in kept}
-        costs.append(sum(new.values()) + param_scale * size.parameters)
+        blocks = sum(math.ceil(count / _BLOCK) * _BLOCK for count in new.values())
+        costs.append(blocks + param_scale * size.parameters)
         kept |= new.keys()
     return solve(costs, partitions)
 

@@ -79,6 +79,9 @@ class DeferredBatchNorm(_BatchNorm):
         affine: whether there are a weight and a bias.
         chunks: calls that make up a mini-batch; None leaves it to :meth:`commit`, which is what a
             pipeline calls at the end of a step.
+
+    Raises:
+        ValueError: ``chunks`` is below 1.
     """
 
     running_mean: Tensor
@@ -94,6 +97,8 @@ class DeferredBatchNorm(_BatchNorm):
         chunks: int | None = 1,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats=True)
+        if chunks is not None and chunks < 1:
+            raise ValueError(f"chunks: {chunks}, must be at least 1, or None to commit yourself")
         self.chunks = chunks
         # Not buffers: those are saved, cast by .half(), and sent around by DDP at every call.
         self._seen: list[_Moments] = []

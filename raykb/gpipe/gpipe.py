@@ -173,9 +173,11 @@ class GPipe(nn.Module):
 
         Raises:
             TypeError: the input, or what a part's last layer returns, is something else.
+            RuntimeError: a layer was exchanged, added or deleted since the model was given.
             Exception: what a layer raises, as it was raised, with a note of its place.
         """
         microbatch.check(input)
+        self._refuse_exchanged_layers()
         if not self._parts:
             return input
         for layer in self._deferred:
@@ -191,6 +193,16 @@ class GPipe(nn.Module):
         for layer in self._deferred:
             layer.commit()
         return microbatch.gather(outputs)
+
+    def _refuse_exchanged_layers(self) -> None:
+        """Refuse layers that are shown here or in ``partitions``, but are not those that run."""
+        run = [layer for part in self._parts for layer in part.layers]
+        shown = [layer for part in self._parts for layer in part.sequential._modules.items()]
+        if not list(self._modules.items()) == shown == run:
+            raise RuntimeError(
+                "the layers of a GPipe were exchanged, which its parts would not notice: change "
+                "the model before it is given to GPipe, or give a new GPipe the changed layers"
+            )
 
     def _checkpointed(self, micro_batches: int) -> int:
         """Return how many micro-batches are run again in backward; the last of all is the first."""

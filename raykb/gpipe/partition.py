@@ -74,7 +74,8 @@ class Partition(nn.Module):
         super().__init__()
         self.layers = list(layers)
         self._random = {name for name, layer in layers if _may_draw(layer)}
-        modules = [module for _, layer in layers for module in layer.modules()]
+        self._inside = {name: list(layer.modules()) for name, layer in layers}
+        modules = [module for inside in self._inside.values() for module in inside]
         skippables = [module for module in modules if isinstance(module, Skippable)]
         stashed = [key for module in skippables for key in module.stashable()]
         popped = [key for module in skippables for key in module.poppable()]
@@ -108,7 +109,8 @@ class Partition(nn.Module):
         """
         store: Skips = {key: skips[key] for key in self.popped}
         device = _device(inputs)
-        with carry(store), _generators_kept(bool(self._random) and seed_of is not None, device):
+        draws = seed_of is not None and any(self._draws(name) for name, _ in self.layers)
+        with carry(store), _generators_kept(draws, device):
             inputs = self.through_layers(inputs, seed_of, device)
         if self.layers and not is_value(inputs):
             raise TypeError(
@@ -120,10 +122,16 @@ class Partition(nn.Module):
     def through_layers(self, inputs: Any, seed_of: SeedOf | None, device: torch.device) -> Any:
         """Return what the layers make of ``inputs``, each that may draw numbers under its seed."""
         for name, layer in self.layers:
-            if seed_of is not None and name in self._random:
+            if seed_of is not None and self._draws(name):
                 _seed(seed_of(name), device)
             inputs = layer(inputs)
         return inputs
+
+    def _draws(self, name: str) -> bool:
+        """Return whether a layer may draw random numbers, by itself or by hooks that it has now."""
+        return name in self._random or any(
+            module._forward_hooks or module._forward_pre_hooks for module in self._inside[name]
+        )
 
 
 def is_value(value: Any) -> bool:

@@ -96,17 +96,22 @@ def _measure(
             before, start = dict(store), _now(device)
             with carry(store):
                 output = layer(at)
-            middle = _now(device)
+            forward_s = _now(device) - start
             stashed = [tensor for key, tensor in store.items() if key not in before]
             ends = [t for t in [*_tensors(output), *_tensors(stashed)] if t.requires_grad]
+            gradients = [end.detach() for end in ends]
+            start = _now(device)
             if ends:
-                torch.autograd.backward(ends, [end.detach() for end in ends])
-            end = _now(device)
+                torch.autograd.backward(ends, gradients)
+            backward_s = _now(device) - start
             if runs:
-                forward.append(middle - start)
-                backward.append(end - middle)
-            at = _detached(output)
-            store.update({k: _detached(t) for k, t in store.items() if k not in before})
+                forward.append(forward_s)
+                backward.append(backward_s)
+            # By a clone, whose backward pass is the quickest: it counts as the layer's.
+            at = _detached(output, torch.clone)
+            store.update(
+                {k: _detached(t, torch.clone) for k, t in store.items() if k not in before}
+            )
         runs += 1
     return times, at, store
 
@@ -157,13 +162,37 @@ def profile_sizes(
                     buffers=_bytes(layer.buffers()),
                     inputs={numbers[tensor]: tensor.nbytes for tensor in _tensors(value)},
                     popped=popped,
-                    saved={numbers[storage]: storage.nbytes() for storage in meter.storages()},
+                    saved={
+                        numbers[storage]: storage.nbytes()
+                        for storage in [*meter.storages(), *_made(_tensors([output, skips]), own)]
+                    },
                 )
             )
             sources |= {key: index for key in skips if key not in before}
             value = _detached(output)
             skips = {k: t if k in before else _detached(t) for k, t in skips.items()}
             numbers.keep([*_tensors(value), *_tensors(list(skips.values()))])
+    return found
+
+
+def _made(tensors: Sequence[Tensor], own: Sequence[Tensor]) -> list[torch.UntypedStorage]:
+    """Return the memories of leaves that ``tensors`` came from since the last entry.
+
+    Autograd keeps leaves for their gradients, whether or not an operation saved them; those that
+    the layer owns are left out.
+    """
+    found: list[torch.UntypedStorage] = []
+    seen: set[Any] = set()
+    owned = set(map(id, own))
+    nodes: list[Any] = [tensor.grad_fn for tensor in tensors]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen or node.name() == "_EntryBackward":
+            continue
+        seen.add(node)
+        nodes += [below for below, _ in node.next_functions]
+        if node.name() == "torch::autograd::AccumulateGrad" and id(node.variable) not in owned:
+            found.append(node.variable.untyped_storage())
     return found
 
 
@@ -249,16 +278,19 @@ class _Entry(torch.autograd.Function):
         return gradient
 
 
-def _detached(value: Any) -> Any:
-    """Return ``value`` with its tensors detached, requiring gradients as before."""
+def _detached(value: Any, entry: Callable[[Tensor], Tensor] = _Entry.apply) -> Any:
+    """Return ``value`` with its tensors detached, requiring gradients as before.
+
+    Args:
+        value: a tensor, or tuples, lists and dicts of them.
+        entry: makes of a leaf what a layer may change in place; by default without a copy.
+    """
     if isinstance(value, Tensor):
-        if not value.requires_grad:
-            return value
-        return _Entry.apply(value.detach().requires_grad_())
+        return entry(value.detach().requires_grad_()) if value.requires_grad else value
     if isinstance(value, tuple | list):
-        return type(value)(map(_detached, value))
+        return type(value)(_detached(part, entry) for part in value)
     if isinstance(value, dict):
-        return {key: _detached(part) for key, part in value.items()}
+        return {key: _detached(part, entry) for key, part in value.items()}
     return value
 
 

@@ -75,6 +75,16 @@ def test_rounding_does_not_spoil_equal_costs():
     assert max(solve([0.1] * 14, 8)) == 2
 
 
+def test_the_size_of_the_numbers_does_not_matter():
+    for unit in (5e-324, 1e-300, 8e307):
+        assert solve([unit] * 7, 3) in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
+        assert solve([unit] * 9, 2, [2 * unit, unit]) == [6, 3]
+
+
+def test_costs_and_speeds_may_be_arrays():
+    assert solve(np.ones(9), 2, np.array([2.0, 1.0])) == [6, 3]
+
+
 def test_faster_devices_get_more_in_the_order_of_the_stages():
     assert solve([1.0] * 9, 2, [2.0, 1.0]) == [6, 3]
     assert solve([1.0] * 9, 2, [1.0, 2.0]) == [3, 6]
@@ -223,6 +233,25 @@ def test_the_scale_of_the_parameters_moves_the_cut():
     sample = torch.zeros(10, 30, requires_grad=True)
     assert balance_by_size(2, model, sample, param_scale=0) == [4, 5]
     assert balance_by_size(2, model, sample, param_scale=100) == [8, 1]
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_tensors_that_a_layer_makes_are_counted_in_blocks_of_512_bytes(device):
+    class Tradeoff(nn.Module):
+        def __init__(self, width, times):
+            super().__init__()
+            self.unused = nn.Linear(width, width)
+            self.times = times
+
+        def forward(self, x):
+            for _ in range(self.times):
+                x = x + torch.rand_like(x, requires_grad=True)  # kept, though no sum saves it
+            return x
+
+    model = nn.Sequential(*(Tradeoff(width, 7 - width) for width in (1, 2, 3, 4, 5, 6)))
+    for scale, balance in ((0, [2, 4]), (100, [4, 2])):
+        sample = torch.rand(1, requires_grad=True)
+        assert balance_by_size(2, model, sample, param_scale=scale, device=device) == balance
 
 
 def test_a_micro_batch_is_measured_as_chunk_cuts_it():

@@ -237,6 +237,11 @@ def test_layers_without_memory_are_converted():
     assert layer(torch.empty(2, 3, 4, 4, device="meta")).shape == (2, 3, 4, 4)
 
 
+def test_a_mini_batch_of_no_calls_is_refused():
+    with pytest.raises(ValueError, match="chunks: 0, must be at least 1"):
+        convert(nn.BatchNorm2d(3), 0)
+
+
 def test_one_value_a_channel_and_one_dimension_are_refused():
     layer = DeferredBatchNorm(3)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):

@@ -97,6 +97,23 @@ def test_parts_are_sequential_models():
     assert not model.partitions[0].training
 
 
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        lambda model: setattr(model, "0", nn.Linear(1, 1)),
+        lambda model: model.add_module("2", nn.Linear(1, 1)),
+        lambda model: model.partitions[1].__setitem__(0, nn.Linear(1, 1)),
+        nn.SyncBatchNorm.convert_sync_batchnorm,
+    ],
+    ids=["exchanged", "added", "in a part", "converted"],
+)
+def test_a_layer_that_would_be_trained_but_never_run_is_refused(exchange):
+    model = GPipe(nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1)), [1, 1])
+    exchange(model)
+    with pytest.raises(RuntimeError, match="layers of a GPipe were exchanged"):
+        model(torch.rand(2, 1))
+
+
 def test_hooks_of_parts_are_run_with_what_the_part_returns():
     seen = []
     model = GPipe(linears(2), [1, 1], chunks=2)

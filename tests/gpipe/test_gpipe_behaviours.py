@@ -498,6 +498,16 @@ def test_dropout_is_the_same_when_it_is_recomputed(mode, layer):
     assert 0 < (y == 0).float().mean() < 1
 
 
+def test_a_hook_that_draws_random_numbers_draws_the_same_when_it_is_recomputed():
+    x = torch.rand(10, 10, requires_grad=True)
+    pipe = GPipe(nn.Sequential(nn.Identity(), nn.Identity()), [1, 1], checkpoint="always")
+    pipe[0].register_forward_hook(lambda layer, inputs, output: functional.dropout(output, 0.3))
+    y = pipe(x)
+    y.norm().backward()
+    assert torch.equal(y == 0, x.grad == 0)
+    assert 0 < (y == 0).float().mean() < 1
+
+
 def test_random_numbers_follow_the_default_generator_and_no_partitioning():
     layers = [nn.Linear(4, 4), nn.Dropout(), Dropouts(), nn.Linear(4, 4), nn.Dropout()]
     x = torch.randn(7, 4)

@@ -48,6 +48,17 @@ def test_gradients_are_wanted_where_training_would_want_them():
     assert [seen[3] for seen in Spy.seen] == [False, True] * 2
 
 
+def test_a_layer_is_charged_for_no_backward_function_of_python_before_it():
+    class Before(nn.Module):
+        def forward(self, x):
+            seen.append(x.grad_fn.name())
+            return x * 2
+
+    seen = []
+    profile_times(nn.Sequential(nn.Linear(3, 3), Before()), torch.zeros(2, 3), timeout=0)
+    assert set(seen) == {"CloneBackward0"}
+
+
 def test_the_sample_is_left_as_it_is():
     sample = torch.full((4,), -1.0)
     profile_times(nn.Sequential(nn.ReLU(inplace=True)), sample, timeout=0)
@@ -195,6 +206,16 @@ def test_the_meta_device_gives_the_sizes_of_real_tensors(model, sample):
     assert [size.name for size in meta] == [name for name, _ in model.named_children()]
     assert meta == real
     assert sum(map(len, (size.saved for size in real)))
+
+
+def test_tensors_that_a_layer_makes_are_kept_for_their_gradients():
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + x.new_zeros(5, requires_grad=True)  # which a sum does not save
+
+    weight, noise = profile_sizes(nn.Sequential(nn.Linear(5, 5), Noise()), torch.zeros(2, 5))
+    assert list(weight.saved.values()) == [2 * 5 * 4]
+    assert list(noise.saved.values()) == [5 * 4]
 
 
 def test_sizes_leave_the_model_and_the_random_numbers_as_they_are():
