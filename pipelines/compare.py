@@ -35,7 +35,6 @@ PERCENT = {  # metrics that are shares
 }
 DEFAULT = ("test/top1", "pseudo_labels/correct")
 IRRELEVANT = (  # to what a training reaches, or meant to differ
-    "method",
     "training_number",
     "comparison.",
     "recipe.save_every",
@@ -112,7 +111,9 @@ def wanted(given: argparse.Namespace) -> list[TrackedRun]:
     uri = resolve_uri(given.uri)
     where, tags = pairs(given.where, "--where"), pairs(given.tag, "--tag")
     every = tracked_runs(uri, given.experiment, params=where, tags=tags)
-    runs = [run for run in every if given.by in run.params and given.seed in run.params]
+    parents = {run.invocation_id for run in every if run.id != run.invocation_id}
+    trainings = [run for run in every if run.id not in parents]
+    runs = [run for run in trainings if given.by in run.params and given.seed in run.params]
     chosen = [
         run for run in runs if not given.run or {run.invocation, run.invocation_id} & set(given.run)
     ]
@@ -125,7 +126,7 @@ def wanted(given: argparse.Namespace) -> list[TrackedRun]:
     invocations = ", ".join(dict.fromkeys(run.invocation for run in runs))
     raise ValueError(
         f"{uri}: of {len(every)} finished runs of {given.experiment!r}"
-        f"{' with ' + ', '.join(given.where + given.tag) if where or tags else ''} "
+        f"{' with ' + ', '.join(given.where + given.tag) if where or tags else ''}, "
         f"{len(runs)} have the parameters {given.by!r} and {given.seed!r}"
         + (f" and none is of --run {' '.join(given.run)}; there is {invocations}" * bool(runs))
     )
@@ -176,15 +177,21 @@ def metrics_of(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
 
 
 def unlike(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
-    """Return the parameters in which trainings differ that should be alike, with their values."""
-    own = (given.by, given.seed)
-    keys = {key for run in runs for key in run.params} - set(own)
-    found = []
-    for key in sorted(key for key in keys if not key.startswith(IRRELEVANT)):
-        values = sorted({run.params.get(key, "none") for run in runs})
-        if len(values) > 1:
-            found.append(f"{key}: {', '.join(values)}")
-    return found
+    """Return the parameters in which trainings differ that should be alike, with their values.
+
+    Those of what is compared, as ``method.threshold``, should be alike over its seeds.
+    """
+    found = dict[str, None]()
+    for one in (None, *dict.fromkeys(run.params[given.by] for run in runs)):
+        some = [run for run in runs if one in (None, run.params[given.by])]
+        keys = {key for run in some for key in run.params} - {given.by, given.seed}
+        for key in sorted(key for key in keys if not key.startswith(IRRELEVANT)):
+            values = sorted({run.params.get(key, "none") for run in some})
+            inner = key.startswith(f"{given.by}.")
+            if len(values) > 1 and inner == (one is not None):
+                place = f"{one}: " * inner
+                found[f"{place}{key}: {', '.join(values)}"] = None
+    return list(found)
 
 
 def show(runs: list[TrackedRun], passed_over: int, given: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from raykb.data.datasets import open_records
 from raykb.data.decoding import BadImageError, Encoded, decode_all
 from raykb.data.folder import image_files
 from raykb.data.loading import load
-from raykb.data.parquet import check_schema, named_errors, parquet_files
+from raykb.data.parquet import check_schema, named_errors, parquet_files, whole_numbers
 from raykb.data.views import VIEWS, View
 from raykb.engine import checkpoint
 from raykb.models import MODELS, SEQUENTIALS
@@ -35,8 +36,8 @@ there: a path or a URI. The network, the normalisation and the classes are those
 are brought to the size that it was trained on (scaled to cover it, the centre cut out) and to its
 number of channels.
 
-IMAGES is a folder of image files, with all folders in it, or Parquet: a file with the columns 'id'
-and 'image' (the bytes of an image file), or a folder of such files.
+IMAGES is a folder of image files, with all folders in it (but not links to others), or Parquet: a
+file with the columns 'id' and 'image' (the bytes of an image file), or a folder of such files.
 
 FILE has a row for each image, in the order of names or rows:
   path or id    which image: its path below IMAGES, or the id of its row
@@ -112,6 +113,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return given
 
 
+def device_of(name: str) -> torch.device:
+    """Return the device ``name``; raise ValueError where there is none."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter by a torch without CUDA
+        raise ValueError(f"--device {name}: {error}; use cpu, or cuda with a GPU") from error
+
+
 # ---------------------------------------------------------------------- what was trained
 
 
@@ -164,7 +173,10 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
     Raises:
         ValueError: the run's record or its data cannot be read, or weights and model do not fit.
     """
-    config = json.loads(run.read(RECORD))["config"]
+    try:
+        config: dict[str, Any] = json.loads(run.read(RECORD))["config"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{run.uri}/{RECORD}: is not the record of a run: {error!r}") from error
     if missing := [part for part in ("model", "view", "data") if part not in config]:
         raise ValueError(f"{run.uri}/{RECORD}: has no {missing[0]!r}, so it trained no classifier")
     classes, shape = task_of(run, config["data"])
@@ -172,7 +184,14 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
         {**SEQUENTIALS, **MODELS}, config["model"], classes=len(classes), channels=shape[0]
     )
     try:
-        model.load_state_dict(checkpoint.decode(training.read(FINAL)))
+        state = checkpoint.decode(training.read(FINAL))
+    except Exception as error:  # torch may raise anything on what it has not written
+        raise ValueError(
+            f"{training.uri}/{FINAL}: cannot be read as weights ({type(error).__name__}); copy it "
+            "anew from where the run left it"
+        ) from error
+    try:
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
             f"{training.uri}/{FINAL}: is not of the model in {RECORD}: {error}"
@@ -250,7 +269,9 @@ def _rows(path: Path) -> int:
     with named_errors(path):
         schema = pq.read_schema(path)
     check_schema(path, schema, ("id", "image"))
-    return int(pq.read_metadata(path).num_rows)
+    with named_errors(path):
+        ids = pq.read_table(path, columns=["id"], page_checksum_verification=True)
+    return len(whole_numbers(path, ids, "id"))
 
 
 # ---------------------------------------------------------------------- labelling
@@ -312,7 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     try:
         check_new(given.out)
-        device = torch.device(given.device)
+        device = device_of(given.device)
         images = Images(given.images)
         classifier = read_classifier(*find(given.run), device)
         table, problems = predict(classifier, images, batch_size=given.batch_size, device=device)

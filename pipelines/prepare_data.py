@@ -16,6 +16,7 @@ if importlib.util.find_spec("raykb") is None:  # run from a checkout that is not
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from raykb.data.datasets import SOURCES
@@ -117,18 +118,27 @@ def image_file(encoded: Encoded, image: np.ndarray, options: Options) -> bytes:
     return encode_png(image)
 
 
-def write(train: Records, test: Records, options: Options, output: Path, shard_mib: int) -> None:
-    """Write both parts beside ``output`` and then give them its name, all at once."""
+def write(
+    train: Records, test: Records, options: Options, output: Path, shard_mib: int
+) -> dict[str, int]:
+    """Write both parts beside ``output`` and then give them its name, all at once.
+
+    Returns:
+        The number of images in each part.
+    """
     partial = output.parent / f".{output.name}.{os.getpid()}"
+    counts = {}
     try:
         for part, records in (("train", train), ("test", test)):
-            write_shards(
+            shards = write_shards(
                 partial / part,
                 rows(records, options, part),
                 records.classes,
                 shard_bytes=shard_mib * 2**20,
             )
+            counts[part] = sum(pq.read_metadata(shard).num_rows for shard in shards)
         partial.rename(output)  # refuses a folder that somebody has filled meanwhile
+        return counts
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -146,12 +156,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise FileExistsError(f"{output}: must be new or an empty folder; choose another")
         options = Options(**common)
         train, test = options.select(*SOURCES[given["name"]](**own))
-        write(train, test, options, output, given["shard_mib"])
+        counts = write(train, test, options, output, given["shard_mib"])
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(
-        f"\n{len(train)} training and {len(test)} test images of {len(train.classes)} classes are "
-        f"in {output}. In a config:\n\n"
+        f"\n{counts['train']} training and {counts['test']} test images of {len(train.classes)} "
+        f"classes are in {output}. In a config:\n\n"
         f"data:\n  name: parquet\n  train: {output / 'train'}\n  test: {output / 'test'}"
     )
 

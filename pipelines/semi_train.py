@@ -65,6 +65,7 @@ from raykb.semi.training import semi_training
 DEFAULT = Path(__file__).parent / "configs" / "semi" / "fashion_mnist_sample.yaml"
 TRAINING = "trainings"
 LABELS, TASK, CONFUSION = "labels.json", "task.json", "confusion.json"
+STREAM, BROKEN = "stream.json", "broken_images.txt"
 FIGURES = {  # of pseudo-labels: what the tracker calls them over the steps, and at the end
     "pseudo_label_accuracy": "correct",
     "pseudo_label_precision": "precision",
@@ -96,7 +97,7 @@ SCHEMA = {
     "labels": Labels,
     "view": VIEWS,
     "views": Section(PAIRS, given=("strong_views",)),
-    "stream": Section(STREAMS, given=("batch_size", "seed", "view")),
+    "stream": Section(STREAMS, given=("batch_size", "seed", "view", "tell")),
     "model": Section(MODELS, given=("classes", "channels")),
     "optimizer": Section(OPTIMIZERS, given=("model",)),
     "schedule": SCHEDULES,
@@ -159,6 +160,10 @@ def _prepare(text: str) -> Prepared:
     with _named(problems, "model."), torch.device("meta"):
         channels = streams[0].shape[0] if streams else 1
         network = build(MODELS, config["model"], classes=len(train.classes), channels=channels)
+    with _named(problems, "view."):
+        view = build(VIEWS, config["view"])
+        if streams:
+            view.plain(torch.zeros(1, *streams[0].shape, dtype=torch.uint8))
     task = Task(len(train.classes), 1, torch.arange(1))
     for name, row in methods.items():
         own = "method." if name == config["method"]["name"] else f"comparison.rivals.{name}."
@@ -208,6 +213,7 @@ def plan(config: dict[str, Any]) -> list[Phase]:
 def semi_train(session: Session) -> None:
     """Run all trainings; a run that was stopped goes on from the last checkpoint of each."""
     config, ready = session.config, prepare(session.config)
+    check_stream(session, ready)
     each = build(WorkerResources, config["resources"]["training"])
     session.warm(TRAINING, semi_training, each)
     labelled, test = read_images(session, ready)
@@ -228,7 +234,9 @@ def semi_train(session: Session) -> None:
         for number, images in enumerate(labelled)
         for method in ready.methods
     ]
-    tell_results(session, ready, session.train(TRAINING, jobs, each))
+    results = session.train(TRAINING, jobs, each)
+    tell_broken(session, results)
+    tell_results(session, ready, results)
 
 
 def read_images(session: Session, ready: Prepared) -> tuple[list[ImageSet], ImageSet]:
@@ -254,14 +262,15 @@ def job(
     """Return the training of a method with a seed; its seed decides all but the method."""
     name, seed, stream = f"{method}/seed-{number}", ready.seeds[number], ready.streams[number]
     views = build(PAIRS, session.config["views"] | {"strong_views": ready.strong_views[method]})
-    stream = dataclasses.replace(stream, view=views)
+    folder = session.storage.below(name).uri
+    stream = dataclasses.replace(stream, view=views, tell=KeepBroken(folder))
     if session.parallel[TRAINING] > 1:
         stream = alone(stream, build(DataResources, session.config["resources"]["data"]))
     own = {
         "unlabelled": stream,
         "method": ready.methods[method],
         "seed": seed,
-        "keep": KeepConfusion(session.storage.below(name).uri),
+        "keep": KeepConfusion(folder),
     }
     place = number * len(ready.methods) + list(ready.methods).index(method)
     params = {"method": method, "seed_number": number, "training_number": place}
@@ -293,14 +302,31 @@ def kept_labels(session: Session, ready: Prepared) -> list[Records]:
         return from_json(session.storage.read(LABELS), ready.train)
 
 
+def check_stream(session: Session, ready: Prepared) -> None:
+    """Refuse to go on with other unlabelled images than those that the run began with.
+
+    Raises:
+        Refused: there are other ids, or they are cut into other shards.
+    """
+    stream = ready.streams[0]
+    now = {"schema": 1, "images": stream.count, "digest": stream.digest}
+    if not session.storage.exists(STREAM):
+        session.write(STREAM, json.dumps(now))
+    elif (before := json.loads(session.storage.read(STREAM))) != now:
+        raise Refused(
+            f"stream.paths: {now['images']:,} images where the run began with "
+            f"{before['images']:,}, or other ids or shards; what a step sees would be otherwise. "
+            "Put the files back as they were, or start a new run"
+        )
+
+
 def true_labels(session: Session, ready: Prepared) -> dict[int, int] | None:
     """Return the true labels of unlabelled images by id, for figures; None where there are none.
 
     They are taken from the files that are streamed, so they are those of these very images.
     """
-    paths = list(dict.fromkeys(shard.path for shard in ready.streams[0].order.shards))
     try:
-        records = parquet_records(paths, ready.train.classes)
+        records = parquet_records(ready.streams[0].files, ready.train.classes)
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         session.say(f"pseudo-labels cannot be held against true labels: {reason}")
@@ -318,6 +344,42 @@ class KeepConfusion:
         """Write the matrix (C, C)."""
         record = {"schema": 1, "confusion": matrix.tolist()}
         open_storage(self.uri).write(CONFUSION, json.dumps(record).encode())
+
+
+@dataclass(frozen=True)
+class KeepBroken:
+    """Writes into the folder of a training which unlabelled images are broken."""
+
+    uri: str
+
+    def __call__(self, rank: int, problem: str) -> None:
+        """Write file, row and reason."""
+        open_storage(self.uri).append(self.log(rank), {"problem": problem})
+
+    @staticmethod
+    def log(rank: int) -> str:
+        """Return the name of a rank's log."""
+        return f"broken_images-{rank}.jsonl"
+
+
+def tell_broken(session: Session, results: Sequence[Result]) -> None:
+    """Say which unlabelled images were broken, whichever training and rank met them."""
+    configs = (session.recorded, session.config)  # a run may go on with other resources
+    workers = max(config["resources"]["training"].get("workers", 1) for config in configs)
+    problems = sorted(
+        {
+            record["problem"]
+            for result in results
+            for rank in range(workers)
+            for record in result.storage.records(KeepBroken.log(rank))
+        }
+    )
+    if problems:
+        session.write(BROKEN, "\n".join(problems) + "\n")
+        session.say(
+            f"{len(problems)} unlabelled images are broken, in whose place others of their shards "
+            f"were seen; {BROKEN} names them, as {problems[0]}"
+        )
 
 
 def tell_results(session: Session, ready: Prepared, results: Sequence[Result]) -> None:

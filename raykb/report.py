@@ -90,6 +90,8 @@ def comparison_text(
 ) -> str:
     """Return the table of :func:`comparison` as Markdown, without columns that have nothing to say.
 
+    The number of seeds is told where methods have different ones.
+
     Args:
         table: of :func:`comparison`.
         subject: the method that the others are compared with.
@@ -101,9 +103,11 @@ def comparison_text(
         form = f"{sign}.2f" if scale == 100.0 else f"{sign}.4g"
         return "" if pd.isna(value) else format(scale * value, form)
 
+    uneven = table["seeds"].nunique() > 1
     rows = [
         [
             str(row["method"]),
+            str(row["seeds"]) * uneven,
             scaled(row["mean"]),
             scaled(row["sd"]),
             scaled(row["difference"], "+"),
@@ -111,7 +115,7 @@ def comparison_text(
         ]
         for row in table.to_dict("records")
     ]
-    head = ["method", heading, "sd", f"{subject} − method", "95 % interval"]
+    head = ["method", "seeds", heading, "sd", f"{subject} − method", "95 % interval"]
     columns = [c for c in zip(head, *rows, strict=True) if c[0] == heading or any(c[1:])]
     head, *rows = map(list, zip(*columns, strict=True))
     return markdown(head, rows)
@@ -287,7 +291,7 @@ def confusion(matrices: Mapping[str, Any], classes: Sequence[str]) -> Figure:
     """
     count, named = len(classes), len(classes) <= 30
     side = 1.0 + 0.36 * min(count, 30)
-    figure = Figure(figsize=(1.4 + side * len(matrices), side + 0.9), layout="constrained")
+    figure = Figure(figsize=(1.4 + side * len(matrices), side + 0.9), layout="compressed")
     panels = figure.subplots(1, len(matrices), sharey=True, squeeze=False)[0]
     for (method, matrix), panel in zip(matrices.items(), panels, strict=True):
         shares = [[100.0 * n / max(sum(row), 1) for n in row] for row in matrix.tolist()]

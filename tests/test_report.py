@@ -5,6 +5,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from raykb import report
@@ -92,7 +93,8 @@ def test_any_figure_is_compared_over_the_seeds_that_both_have():
     assert table["seeds"].tolist() == [3, 2]
     assert table["difference"].tolist()[1] == pytest.approx(1.5)
     text = report.comparison_text(table, subject="a", heading="loss", scale=1.0)
-    assert "| loss |" in " ".join(text.split())
+    assert text.splitlines()[0].split(" | ")[1:3] == ["seeds", " loss"]
+    assert [line.split("|")[2].strip() for line in text.splitlines()[2:]] == ["3", "2"]
     assert "+1 to +2" in text
     alone = report.comparison(results, subject="none", interval=interval, value="loss")
     assert alone["difference"].isna().all()
@@ -313,6 +315,17 @@ def test_the_confusion_is_in_percent_of_the_true_class():
     assert [text.get_text() for text in first.texts] == ["75", "25", "100"]
     assert [text.get_text() for text in second.texts] == ["100", "11", "89"]
     assert first.get_images()[0].get_array()[0].tolist() == [75.0, 25.0, 0.0]
+
+
+@pytest.mark.parametrize("methods", [1, 3])
+def test_a_confusion_lies_within_its_picture(methods):
+    matrices = {f"method {number}": torch.eye(6).numpy() for number in range(methods)}
+    figure = report.confusion(matrices, [f"class {number}" for number in range(6)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn, (width, height) = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
+    assert 0 < drawn.x0 < drawn.x1 < width
+    assert 0 < drawn.y0 < drawn.y1 < height
 
 
 def test_a_confusion_of_many_classes_is_drawn_without_numbers_and_names():

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Encoded = bytes | Path | np.ndarray | None
 """An image file's bytes, its path, or its pixels: uint8 (H, W) or (H, W, 3)."""
@@ -98,6 +98,8 @@ def _open(encoded: bytes | Path | None) -> Image.Image:
             return _plain(_upright(image))
     except BadImageError:
         raise
+    except UnidentifiedImageError as error:  # whose text has the address of the bytes
+        raise BadImageError("no image file of a known kind") from error
     except Exception as error:  # a decoder fed with noise may raise anything
         raise BadImageError(f"{type(error).__name__}: {error}") from error
 

@@ -52,4 +52,5 @@ def _is_class(entry: Path) -> bool:
 
 def image_files(folder: Path) -> list[Path]:
     """Return the image files in a folder and in all folders below it, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    return sorted(path for path in named if not path.is_dir())

@@ -21,7 +21,8 @@ class LoaderStream(Unlabelled):
     """Unlabelled images and their views, made by processes of a DataLoader.
 
     Args:
-        workers: processes beside the training; 0 makes all in the training's own.
+        workers: processes beside the training; 0 makes all in the training's own, where nobody
+            can give up a batch after ``timeout_s``.
         prefetch: steps that each of them is ahead.
     """
 
@@ -34,11 +35,11 @@ class LoaderStream(Unlabelled):
                 f"workers: {self.workers}, prefetch: {self.prefetch}; must be at least 0 and 1"
             )
         super().__post_init__()
-        self._observer = Observer()
+        self._observer = Observer(self.tell)
         self._running: list[Iterator[Views]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_running": [], "_observer": Observer()}
+        return self.__dict__ | {"_running": [], "_observer": Observer(self.tell)}
 
     def batches(
         self,
@@ -80,7 +81,7 @@ class LoaderStream(Unlabelled):
         batches = iter(loader)
         for step in _numbers(start, stop):
             made, ids, problems = self._next(batches)
-            self._observer.saw(ids.numpy(), problems)
+            self._observer.saw(rank, ids.numpy(), problems)
             if self.views == "trainer":
                 made = self.both(made[0].to(device), ids.numpy(), step)
             weak, strong = made

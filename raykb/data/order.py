@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from raykb.data.parquet import check_schema, named_errors, parquet_files
+from raykb.data.parquet import check_schema, named_errors, parquet_files, whole_numbers
 from raykb.engine.seeding import generator
 
 
@@ -76,11 +75,8 @@ def _read_ids(path: Path) -> np.ndarray:
         schema = pq.read_schema(path)
     check_schema(path, schema, ("id", "image"))
     with named_errors(path):
-        column = pq.read_table(path, columns=["id"], page_checksum_verification=True).column("id")
-    if column.null_count:
-        raise ValueError(f"{path}: column 'id' has empty cells; every image needs one")
-    ids: np.ndarray = column.cast(pa.int64()).to_numpy()
-    return ids
+        table = pq.read_table(path, columns=["id"], page_checksum_verification=True)
+    return whole_numbers(path, table, "id")
 
 
 def _place(shards: Sequence[Shard], position: int) -> str:

@@ -69,7 +69,7 @@ def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = 
     for path in parquet_files([paths] if isinstance(paths, str) else paths):
         table, names = _read_columns(path)
         for name, column in columns.items():
-            column.append(table.column(name).to_numpy().astype(np.int64))
+            column.append(whole_numbers(path, table, name))
         if names:
             named.setdefault(names, str(path))
         shards.append(_Shard(path, start, start := start + len(table)))
@@ -127,10 +127,23 @@ def _read_columns(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
         names = json.loads((schema.metadata or {}).get(b"classes", b"[]"))
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"its metadata name the classes {names!r}, must be a list of names")
-    nulls = [name for name in table.column_names if table.column(name).null_count]
-    if nulls:
-        raise ValueError(f"{path}: column '{nulls[0]}' has empty cells; every image needs one")
     return table, tuple(names)
+
+
+def whole_numbers(path: Path, table: pa.Table, name: str) -> np.ndarray:
+    """Return a column of a file as (N,) int64.
+
+    Raises:
+        ValueError: a cell is empty, or its number is above those of int64.
+    """
+    column = table.column(name)
+    if column.null_count:
+        raise ValueError(f"{path}: column '{name}' has empty cells; every image needs one")
+    try:
+        numbers: np.ndarray = column.cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: column '{name}' is no int64: {error}; renumber it") from error
+    return numbers
 
 
 def check_schema(path: Path, schema: pa.Schema, names: Sequence[str]) -> None:

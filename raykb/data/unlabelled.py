@@ -8,10 +8,11 @@ A broken image is replaced by another of its shard, drawn by its id: the same in
 the broken one's id. So positions never move, and no id is seen twice in an epoch.
 """
 
+import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -35,6 +36,9 @@ _DRAWS = 32  # of another image for a broken one
 _CACHE_BYTES = 96 * 2**20
 _SHOWN = 10  # messages about broken images
 CPU = torch.device("cpu")
+
+Tell = Callable[[int, str], None]
+"""``tell(rank, problem)``: what is wrong with an image, which is named."""
 
 
 class Views(NamedTuple):
@@ -101,6 +105,9 @@ class Stream(Protocol):
 class Unlabelled:
     """Unlabelled images in Parquet files, in the order and the views of a training.
 
+    What is seen at a step is a function of the settings, the ids and how these are cut into shards;
+    ``digest`` stands for the latter two.
+
     Args:
         batch_size: images of each step, over all ranks.
         seed: of order and views.
@@ -116,6 +123,7 @@ class Unlabelled:
         views: where views are made: by the ``workers`` that decode, or by the ``trainer`` on its
             device.
         timeout_s: seconds that a training waits for a batch before it gives up.
+        tell: is told of each broken image that comes, once: the rank, and file, row and reason.
 
     Raises:
         FileNotFoundError: a path does not exist or holds no Parquet file.
@@ -133,6 +141,7 @@ class Unlabelled:
     mix_shards: int = 1
     views: Literal["workers", "trainer"] = "workers"
     timeout_s: float = 120.0
+    tell: Tell | None = None
 
     def __post_init__(self) -> None:
         problems = [
@@ -157,11 +166,13 @@ class Unlabelled:
         ]
         if problems:
             raise ValueError("; ".join(problems))
-        shards, _ = find_shards(self._paths())
+        shards, ids = find_shards(str(_SAMPLE) if self.paths is None else self.paths)
         self.order = Order(
             shards, batch_size=self.batch_size, seed=self.seed, mix_shards=self.mix_shards
         )
         self.shape = self._first_shape()
+        counts = np.array([shard.count for shard in shards])
+        self.digest = hashlib.sha256(counts.tobytes() + ids.tobytes()).hexdigest()
 
     @property
     def count(self) -> int:
@@ -175,7 +186,12 @@ class Unlabelled:
 
     def ids(self) -> np.ndarray:
         """Return the ids of all images, in file order."""
-        return find_shards(self._paths())[1]
+        return find_shards(self.files)[1]
+
+    @property
+    def files(self) -> list[str]:
+        """Absolute paths of the files that have images, in their order."""
+        return list(dict.fromkeys(shard.path for shard in self.order.shards))
 
     def images(self, step: int, rank: int = 0, size: int = 1) -> Images:
         """Return a rank's decoded images of a step.
@@ -206,9 +222,6 @@ class Unlabelled:
     def both(self, images: Tensor, ids: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
         """Return the weak and the strong views of a step's images, on the device of these."""
         return self.view(images, ids, self.seed, step // self.order.steps_per_epoch)
-
-    def _paths(self) -> str | list[str]:
-        return str(_SAMPLE) if self.paths is None else self.paths
 
     def _another(self, shard: Shard, table: pa.Table, sample: int, problem: str) -> np.ndarray:
         """Return the image that stands for a broken one."""
@@ -256,11 +269,12 @@ class Unlabelled:
 class Observer:
     """What a stream knows of itself: how fast it is, and which images were broken."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Tell | None = None) -> None:
         self._since, self._images, self._rate = time.monotonic(), 0, 0.0
         self._broken: set[int] = set()
+        self._tell = tell
 
-    def saw(self, ids: np.ndarray, problems: Sequence[str]) -> None:
+    def saw(self, rank: int, ids: np.ndarray, problems: Sequence[str]) -> None:
         """Take note of a batch that was handed over."""
         self._images += len(ids)
         for sample, problem in zip(ids.tolist(), problems, strict=True):
@@ -268,6 +282,8 @@ class Observer:
                 self._broken.add(sample)
                 if len(self._broken) <= _SHOWN:
                     logger.warning("%s; another image of its shard is seen instead", problem)
+                if self._tell is not None:
+                    self._tell(rank, problem)
 
     def figures(self) -> dict[str, float]:
         """Return images per second of the last second or more, and broken images so far."""
@@ -289,19 +305,39 @@ def _sides(shape: Sequence[int]) -> str:
     return f"{shape[0]} channel{'s' * (shape[0] > 1)} of {shape[1]} x {shape[2]} pixels"
 
 
-_tables: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+class _Tables:
+    """Ids and images of shards; those read last are kept while they are small."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Shard, pa.Table] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, shard: Shard) -> pa.Table:
+        """Return the table of a shard.
+
+        Raises:
+            ValueError: its file cannot be read, or is not as it was when the shards were found.
+        """
+        if shard in self._kept:
+            self._kept.move_to_end(shard)
+            return self._kept[shard]
+        table = self._kept[shard] = _read(shard)
+        self._bytes += table.nbytes
+        while len(self._kept) > 1 and self._bytes > _CACHE_BYTES:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return table
 
 
-def _table(shard: Shard) -> pa.Table:
-    """Return ids and images of a shard; the last ones read are kept while they are small."""
-    key = shard.path, shard.group
-    if key not in _tables:
-        with (
-            named_errors(Path(shard.path)),
-            pq.ParquetFile(shard.path, page_checksum_verification=True) as file,
-        ):
-            _tables[key] = file.read_row_group(shard.group, columns=["id", "image"])
-    _tables.move_to_end(key)
-    while len(_tables) > 1 and sum(table.nbytes for table in _tables.values()) > _CACHE_BYTES:
-        _tables.popitem(last=False)
-    return _tables[key]
+_table = _Tables()
+
+
+def _read(shard: Shard) -> pa.Table:
+    path = Path(shard.path)
+    with named_errors(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        there = shard.group < file.num_row_groups
+        if there and file.metadata.row_group(shard.group).num_rows == shard.count:
+            return file.read_row_group(shard.group, columns=["id", "image"])
+    raise ValueError(
+        f"{path}: row group {shard.group} has not the {shard.count} rows any more that it had when "
+        "the training began. Put the file back as it was, or start a new run"
+    )

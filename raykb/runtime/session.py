@@ -65,13 +65,23 @@ class Session:
             raise Refused(f"{section}: {error}") from error
 
     def child(self, name: str, *, phase: str, params: Mapping[str, Any] | None = None) -> Run:
-        """Return the child run ``name``; it has the parent's parameters and ``params``."""
+        """Return the child run ``name``; it has the parent's parameters and ``params``.
+
+        One of ``params`` stands for the whole section of its name: a child whose ``method`` is
+        another than the parent's has nothing of the parent's ``method.*``.
+        """
         if name not in self._children:
+            own = dict(params or {})
+            inherited = {
+                key: value
+                for key, value in flatten(self.recorded).items()
+                if key.partition(".")[0] not in own
+            }
             self._children[name] = self.tracker.run(
                 name,
                 name=name,
                 parent=self.parent,
-                params=flatten(self.recorded) | dict(params or {}),
+                params=inherited | own,
                 tags={"raykb.phase": phase},
             )
         return self._children[name]

@@ -82,11 +82,12 @@ class RayStream(Unlabelled):
         if problems:
             raise ValueError("; ".join(problems))
         super().__post_init__()
-        self._observer, self._store = Observer(), _Store()
+        self._observer, self._store = Observer(self.tell), _Store()
         self._running: list[Iterator[Views]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_running": [], "_observer": Observer(), "_store": _Store()}
+        own = {"_running": [], "_observer": Observer(self.tell), "_store": _Store()}
+        return self.__dict__ | own
 
     def batches(
         self,
@@ -123,9 +124,10 @@ class RayStream(Unlabelled):
         end = math.inf if stop is None else stop
         if start >= end:
             return
-        with _Pump(pipeline.blocks(start + 1, end)) as pump:
+        with _Pump(pipeline.first(start)) as here, _Pump(pipeline.blocks(start + 1, end)) as pump:
             # the first step is made here, while processes for the others start
-            yield self._handed_over(pipeline.first(start), start, device)
+            first = here.next(self.timeout_s, self._reasons)
+            yield self._handed_over(first, start, pipeline.rank, device)
             step = start + 1
             while step < end:
                 block = pump.next(self.timeout_s, self._reasons)
@@ -133,16 +135,18 @@ class RayStream(Unlabelled):
                 for part in parts[: int(min(pipeline.steps, end - step))]:
                     # indexed by an array, and so copied: the block can leave the store
                     piece = {name: column[part] for name, column in block.items()}
-                    yield self._handed_over(piece, step, device)
+                    yield self._handed_over(piece, step, pipeline.rank, device)
                     step += 1
                 del block
                 pipeline.window.returned += 1
 
-    def _handed_over(self, piece: dict[str, Any], step: int, device: torch.device) -> Views:
+    def _handed_over(
+        self, piece: dict[str, Any], step: int, rank: int, device: torch.device
+    ) -> Views:
         """Return the views of a step from the columns of its piece of a block."""
         if not (piece["step"] == step).all():
             raise RuntimeError(f"step {piece['step'][0]} came from the stream where {step} was due")
-        self._observer.saw(piece["ids"], piece["problem"].tolist())
+        self._observer.saw(rank, piece["ids"], piece["problem"].tolist())
         made = [torch.from_numpy(piece[name]) for name in _names(self)]
         if self.views == "trainer":
             made = list(self.both(made[0].to(device), piece["ids"], step))
@@ -184,11 +188,11 @@ class _Pipeline:
             )
         self.steps = min(source.block_steps, max(1, int(budget // (_BLOCKS * step))))
         self.window = _Window(int(budget // (self.steps * step)) - 2)  # less those being freed
-        self._source, self._rank, self._size = source, rank, size
+        self._source, self.rank, self._size = source, rank, size
 
-    def first(self, step: int) -> dict[str, Any]:
-        """Return the columns of one step, made here."""
-        return _make([step], self._source, self._rank, self._size)
+    def first(self, step: int) -> Iterator[dict[str, Any]]:
+        """Yield the columns of one step, made here."""
+        yield _make([step], self._source, self.rank, self._size)
 
     def blocks(self, start: int, end: float) -> Iterator[dict[str, np.ndarray]]:
         """Yield the blocks of all steps from ``start`` until ``end``; the last may go beyond."""
@@ -216,7 +220,7 @@ class _Pipeline:
         maker: Any = _Maker
         return dataset.map_batches(
             maker,
-            fn_constructor_args=(self._source, self._rank, self._size, self.steps),
+            fn_constructor_args=(self._source, self.rank, self._size, self.steps),
             batch_size=None,
             num_cpus=cpus,
             compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from raykb.data import unlabelled
 from raykb.data.decoding import encode_png
 from raykb.data.loader import LoaderStream
 from raykb.data.order import Order, Shard, find_shards
@@ -242,7 +243,8 @@ def test_a_broken_image_is_replaced_and_no_position_moves(tmp_path, caplog, work
     whole = write(tmp_path / "whole", [20, 3, 17, 10])
     torn = write(tmp_path / "torn", [20, 3, 17, 10], broken=(5, 30))
     plain = WeakStrong(crop=0, flip=False)
-    source = stream(torn, view=plain, workers=workers)
+    told = []
+    source = stream(torn, view=plain, workers=workers, tell=lambda *found: told.append(found))
     with caplog.at_level(logging.WARNING):
         seen = take(source, 18)
     assert ids(seen) == ids(take(stream(whole), 18))
@@ -260,7 +262,9 @@ def test_a_broken_image_is_replaced_and_no_position_moves(tmp_path, caplog, work
         assert all(torch.equal(first, other) for other in others)
         assert any(np.array_equal(first.numpy(), picture(n)) for n in shard if n != number)
     assert source.figures()["stream/broken_images"] == 2
-    assert len(caplog.messages) == 2
+    assert len(caplog.messages) == len(told) == 2
+    assert {rank for rank, _ in told} == {0}
+    assert all(message.startswith(told[n][1]) for n, message in enumerate(caplog.messages))
     assert any("00002.parquet, row 7: " in message for message in caplog.messages)
 
 
@@ -323,6 +327,10 @@ def columns(**given):
         (columns(id=["x", "y"]), r"column 'id' is string, must be int64"),
         (columns(id=[1, None]), r"a\.parquet: column 'id' has empty cells"),
         (
+            columns(id=pa.array([1, 2**63], pa.uint64())),
+            r"a\.parquet: column 'id' is no int64: Integer value 9223372036854775808",
+        ),
+        (
             columns(id=[4, 4]),
             r"1 ids occur more than once; as 4 in .*a\.parquet, row 0 and in .*row 1",
         ),
@@ -356,6 +364,49 @@ def test_no_parquet_and_no_rows_are_refused(tmp_path):
 def test_an_id_in_two_files_is_refused(tmp_path, files):
     with pytest.raises(ValueError, match=r"50 ids occur more than once; as 3 in .*row 0 and in"):
         stream([files, files])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_file_that_has_changed_since_the_start_is_refused(tmp_path, groups):
+    path = Path(write(tmp_path, [20])) / "00000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=10)
+    source = stream(str(path))
+    pq.write_table(table.slice(0, 10 * groups - 1), path, row_group_size=10)
+    with pytest.raises(ValueError, match=r"00000\.parquet: row group 1 has not the 10 rows"):
+        take(source, 2)
+
+
+def test_the_digest_tells_other_ids_and_other_shards_but_not_where_they_are(tmp_path):
+    folders = [tmp_path / name for name in "abcd"]
+    for folder in folders:
+        folder.mkdir()
+    for folder, counts in zip(folders, ([8, 4], [8, 4], [4, 8], [8, 5]), strict=True):
+        write(folder, counts)
+    one, same_elsewhere, *others = (stream(str(folder)).digest for folder in folders)
+    assert one == same_elsewhere
+    assert len({one, *others}) == 3
+
+
+def test_a_stream_finds_its_files_from_any_folder(files, monkeypatch):
+    monkeypatch.chdir(Path(files).parent)
+    source = stream(Path(files).name)
+    monkeypatch.chdir("/")
+    assert len(source.ids()) == 50
+    assert len(take(source, 6)) == 6
+
+
+def test_many_shards_are_kept_while_they_are_small(tmp_path, monkeypatch):
+    paths = write(tmp_path, [1] * 30)
+    monkeypatch.setattr(unlabelled, "_table", tables := unlabelled._Tables())
+    whole = take(stream(paths, 10), 6)
+    assert len(tables._kept) == 30
+    each = tables._bytes // 30
+    monkeypatch.setattr(unlabelled, "_CACHE_BYTES", 4 * each + each // 2)
+    monkeypatch.setattr(unlabelled, "_table", tables := unlabelled._Tables())
+    assert same(take(stream(paths, 10), 6), whole)
+    assert len(tables._kept) == 4
+    assert tables._bytes == sum(table.nbytes for table in tables._kept.values())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tracked runs compared from the command line."""
 
 import runpy
+import types
 
 import mlflow
 import pandas as pd
@@ -35,7 +36,7 @@ def uri(tmp_path_factory):
     for seed, top1 in enumerate((0.50, 0.52)):
         metrics = {"test/top1": top1}
         add(f"fixmatch/seed-{seed}", early, metrics, method="fixmatch", seed_number=seed, steps=10)
-    late = add("late", None, {})
+    late = add("late", None, {}, steps=100, storage="s0")  # parents have the configuration, too
     for seed in range(3):
         for method, scores in ACCURACY.items():
             metrics = {"test/top1": scores[seed], "test/loss": 1.5 + scores[seed]}
@@ -89,6 +90,11 @@ def test_another_parameter_can_be_compared_against_any_of_its_values(script, uri
     assert "51.00" in output
 
 
+def test_a_parent_run_is_no_training(script, uri, capsys):
+    script["main"](["--uri", uri, "--by", "steps", "--seed", "storage"])
+    assert "3 trainings of semi-supervised in 1 invocations; 3 older" in capsys.readouterr().out
+
+
 def test_a_training_alone_has_no_columns_of_a_comparison(script, uri, capsys):
     script["main"](["--uri", uri, "--run", "early", "--where", "seed_number=0"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -98,6 +104,22 @@ def test_a_training_alone_has_no_columns_of_a_comparison(script, uri, capsys):
 def test_trainings_that_are_not_alike_are_pointed_out(script, uri, capsys):
     script["main"](["--uri", uri, "--by", "method", "--seed", "steps"])
     assert "These trainings are not alike" in capsys.readouterr().out
+
+
+def test_methods_may_have_parameters_of_their_own_but_the_same_over_their_seeds(script):
+    def training(method, seed, **params):
+        params = {"method": method, "seed_number": seed, "recipe.steps": "9"} | params
+        return types.SimpleNamespace(params=params)
+
+    runs = [
+        training("supervised", "0"),
+        training("fixmatch", "0", **{"method.threshold": "0.95"}),
+        training("fixmatch", "1", **{"method.threshold": "0.95"}),
+    ]
+    given = script["parse"]([])
+    assert script["unlike"](runs, given) == []
+    runs += [training("fixmatch", "2", **{"method.threshold": "0.8"})]
+    assert script["unlike"](runs, given) == ["fixmatch: method.threshold: 0.8, 0.95"]
 
 
 def refused(script, *arguments):

@@ -87,7 +87,7 @@ def test_a_parquet_file_gets_the_labels_that_the_network_gives(script, tmp_path,
 def test_a_folder_gets_labels_by_path_and_what_is_broken_has_none(script, tmp_path, capsys):
     model = make_run(tmp_path / "run")
     folder = tmp_path / "photos"
-    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "folder.png").mkdir(parents=True)
     pixels = sample().images[0, 0]
     colour = np.repeat(pixels[:, :, None], 3, 2)
     (folder / "a.png").write_bytes(png(pixels))
@@ -153,6 +153,10 @@ def test_what_cannot_be_done_is_said_in_one_line(script, tmp_path, capsys):
     table = pa.table({"id": [1], "label": [0]})
     pq.write_table(table, tmp_path / "labels.parquet")
     assert "column 'image' is missing" in said(one, tmp_path / "labels.parquet", "--out", out)
+    table = pa.table({"id": [2**62, None], "image": [b"a", b"b"]})
+    pq.write_table(table, tmp_path / "nameless.parquet")
+    assert "column 'id' has empty cells" in said(one, tmp_path / "nameless.parquet", "--out", out)
+    assert "--device gpu: " in said(one, photos, "--out", out, "--device", "gpu")
     pq.write_table(table, photos / "labels.parquet")
     assert "holds Parquet files and image files" in said(one, photos, "--out", out)
 
@@ -165,6 +169,17 @@ def test_weights_of_another_model_are_refused(script, tmp_path, capsys):
     (tmp_path / "run" / "run.json").write_text(json.dumps({"config": config}))
     arguments = (tmp_path / "run", tmp_path / "photos", "--out", tmp_path / "out.csv")
     assert "is not of the model in run.json" in refused(script, capsys, *arguments)
+
+
+@pytest.mark.parametrize("name", ["final.pt", "run.json"])
+@pytest.mark.parametrize("data", [b"", b"hello", b"{}"])
+def test_a_spoilt_file_of_the_run_is_named(script, tmp_path, capsys, name, data):
+    make_run(tmp_path / "run")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(sample().images[0, 0]))
+    next((tmp_path / "run").rglob(name)).write_bytes(data)
+    arguments = (tmp_path / "run", tmp_path / "photos", "--out", tmp_path / "out.csv")
+    assert f"{name}: " in refused(script, capsys, *arguments)
 
 
 def test_its_help_says_what_it_takes_and_makes(script, capsys):

@@ -142,7 +142,11 @@ def test_shards_are_closed_at_the_size_asked_for(script: ModuleType, tmp_path: P
 
 
 def test_bad_images_stop_it_or_are_skipped(
-    script: ModuleType, image_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    script: ModuleType,
+    image_root: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ):
     (image_root / "train" / "cat" / "1.jpg").write_bytes(b"broken")
     given = ["image_folder", str(tmp_path / "out"), "--root", str(image_root)]
@@ -151,6 +155,7 @@ def test_bad_images_stop_it_or_are_skipped(
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
     script.main([*given, "--on-bad-image", "skip"])
     assert [len(part) for part in shards(tmp_path / "out")] == [5, 6]
+    assert "5 training and 6 test images" in capsys.readouterr().out
     assert "1 of 6 images" in caplog.text
 
 

@@ -20,6 +20,7 @@ from raykb.data.datasets import DATASETS
 from raykb.data.labels import Labels, to_json
 from raykb.models import MODELS
 from raykb.runtime.job import Tracking
+from raykb.runtime.session import Refused
 from raykb.runtime.storage import LocalStorage
 
 # MLflow's own use of SQLAlchemy
@@ -104,6 +105,8 @@ def test_every_training_is_in_mlflow_with_method_seed_and_figures(whole):
     child = runs["fixmatch/seed-1"]
     assert child.data.params["method"] == child.data.params["method.name"] == "fixmatch"
     assert child.data.params["seed_number"] == "1"
+    assert "method.weight" not in child.data.params  # it is the other method's
+    assert runs["contrastive_regularization/seed-1"].data.params["method.weight"] == "0.0"
     assert {"pseudo_labels/correct", "test/top1", "train/mask_rate", "train/cluster_size"} <= (
         child.data.metrics.keys()
     )
@@ -177,6 +180,10 @@ REFUSED = {
     "recipe": (["recipe.ema_decay=1.0"], "recipe.ema_decay: 1.0, must be in [0, 1)"),
     "stream": (["stream={name: loader, workers: -1}"], "workers: -1"),
     "batch": (["recipe.unlabelled_ratio=900"], "18000 unlabelled images of each step"),
+    "view": (
+        ["view={name: crop_flip, mean: [0.1, 0.2, 0.3], std: [0.3]}"],
+        "view: mean: 3 values for images of 1 channel(s)",
+    ),
     "resources": (["resources.data.cpus=64"], "1 CPU + 64 x (1 CPU) for data workers"),
     "data": (["data={name: parquet, train: nowhere, test: nowhere}"], "data: nowhere"),
 }
@@ -215,6 +222,34 @@ def test_labels_are_those_that_the_run_began_with_whatever_would_be_drawn_now(sc
     (kept,) = script["kept_labels"](here, ready)
     assert kept.ids.tolist() == other.ids.tolist()
     assert here.written == ["labels.json"]
+
+
+def test_a_run_does_not_go_on_with_other_unlabelled_images(script, tmp_path):
+    here = session(tmp_path)
+    ready = types.SimpleNamespace(streams=[types.SimpleNamespace(count=50, digest="ab")])
+    script["check_stream"](here, ready)
+    script["check_stream"](here, ready)
+    assert here.written == ["stream.json"]
+    ready.streams[0].digest = "cd"
+    with pytest.raises(Refused, match=r"stream\.paths: 50 images where the run began with 50, or"):
+        script["check_stream"](here, ready)
+
+
+def test_broken_images_of_all_ranks_are_named_once(script, tmp_path):
+    resources = {"resources": {"training": {"workers": 2}}}
+    said = []
+    here = session(tmp_path)
+    here.recorded, here.config, here.say = resources, {"resources": {"training": {}}}, said.append
+    storages = [LocalStorage(tmp_path / name) for name in "ab"]
+    results = [types.SimpleNamespace(storage=storage) for storage in storages]
+    script["tell_broken"](here, results)
+    assert here.written == said == []
+    for storage, rank, row in zip([*storages, storages[0]], (0, 0, 1), (7, 7, 9), strict=True):
+        script["KeepBroken"](storage.uri)(rank, f"x.parquet, row {row}: no bytes")
+    script["tell_broken"](here, results)
+    text = (tmp_path / "broken_images.txt").read_text()
+    assert text == "x.parquet, row 7: no bytes\nx.parquet, row 9: no bytes\n"
+    assert said[0].startswith("2 unlabelled images are broken")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

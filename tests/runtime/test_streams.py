@@ -181,6 +181,21 @@ class Stuck(WeakStrong):
         return super().__call__(images, ids, seed, epoch)
 
 
+class StuckAtOnce(WeakStrong):
+    """Views that take longer than anybody waits."""
+
+    def __call__(self, images, ids, seed, epoch):
+        time.sleep(4)
+        return super().__call__(images, ids, seed, epoch)
+
+
+def test_a_first_step_that_makes_no_progress_is_given_up_as_well(files):
+    source = RayStream(**settings(files, view=StuckAtOnce(), timeout_s=1, workers=1))
+    with pytest.raises(TimeoutError, match=r"nothing for 1 s: of the cluster's 4 CPUs"):
+        next(source.batches(0, stop=1))
+    source.close()
+
+
 def test_a_pipeline_that_makes_no_progress_is_given_up_and_says_why(files):
     source = RayStream(**settings(files, view=Stuck(), timeout_s=12, workers=1, block_steps=1))
     batches = source.batches(0)
