@@ -17,7 +17,7 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,9 @@ from raykb.gpipe.partition import cut, shared_parameters
 from raykb.gpipe.probe import Spec
 from raykb.gpipe.trace import Span, chrome_trace, efficiency
 from raykb.models import SEQUENTIALS
+from raykb.runtime.connection import cluster_address
 from raykb.runtime.job import launch
-from raykb.runtime.resources import Phase
+from raykb.runtime.resources import Phase, describe, fit, this_host
 from raykb.runtime.session import Refused, Session
 from raykb.runtime.stages import (
     MIB,
@@ -67,7 +68,7 @@ SCHEMA = {
     "model": Section(SEQUENTIALS, given=("classes", "channels")),
     "optimizer": Section(OPTIMIZERS, given=("model",)),
     "schedule": SCHEDULES,
-    "recipe": Recipe,
+    "recipe": functools.partial(Recipe),  # its types; its values are judged with the pipeline's
     "pipeline": PipelineSettings,
     "resources": StageResources,
 }
@@ -99,7 +100,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
 @functools.cache
 def _prepare(text: str) -> Prepared:
     config = json.loads(text)
-    recipe, settings = build(Recipe, config["recipe"]), build(PipelineSettings, config["pipeline"])
+    settings = build(PipelineSettings, config["pipeline"])
     try:
         train, test = build(DATASETS, config["data"])
     except (ValueError, OSError) as error:
@@ -108,25 +109,56 @@ def _prepare(text: str) -> Prepared:
     network = functools.partial(build, SEQUENTIALS, config["model"], **sizes)
     layers = layers_of(network, config["seed"])
     image = build(VIEWS, config["view"]).plain(torch.from_numpy(train.images[:1]))
-    rows = -(-recipe.batch_size // settings.replicas // settings.micro_batches)
+    rows = -(-config["recipe"]["batch_size"] // settings.replicas // settings.micro_batches)
     sample = torch.zeros((max(1, rows), *image.shape[1:]), device="meta")
+    if problems := _problems(config, layers, sample):
+        raise ValueError("this pipeline cannot be:\n  - " + "\n  - ".join(problems))
+    recipe = build(Recipe, config["recipe"])
+    on_gpu = build(StageResources, config["resources"]).gpus > 0
+    return Prepared(train, test, network, layers, sample, recipe, settings, on_gpu)
+
+
+def _problems(
+    config: dict[str, Any], layers: Sequence[tuple[str, nn.Module]], sample: Tensor
+) -> list[str]:
+    """Return all that is wrong with a pipeline, as far as it can be seen before Ray is there."""
+    settings = build(PipelineSettings, config["pipeline"])
     balance = settings.balance if isinstance(settings.balance, list) else None
-    problems = pipeline_problems(
+    found = pipeline_problems(
         layers,
         stages=settings.stages,
         micro_batches=settings.micro_batches,
-        batch_size=recipe.batch_size,
+        batch_size=config["recipe"]["batch_size"],
         schedule=settings.schedule,
         stages_per_worker=settings.stages_per_worker,
         balance=balance,
     )
     known = balance is not None and sum(balance) == len(layers) and min(balance) > 0
     anywhere = balance if balance is not None and known else [1] * len(layers)
-    problems += boundary_problems(layers, anywhere, [Spec.of(sample)])
-    if problems:
-        raise ValueError("this pipeline cannot be:\n  - " + "\n  - ".join(problems))
-    on_gpu = build(StageResources, config["resources"]).gpus > 0
-    return Prepared(train, test, network, layers, sample, recipe, settings, on_gpu)
+    found += boundary_problems(layers, anywhere, [Spec.of(sample)])
+    found += _refusals(lambda: build(Recipe, config["recipe"]))
+    if found:  # else the plan says it
+        found += _refusals(lambda: _check_places(config, settings.workers))
+    return list(dict.fromkeys(found))
+
+
+def _refusals(make: Callable[[], Any]) -> list[str]:
+    """Return why something cannot be made."""
+    try:
+        make()
+    except ValueError as error:
+        return str(error).split("; ")
+    return []
+
+
+def _check_places(config: dict[str, Any], workers: int) -> None:
+    """Raise ValueError if this host, where it is all that there is, has no place for them."""
+    each, nodes = build(StageResources, config["resources"]).workers(workers), this_host()
+    if cluster_address() is None and not fit(workers, each, nodes):
+        raise ValueError(
+            f"stages: {workers} workers of {each.cpus} CPU and {each.gpus:g} GPU, and there is "
+            f"{describe(nodes)}"
+        )
 
 
 def plan(config: dict[str, Any]) -> list[Phase]:

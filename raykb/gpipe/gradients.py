@@ -60,7 +60,7 @@ def clip_over_stages(
     """
     parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    device = parameters[0].device if parameters else None
+    device = parameters[0].device if parameters else _device(group)
     square = torch.zeros((), dtype=torch.float64, device=device)
     if gradients:
         square += get_total_norm(gradients).double().square()
@@ -69,6 +69,11 @@ def clip_over_stages(
     norm = square.sqrt()  # stays in float64: gradients may be, too
     clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
+
+
+def _device(group: dist.ProcessGroup | None = None) -> torch.device:
+    """Return where a stage without parameters has what it sends: NCCL takes no CPU tensors."""
+    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
 
 
 class LossScaler:
@@ -90,7 +95,7 @@ class LossScaler:
     def unscale(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Divide the gradients by the scale; return whether all, of all processes, are finite."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        bad = torch.zeros((), device=gradients[0].device if gradients else "cpu")
+        bad = torch.zeros((), device=gradients[0].device if gradients else _device())
         if gradients:
             for gradient in gradients:
                 gradient.mul_(1.0 / self.scale)

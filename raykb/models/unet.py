@@ -61,9 +61,9 @@ def unet(
 ) -> nn.Sequential:
     """Return a U-Net, from (N, input_channels, H, W) to logits (N, output_channels, H, W).
 
-    Images have at least 2^depth pixels a side, and in training 2^(depth + 1) on one: instance norm
-    needs more than one pixel at the coarsest level. 2.21 billion parameters for (11, 128), 15.82
-    billion for (48, 160).
+    Images have at least 2^depth pixels a side, and 2^(depth + 1) on one: instance norm needs more
+    than one pixel at the coarsest level, in evaluation too. 2.21 billion parameters for (11, 128),
+    15.82 billion for (48, 160).
 
     Args:
         blocks: B, the convolution units of a cell.

@@ -57,14 +57,46 @@ def send_failure(mailbox: Any, name: str, rank: int, error: Exception) -> None:
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """Return ``error`` as bytes that give it back as it is, or None."""
+    """Return ``error`` as bytes that give its type and message back, or None.
+
+    What Python's own way does not bring back, as an ``__init__`` of several arguments or a lock
+    among the attributes, goes in parts: arguments, or else the message, and what pickles of the
+    rest.
+    """
+    for form in (error, _Parts(error, error.args), _Parts(error, (str(error),))):
+        with contextlib.suppress(Exception):
+            data: bytes = ray.cloudpickle.dumps(form)
+            again = ray.cloudpickle.loads(data)
+            if type(again).__qualname__ == type(error).__qualname__ and str(again) == str(error):
+                return data
+    return None
+
+
+class _Parts:
+    """Stands for an exception in a pickle, from which it comes back without its ``__init__``."""
+
+    def __init__(self, error: BaseException, arguments: tuple[Any, ...]) -> None:
+        attributes = {name: value for name, value in vars(error).items() if _can_pickle(value)}
+        self._made = (type(error), arguments, attributes)
+
+    def __reduce__(self) -> Any:
+        return _from_parts, self._made
+
+
+def _from_parts(
+    kind: type[BaseException], arguments: tuple[Any, ...], attributes: dict[str, Any]
+) -> BaseException:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(attributes)
+    return error
+
+
+def _can_pickle(value: Any) -> bool:
     try:
-        data: bytes = ray.cloudpickle.dumps(error)
-        again = ray.cloudpickle.loads(data)
+        ray.cloudpickle.loads(ray.cloudpickle.dumps(value))
     except Exception:
-        return None
-    same = type(again).__qualname__ == type(error).__qualname__ and str(again) == str(error)
-    return data if same else None
+        return False
+    return True
 
 
 def original(failure: Failure) -> BaseException:

@@ -30,6 +30,7 @@ from raykb.gpipe.grid import Grid, make_grid
 from raykb.gpipe.materialise import uninitialisable
 from raykb.gpipe.partition import Value, flatten
 from raykb.gpipe.pipeline import Pipeline
+from raykb.gpipe.schedule import runnable
 from raykb.gpipe.trace import Span, efficiency
 from raykb.runtime.resources import Group, WorkerResources
 from raykb.runtime.storage import open_storage
@@ -101,12 +102,17 @@ class PipelineSettings:
     @property
     def group(self) -> Group:
         """How the workers stand together."""
-        fewer = range(self.replicas, self.workers, self.replicas)
+        held, fewer = self.stages_per_worker, range(1, self.workers // self.replicas)
+        fit = [
+            workers * self.replicas
+            for workers in fewer
+            if workers == 1 or runnable(self.schedule, workers * held, self.micro_batches, held)
+        ]
         return Group(
             place=self.place,
             timeout_s=self.timeout_s,
             wait_s=self.wait_s,
-            fewer=tuple(fewer) if self.elastic else (),
+            fewer=tuple(fit) if self.elastic else (),
         )
 
     def laid_out(self) -> dict[str, Any]:

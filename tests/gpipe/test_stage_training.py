@@ -151,6 +151,15 @@ def test_mixed_precision_trains(gloo, tmp_path, precision):
     assert mixed == pytest.approx(full, rel=0.05)
 
 
+def test_an_elastic_run_goes_on_with_what_its_schedule_can_run():
+    settings = PipelineSettings(
+        stages=8, stages_per_worker=2, schedule="interleaved", micro_batches=4, elastic=True
+    )
+    assert settings.group.fewer == (1, 2, 3)
+    nine = dataclasses.replace(settings, stages=6, micro_batches=9, replicas=2)
+    assert nine.group.fewer == (2,)  # two workers would take 9 in 4 rounds
+
+
 def test_the_figures_of_a_run_name_its_pipeline(gloo, tmp_path):
     settings = PipelineSettings(
         stages=2, micro_batches=4, schedule="gpipe", checkpoint="always", balance="parameters"

@@ -31,7 +31,7 @@ STEPS, LAYERS = 24, 4
 
 
 class Unpicklable(Exception):
-    """Cannot be made again from what it was pickled to."""
+    """Its ``__init__`` does not take what Python pickles of it."""
 
     def __init__(self, number, *, why):
         super().__init__(f"number {number} {why}")

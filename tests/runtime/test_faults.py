@@ -1,5 +1,6 @@
 """A worker's exception reaches the driver as it was, with where it happened."""
 
+import threading
 import traceback
 
 import pytest
@@ -23,11 +24,31 @@ class Box:
 
 
 class Stubborn(Exception):
-    """Cannot be made again from what it was pickled to."""
+    """Its ``__init__`` does not take its ``args``, and its lock does not pickle."""
 
     def __init__(self, number, *, lock):
         super().__init__(f"number {number}")
         self.lock = lock
+
+
+class Described(Exception):
+    """Its text is made of its attributes."""
+
+    def __init__(self, number, *, of):
+        self.number, self.of = number, of
+
+    def __str__(self):
+        return f"{self.number} of {self.of}"
+
+
+class Sealed(Exception):
+    """Nothing but its own constructor can make one."""
+
+    def __new__(cls, text, *, by):
+        return super().__new__(cls, text)
+
+    def __init__(self, text, *, by):
+        super().__init__(text)
 
 
 class Plain(Exception):
@@ -87,13 +108,28 @@ def test_built_in_exceptions_come_back_equal(sent, built_in):
     assert again.args == built_in.args
 
 
-def test_what_cannot_be_pickled_is_named_with_its_type(sent):
-    letter = sent(caught(Stubborn(7, lock=object()), note="stage 0, micro-batch 2, backward"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        Stubborn(7, lock=threading.Lock()),
+        ValueError("no number", threading.Lock()),
+        Described(3, of=4),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_type_and_message_come_back_of_what_pickle_does_not_bring_back(sent, error):
+    again = original(sent(caught(error, note="stage 0, micro-batch 2, backward")))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert "stage 0, micro-batch 2, backward" in str(again.__cause__)
+
+
+def test_what_cannot_be_made_again_is_named_with_its_type(sent):
+    letter = sent(caught(Sealed("closed", by="a layer")))
     assert letter.pickled is None
     again = original(letter)
     assert type(again) is WorkerError
-    assert str(again).endswith("Stubborn: number 7")
-    assert "stage 0, micro-batch 2, backward" in str(again.__cause__)
+    assert str(again).endswith("Sealed: closed")
 
 
 def test_what_the_driver_cannot_unpickle_is_named_too(sent):
