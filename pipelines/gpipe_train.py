@@ -36,7 +36,7 @@ from raykb.engine.recipe import Recipe
 from raykb.gpipe.check import boundary_problems, pipeline_problems
 from raykb.gpipe.costs import Costs
 from raykb.gpipe.memory import StageMemory
-from raykb.gpipe.partition import cut, shared_parameters
+from raykb.gpipe.partition import cut
 from raykb.gpipe.probe import Spec
 from raykb.gpipe.trace import Span, chrome_trace, efficiency
 from raykb.models import SEQUENTIALS
@@ -220,8 +220,6 @@ def tell_layout(session: Session, ready: Prepared, costs: Costs) -> list[StageMe
     """Say what each worker will do and need, and return that; the tracker keeps it, too."""
     settings = ready.settings
     balance = costs.balance(settings.balance, settings.stages, checkpoint=settings.checkpoint)
-    if problems := shared_parameters(cut(ready.layers, balance)):
-        raise Refused("\n".join(problems))
     needs = costs.memory(
         balance, state_tensors=state_tensors(session.config["optimizer"]), **settings.laid_out()
     )

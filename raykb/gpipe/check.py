@@ -10,6 +10,7 @@ from raykb.gpipe.partition import (
     balance_problems,
     cut,
     name_problems,
+    shared_layers,
     shared_parameters,
 )
 from raykb.gpipe.probe import Spec, probe
@@ -35,7 +36,7 @@ def pipeline_problems(
         batch_size: samples of a step.
         schedule: one of :data:`raykb.gpipe.schedule.SCHEDULES`.
         stages_per_worker: stages that each worker holds.
-        balance: layers of each stage, if it is decided.
+        balance: layers of each stage; None while it is undecided.
     """
     found = schedules.problems(schedule, stages, micro_batches, stages_per_worker)
     if batch_size < 1:
@@ -48,12 +49,16 @@ def pipeline_problems(
     found += [*name_problems(layers), *skip_problems(layers)]
     if balance is not None:
         wrong = balance_problems(balance, len(layers))
-        found += wrong or shared_parameters(cut(layers, balance))
+        found += (
+            [*wrong, *shared_layers(layers)] if wrong else shared_parameters(cut(layers, balance))
+        )
         if len(balance) != stages:
             found.append(
                 f"balance: {list(balance)} has {len(balance)} stages, must have {stages}, as "
                 "`stages` says"
             )
+    elif stages > 1:
+        found += shared_layers(layers)
     return found
 
 
@@ -62,11 +67,15 @@ def boundary_problems(
 ) -> list[str]:
     """Return what the model on the meta device does wrong with a micro-batch, cut by ``balance``.
 
+    Nothing where skips do not match: no layer could run.
+
     Args:
         layers: (name, layer) of the whole model.
         balance: layers of each stage.
         sample: shapes and types of one micro-batch; one of them is given as a bare tensor.
     """
+    if skip_problems(layers):
+        return []
     try:
         probe([Partition(p) for p in cut(layers, balance)], sample, bare=len(sample) == 1)
     except ValueError as error:

@@ -206,18 +206,31 @@ def cut(layers: Sequence[T], balance: Sequence[int]) -> list[list[T]]:
 
 def shared_parameters(pieces: Sequence[Sequence[tuple[str, nn.Module]]]) -> list[str]:
     """Return a problem for each tensor that layers of different pieces have in common."""
+    return [
+        f"{' = '.join(names.values())}: shared by stages {list(names)}, which no "
+        "pipeline can train; cut so that both layers are in one stage, or untie them"
+        for names in _in_common(pieces)
+    ]
+
+
+def shared_layers(layers: Sequence[tuple[str, nn.Module]]) -> list[str]:
+    """Return a problem for each tensor that layers have in common, where the cut is yet unknown."""
+    return [
+        f"{' = '.join(names.values())}: shared by several layers, which must be in one stage; give "
+        "a balance, as a list, that keeps them together, or untie them"
+        for names in _in_common([[layer] for layer in layers])
+    ]
+
+
+def _in_common(pieces: Sequence[Sequence[tuple[str, nn.Module]]]) -> list[dict[int, str]]:
+    """Return, for each tensor that several pieces have, its name in each of them."""
     owners: dict[int, dict[int, str]] = {}
     for index, piece in enumerate(pieces):
         for name, layer in piece:
             for below, tensor in [*layer.named_parameters(name), *layer.named_buffers(name)]:
                 kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
                 owners.setdefault(id(tensor), {}).setdefault(index, f"{kind} {below}")
-    return [
-        f"{' = '.join(names.values())}: shared by stages {list(names)}, which no "
-        "pipeline can train; cut so that both layers are in one stage, or untie them"
-        for names in owners.values()
-        if len(names) > 1
-    ]
+    return [names for names in owners.values() if len(names) > 1]
 
 
 def _attach(parent: nn.Module, name: str, layer: nn.Module) -> None:

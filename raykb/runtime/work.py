@@ -80,7 +80,10 @@ def run(
         saved: is called by every worker when a checkpoint is committed, once per save.
     """
     try:
-        _run(job, uri, worker, resources, mailbox, saved)
+        try:
+            _run(job, uri, worker, resources, mailbox, saved)
+        except SystemExit as error:  # it would end Ray's process, as if that had been lost
+            raise RuntimeError(f"the training called sys.exit({error.code!r})") from error
     except Exception as error:
         send_failure(mailbox, job.name, worker.rank, error)
         raise

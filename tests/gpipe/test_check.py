@@ -79,6 +79,25 @@ def test_all_mistakes_are_told_at_once():
         assert problem.startswith(start)
 
 
+def test_layers_that_share_must_be_kept_together_by_a_balance_that_is_given():
+    tied = nn.Linear(3, 3, bias=False)
+    layers = [("a", tied), ("b", nn.ReLU()), ("c", tied)]
+    options = {"micro_batches": 2, "batch_size": 2, "schedule": "gpipe"}
+    for balance in (None, [2, 2]):
+        shared = pipeline_problems(layers, **options, stages=2, balance=balance)[-1]
+        assert shared.startswith(
+            "parameter a.weight = parameter c.weight: shared by several layers"
+        )
+    assert pipeline_problems(layers, **options, stages=1) == []
+    assert pipeline_problems([*layers, ("d", nn.ReLU())], **options, stages=2, balance=[3, 1]) == []
+
+
+def test_no_boundary_is_tried_where_skips_do_not_match():
+    with torch.device("meta"):
+        layers = [("0", nn.Linear(3, 3)), ("1", Take())]
+    assert boundary_problems(layers, [1, 1], [Spec((2, 3), torch.float32)]) == []
+
+
 class Number(nn.Module):
     def forward(self, x):
         return x.shape[0]

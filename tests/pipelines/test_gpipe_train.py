@@ -133,13 +133,18 @@ def unfit(classes, channels):
     return nn.Sequential(shared, Nothing(), nn.Linear(28, classes), shared)
 
 
-def test_models_that_cannot_be_cut_are_refused(script, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("balance", "sharers"), [("[2, 2]", "by stages [0, 1]"), ("time", "by several layers")]
+)
+def test_models_that_cannot_be_cut_are_refused(
+    script, tmp_path, monkeypatch, capsys, balance, sharers
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SEQUENTIALS, "unfit", unfit)
-    changes = ["--set=model={name: unfit}", "--set=pipeline.balance=[2, 2]"]
+    changes = ["--set=model={name: unfit}", f"--set=pipeline.balance={balance}"]
     assert script["main"](["--smoke", *changes]) == 2
     text = capsys.readouterr().err
-    assert "shared by stages [0, 1]" in text
+    assert f"shared {sharers}" in text
     assert "layer '1' returned dict" in text
 
 

@@ -40,6 +40,8 @@ def build(worker, *, data, fault=None, marks=None):
                 Path(marks, f"{worker.rank}-{step}-{os.getpid()}").touch()
             if fault == "bug" and step == 13:
                 raise ArithmeticError("a bug in step 13")
+            if fault == "exit" and step == 13:
+                sys.exit(3)
             if fault == "kill" and step == 13 and not Path(marks, "killed").exists():
                 Path(marks, "killed").touch()
                 time.sleep(0.5)
@@ -131,6 +133,14 @@ def test_a_bug_is_raised_with_its_type_and_not_tried_again(data, tmp_path):
     marks.mkdir()
     with pytest.raises(ArithmeticError, match="a bug in step 13"):
         run(tmp_path, [job("a", data, fault="bug", marks=str(marks))])
+    assert len(list(marks.glob("0-13-*"))) == 1
+
+
+def test_an_exit_is_a_bug_of_the_training_and_no_lost_process(data, tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    with pytest.raises(RuntimeError, match=r"the training called sys\.exit\(3\)"):
+        run(tmp_path, [job("a", data, fault="exit", marks=str(marks))])
     assert len(list(marks.glob("0-13-*"))) == 1
 
 
