@@ -24,6 +24,8 @@ EXIT_FAILED, EXIT_REFUSED = 1, 2
 def cluster_address() -> str | None:
     """Return the address of the cluster to connect to, or None if a local Ray is to be started."""
     if address := os.environ.get("RAY_ADDRESS"):
+        if address == "local":  # as Ray itself reads it: a new one, whatever runs on this host
+            return None
         if "://" not in address and ":" in address and not _answers(address):
             raise Refused(
                 f"RAY_ADDRESS: no cluster answers at {address!r}; start one with `ray start "

@@ -277,17 +277,27 @@ def test_data_workers_may_share_the_trainings_cpus(script, tmp_path, monkeypatch
         assert "trainings: 1 x 1 CPU\n" in capsys.readouterr().out
 
 
+LONGER = ["--smoke", "--set=recipe.steps=100"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run(folder, *LONGER, "--out", "run")
+    return folder / "run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", ["ray", "loader"])
-def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, stream):
-    longer = ["--smoke", "--set=recipe.steps=100", f"--set=stream={{name: {stream}}}"]
-    run(tmp_path, *longer, "--out", "whole")
+def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(uninterrupted, tmp_path, stream):
+    """Whichever of the two brings the images: both bring the same."""
     directory = tmp_path / "killed"
     training = directory / "contrastive_regularization" / "seed-0"
     status, _ = running.stopped(
         "semi_train",
         tmp_path,
-        *longer,
+        *LONGER,
+        f"--set=stream={{name: {stream}}}",
         "--out",
         directory,
         when=(training / "step-00000005" / "manifest.json").exists,
@@ -296,9 +306,9 @@ def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(tmp_path, stream)
     assert status == -signal.SIGKILL
     assert not (training / "final.pt").exists()
     run(tmp_path, "--resume", directory)
-    other = tmp_path / "whole" / "contrastive_regularization" / "seed-0"
+    other = uninterrupted / "contrastive_regularization" / "seed-0"
     assert same(weights(training), weights(other))
-    tables = [json.loads((d / "results.json").read_text()) for d in (directory, tmp_path / "whole")]
+    tables = [json.loads((d / "results.json").read_text()) for d in (directory, uninterrupted)]
     assert tables[0]["tables"] == tables[1]["tables"]
 
 

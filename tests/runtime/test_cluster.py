@@ -71,7 +71,8 @@ def start(interpreter, folder, *options):
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
         "RAY_TMPDIR": str(folder),
     }
-    environment.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", "RAY_ADDRESS"):
+        environment.pop(name, None)
     (folder / "home").mkdir(exist_ok=True)
     ray_command = [str(interpreter), "-m", "ray.scripts.scripts", "start", "--block", *options]
     with (folder / "head.log").open("w") as log:

@@ -85,7 +85,7 @@ if choose:
     os.environ["GLOO_SOCKET_IFNAME"] = interface_of(own)
 dist.init_process_group(
     "gloo", init_method=f"tcp://{head}:29511", rank=rank, world_size=2,
-    timeout=datetime.timedelta(seconds=40),
+    timeout=datetime.timedelta(seconds=int(sys.argv[5])),
 )
 dist.barrier()
 print("met")
@@ -93,12 +93,15 @@ print("met")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("choice", "met"), [("choose", True), ("leave", False)])
-def test_gloo_meets_over_two_hosts_only_with_the_interface_that_is_found(two_hosts, choice, met):
-    program = ["timeout", 45, sys.executable, "-c", MEET]  # alone, gloo tries for minutes
+@pytest.mark.parametrize(("choice", "seconds", "met"), [("choose", 60, True), ("leave", 15, False)])
+def test_gloo_meets_over_two_hosts_only_with_the_interface_that_is_found(
+    two_hosts, choice, seconds, met
+):
+    # alone, gloo tries for minutes
+    program = ["timeout", seconds + 10, sys.executable, "-c", MEET]
     processes = [
         subprocess.Popen(
-            two_hosts.on(rank, *program, rank, two_hosts.hosts[0], host, choice),
+            two_hosts.on(rank, *program, rank, two_hosts.hosts[0], host, choice, seconds),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -165,10 +165,3 @@ def test_two_workers_train_as_one_and_survive_a_kill(data, tmp_path):
     assert first == 0
     pids = {mark.name.split("-")[2] for mark in marks.glob("0-*")}
     assert len(pids) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray Train's own
-def test_a_bug_in_one_of_two_workers_is_raised_with_its_type(data, tmp_path):
-    with pytest.raises(ArithmeticError, match="a bug in step 13"):
-        run(tmp_path, [job("a", data, fault="bug")], workers=2)
