@@ -81,18 +81,19 @@ def find(directory: str) -> Storage:
     return found[0]
 
 
-def read(storage: Storage, step: int | None) -> tuple[str, dict[str, Tensor]]:
-    """Return the name of the checkpoint that was taken, and the whole model's state dict.
+def read(storage: Storage, step: int | None) -> tuple[str, dict[str, Tensor], list[str]]:
+    """Return the checkpoint that was taken, the whole model's state dict, and what is wrong with
+    newer checkpoints.
 
     Raises:
         ValueError: there is no such checkpoint, or it does not verify.
     """
     there = checkpoint.folders(storage)
     wanted = there if step is None else [checkpoint.folder_of(step)]
-    problems = []
+    problems: list[str] = []
     for folder in wanted:
         try:
-            return folder, shards.whole_model(storage, folder)
+            return folder, shards.whole_model(storage, folder), problems
         except FileNotFoundError:
             problems.append(f"{folder}: is not there, or was never finished")
         except Damaged as error:
@@ -110,11 +111,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         check_new(given.out)
         storage = find(given.directory)
-        folder, model = read(storage, given.step)
+        folder, model, passed_over = read(storage, given.step)
         with whole_file(given.out) as file:
             torch.save(model, file)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    for problem in passed_over:
+        print(f"passed over: {problem}", file=sys.stderr)
     values = list(model.values())
     print(
         f"{given.out}: {len(values)} tensors with {sum(value.numel() for value in values):,} "

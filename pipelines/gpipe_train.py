@@ -60,7 +60,7 @@ from raykb.runtime.work import TrainJob
 
 DEFAULT = Path(__file__).parent / "configs" / "gpipe" / "gpipe_fashion_mnist_sample.yaml"
 TRAINING = "training"
-PREDICTED = ("bubble", "balance", "makespan_s")
+PREDICTED = ("bubble", "balance", "runtime", "makespan_s")
 SCHEMA = {
     "seed": int,
     "data": DATASETS,

@@ -298,8 +298,15 @@ def kept_labels(session: Session, ready: Prepared) -> list[Records]:
     if not session.storage.exists(LABELS):
         session.write(LABELS, to_json(ready.drawn))
         return ready.drawn
-    with session.reading("data"):
-        return from_json(session.storage.read(LABELS), ready.train)
+    with session.reading(LABELS):
+        kept = from_json(session.storage.read(LABELS), ready.train)
+    sizes, drawn = [len(split) for split in kept], [len(split) for split in ready.drawn]
+    if sizes != drawn:
+        raise Refused(
+            f"{LABELS}: has splits of {sizes} images, and the run began with {drawn}; put the file "
+            "back as it was, or start a new run"
+        )
+    return kept
 
 
 def check_stream(session: Session, ready: Prepared) -> None:

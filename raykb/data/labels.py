@@ -54,12 +54,17 @@ def from_json(text: str | bytes, records: Records) -> list[Records]:
     """Return the draws that :func:`to_json` wrote, of the same ``records``.
 
     Raises:
-        ValueError: a labelled image is not among them any more, or has another label.
+        ValueError: the text is damaged, or a labelled image is not among the records any more, or
+            has another label.
     """
     order = np.argsort(records.ids)
     draws = []
-    for number, split in enumerate(json.loads(text)["splits"]):
-        ids, labels = (np.array(split[name], np.int64) for name in ("ids", "labels"))
+    try:
+        splits = [(split["ids"], split["labels"]) for split in json.loads(text)["splits"]]
+        kept = [[np.array(column, np.int64) for column in split] for split in splits]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the labels kept with the run cannot be read ({error!r})") from error
+    for number, (ids, labels) in enumerate(kept):
         places = np.searchsorted(records.ids, ids, sorter=order).clip(max=len(records) - 1)
         rows = order[places]
         other = (records.ids[rows] != ids) | (records.labels[rows] != labels)

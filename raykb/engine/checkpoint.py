@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +25,9 @@ import torch
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"
+
+Tell = Callable[[str], None]
+"""``tell(line)`` hands a person what is to be known of a checkpoint."""
 
 _logger = logging.getLogger(__name__)
 
@@ -157,23 +161,28 @@ def read_part(store: Store, folder: str, part: Part) -> bytes:
     return data
 
 
-def set_aside(store: Store, folder: str) -> None:
-    """Rename a checkpoint that does not verify, so that it is not looked at again."""
-    _logger.warning("checkpoint %s does not verify; set aside as %s.corrupt", folder, folder)
-    store.rename(folder, f"{folder}.corrupt")
+def set_aside(store: Store, folder: str, why: Damaged, tell: Tell = _logger.warning) -> None:
+    """Rename a checkpoint that does not verify, so that it is not looked at again.
+
+    One of the same step that was set aside before, by a run that was damaged twice, makes room.
+    """
+    aside = f"{folder}.corrupt"
+    store.remove(aside)
+    store.rename(folder, aside)
+    tell(f"checkpoint {folder} does not verify ({why}); set aside as {aside}")
 
 
-def newest(store: Store) -> list[bytes] | None:
+def newest(store: Store, tell: Tell = _logger.warning) -> list[bytes] | None:
     """Return the parts, by rank, of the newest checkpoint that verifies, or None.
 
     A checkpoint without a manifest (a writer was killed) is passed over; one whose parts do not
-    have the hashes of its manifest is set aside as ``….corrupt`` with a warning.
+    have the hashes of its manifest is set aside as ``….corrupt``, and ``tell`` is told so.
     """
     for folder in folders(store):
         try:
             return [read_part(store, folder, part) for part in manifest(store, folder)]
         except FileNotFoundError:
             continue
-        except Damaged:
-            set_aside(store, folder)
+        except Damaged as error:
+            set_aside(store, folder, error, tell)
     return None

@@ -64,8 +64,9 @@ def connected(where: str | None) -> Iterator[None]:
             ray.init(address=where, runtime_env=_runtime_env(), **quiet)
         except ConnectionError as error:
             raise Refused(
-                f"RAY_ADDRESS: no cluster answers at {where!r}; start one with `ray start "
-                "--head`, or unset RAY_ADDRESS to have a local Ray"
+                f"RAY_ADDRESS: no cluster answers at {where!r}, or it asks for a token that is not "
+                "given (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN); start one with `ray start --head`, "
+                "or set RAY_ADDRESS=local to have a local Ray"
             ) from error
     try:
         yield

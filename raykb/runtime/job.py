@@ -168,6 +168,11 @@ def _stored(directory: str) -> dict[str, Any]:
             f"--resume {directory}: there is no {RECORD}, so no run began here; start one with "
             "--out, or name the directory that the run printed"
         ) from error
+    except ValueError as error:
+        raise Refused(
+            f"--resume {directory}: {RECORD} is damaged ({error}); bring it back from a copy, or "
+            "start a new run in another directory"
+        ) from error
     config: dict[str, Any] = record["config"]
     return config
 

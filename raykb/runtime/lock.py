@@ -30,8 +30,15 @@ def locked(storage: Storage) -> Iterator[None]:
 @contextlib.contextmanager
 def _file_lock(folder: Path) -> Iterator[None]:
     """Hold a folder by a lock that ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise Refused(
+            f"{folder}: cannot be written ({error.strerror}); name another directory, or see to "
+            "its rights and its disk"
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -17,12 +17,14 @@ class Letter(NamedTuple):
         step: optimizer steps done.
         steps: of the whole training.
         figures: means since the last letter.
+        note: what a person is to know now; lines.
     """
 
     name: str
     step: int
     steps: int
     figures: dict[str, float]
+    note: str = ""
 
 
 class Failure(NamedTuple):

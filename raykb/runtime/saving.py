@@ -1,6 +1,6 @@
 """The checkpoints of one training, as each of its workers writes and reads them."""
 
-import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +11,8 @@ from raykb.engine.checkpoint import Damaged, Part
 from raykb.engine.loop import Training, Worker
 from raykb.engine.seeding import rng_state
 from raykb.runtime.storage import Storage
+
+_logger = logging.getLogger(__name__)
 
 FINAL_BYTES = 2 * 2**30
 """From this size on, a model in shares is only put together when somebody asks for it."""
@@ -26,11 +28,13 @@ class Checkpoints:
 
     Attributes:
         step: of the newest checkpoint saved or restored here; None while there is none.
+        notes: what a person is to know of how the training was restored, a line each; of rank 0.
     """
 
     def __init__(self, folder: Storage, worker: Worker, saved: Callable[[int], None]) -> None:
         self._folder, self._worker, self._saved = folder, worker, saved
         self.step: int | None = None
+        self.notes: list[str] = []
 
     def save(self, training: Training, state: dict[str, Any]) -> None:
         """Write a checkpoint: every rank its part, then rank 0 the manifest, then all go on."""
@@ -56,8 +60,10 @@ class Checkpoints:
         """Put the newest checkpoint that verifies into ``training``; return its step, or 0."""
         state = self._own() if training.shard is None else self._share(training)
         if state is None:
+            self.notes += ["begins anew, for no checkpoint is left"] * bool(self.notes)
             return 0
         self.step = training.restore(state)
+        self.notes.append(f"goes on after step {self.step}")
         return self.step
 
     def whole_model(self, training: Training) -> dict[str, Any] | None:
@@ -79,7 +85,7 @@ class Checkpoints:
         All parts go through rank 0, since they are small.
         """
         rank = self._worker.rank
-        parts = self._from_first(checkpoint.newest(self._folder) if rank == 0 else None)
+        parts = self._from_first(checkpoint.newest(self._folder, self._tell) if rank == 0 else None)
         if parts is None:
             return None
         state: dict[str, Any] = checkpoint.decode(parts[0])
@@ -101,13 +107,17 @@ class Checkpoints:
                 return None
             folder, parts = found
             own = self._worker.rank if len(parts) == self._worker.size else None
-            state: dict[str, Any] | None = None
-            with contextlib.suppress(Damaged):
-                state = shards.read_share(self._folder, folder, parts, names, own)
-            if all(self._of_all(state is not None)):
-                return {"rng": rng_state()} | (state or {})
+            state: dict[str, Any] = {"rng": rng_state()}
+            damage: Damaged | None = None
+            try:
+                state |= shards.read_share(self._folder, folder, parts, names, own)
+            except Damaged as error:
+                damage = error
+            damages = [each for each in self._of_all(damage) if each is not None]
+            if not damages:
+                return state
             if self._worker.rank == 0:
-                checkpoint.set_aside(self._folder, folder)
+                checkpoint.set_aside(self._folder, folder, damages[0], self._tell)
 
     def _newest(self) -> tuple[str, list[Part]] | None:
         """Return the folder and the parts of the newest checkpoint that has a manifest."""
@@ -116,9 +126,14 @@ class Checkpoints:
                 return folder, checkpoint.manifest(self._folder, folder)
             except FileNotFoundError:
                 continue
-            except Damaged:
-                checkpoint.set_aside(self._folder, folder)
+            except Damaged as error:
+                checkpoint.set_aside(self._folder, folder, error, self._tell)
         return None
+
+    def _tell(self, line: str) -> None:
+        """Keep what a person is to know; it is in the worker's log, too."""
+        _logger.warning(line)
+        self.notes.append(line)
 
     def _of_all(self, value: Any) -> list[Any]:
         """Return the values of all ranks."""

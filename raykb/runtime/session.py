@@ -120,6 +120,8 @@ class Session:
 
             def on_letter(letter: Letter) -> None:
                 runs[letter.name].log(letter.step, letter.figures)
+                for line in letter.note.splitlines():
+                    self.say(f"{letter.name}: {line}")
                 share[letter.name] = max(share[letter.name], letter.step / letter.steps * 0.999)
                 loss = letter.figures.get("train/loss")
                 show(f"loss {loss:.3g}" if alone and loss is not None else "")

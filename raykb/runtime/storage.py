@@ -116,25 +116,21 @@ class LocalStorage:
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, replacing one of that name."""
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with _named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as file:
                 file.write(data)
-        except OSError as error:
-            free = shutil.disk_usage(path.parent).free
-            raise OSError(
-                error.errno, f"{os.strerror(error.errno or 0)} ({free:,} bytes are free)", str(path)
-            ) from error
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append one JSON record to the log ``name``; a line cut off by a crash is cut away."""
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
-            _cut_torn_line(file)
-            file.write(json.dumps(record).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with _named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab+") as file:
+                _cut_torn_line(file)
+                file.write(json.dumps(record).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
 
     def records(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield the records of the log ``name``, but for a last line that a crash cut off."""
@@ -253,6 +249,18 @@ class RemoteStorage:
         """Remove a folder with all that is in it."""
         if self._files.get_file_info(self._path(name)).type == pyarrow.fs.FileType.Directory:
             self._files.delete_dir(self._path(name))
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Have an error of writing name the file that was meant, and the room on its disk."""
+    try:
+        yield
+    except OSError as error:
+        there = next(parent for parent in path.parents if parent.is_dir())
+        free = shutil.disk_usage(there).free
+        reason = f"{os.strerror(error.errno or 0)} ({free:,} bytes are free)"
+        raise OSError(error.errno, reason, str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

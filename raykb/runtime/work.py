@@ -113,12 +113,13 @@ def _run(
     start = checkpoints.restore(training)
     ready = time.perf_counter() - began
 
-    def log(step: int, figures: dict[str, float]) -> None:
+    def log(step: int, figures: dict[str, float], note: str = "") -> None:
         if worker.rank == 0:
-            mailbox.put.remote(Letter(job.name, step, training.steps, figures))
+            mailbox.put.remote(Letter(job.name, step, training.steps, figures, note))
 
     size = {"cluster/workers": float(worker.size)} if job.group.fewer else {}
-    log(start, {"time/build_s": ready} | size)  # the training is ready for its first step
+    # the training is ready for its first step
+    log(start, {"time/build_s": ready} | size, "\n".join(checkpoints.notes))
     fit(
         training,
         start=start,

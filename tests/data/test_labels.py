@@ -43,6 +43,12 @@ def test_other_data_than_the_run_began_with_are_refused():
         from_json(text, records().subset(np.arange(2)))
 
 
+@pytest.mark.parametrize("text", ['{"schema": 1, "spl', "{}", '{"splits": [{"ids": [1]}]}'])
+def test_a_damaged_file_is_told_as_such(text):
+    with pytest.raises(ValueError, match="the labels kept with the run cannot be read"):
+        from_json(text, records())
+
+
 def test_a_class_too_rare_for_its_share_of_the_labels_is_named():
     rare = records(np.repeat([0, 1, 2], [60, 27, 3]))
     with pytest.raises(ValueError, match=r"count: 6, too few of 90 images to .* rare class 'c'"):

@@ -99,9 +99,19 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(storage, 
     else:
         (folder / "manifest.json").write_text('{"schema": 1, "par')
     assert found(storage)[0]["step"] == 1
-    assert "step-00000002 does not verify" in caplog.text
+    name = "manifest.json" if damage == "manifest" else "part-00001.pt"
+    assert f"step-00000002 does not verify (step-00000002/{name}: " in caplog.text
     assert storage.folders() == ["step-00000001", "step-00000002.corrupt"]
     assert found(storage)[0]["step"] == 1
+
+
+def test_a_step_damaged_again_takes_the_place_of_what_was_set_aside_before(storage):
+    for _ in range(2):
+        save(storage, 1)
+        save(storage, 2)
+        (Path(storage.uri) / "step-00000002" / "part-00001.pt").write_bytes(b"")
+        assert found(storage)[0]["step"] == 1
+    assert storage.folders() == ["step-00000001", "step-00000002.corrupt"]
 
 
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):

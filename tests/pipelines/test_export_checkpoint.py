@@ -75,13 +75,15 @@ def test_a_step_can_be_chosen_and_a_uri_be_named(tmp_path):
     assert same(loaded(out), network(4).state_dict())
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_left_as_it_is(tmp_path):
+def test_a_damaged_checkpoint_is_passed_over_by_name_and_left_as_it_is(tmp_path, capsys):
     save(tmp_path / "run", 4)
     save(tmp_path / "run", 8)
     (tmp_path / "run" / "step-00000008" / "part-00001.pt").write_bytes(b"x")
     out = tmp_path / "model.pt"
     export_checkpoint.main([str(tmp_path / "run"), "--out", str(out)])
     assert same(loaded(out), network(4).state_dict())
+    told = "passed over: step-00000008/part-00001.pt: is not what was written\n"
+    assert capsys.readouterr().err == told
     assert checkpoint.folders(LocalStorage(tmp_path / "run")) == ["step-00000008", "step-00000004"]
 
 

@@ -218,6 +218,14 @@ def test_a_directory_that_is_in_use_is_left_alone(script, whole, monkeypatch, ca
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_a_damaged_record_is_told_as_such(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"schema": 1, "ke')
+    assert script(["--resume", "run"]) == 2
+    assert "--resume run: run.json is damaged" in capsys.readouterr().err
+
+
 def test_a_changed_config_is_refused_with_the_difference(script, whole, monkeypatch, capsys):
     folder, _ = whole
     monkeypatch.chdir(folder)

@@ -64,7 +64,9 @@ def test_figures_are_in_mlflow(whole):
         for name in runs["training"].data.metrics
     }
     parent = runs["run"].data.metrics
-    assert {"pipeline/bubble", "pipeline/predicted/bubble", "test/top1"} <= parent.keys()
+    for factor in ("bubble", "balance", "runtime"):
+        assert {f"pipeline/{factor}", f"pipeline/predicted/{factor}"} <= parent.keys()
+    assert "test/top1" in parent
     assert {"memory/worker-0/predicted_mib", "memory/worker-1/peak_mib"} <= parent.keys()
     artifacts = {a.path for a in client.list_artifacts(runs["run"].info.run_id)}
     assert {"config.yaml", "timeline.png", "trace.json", "costs.json"} <= artifacts

@@ -222,6 +222,9 @@ def test_labels_are_those_that_the_run_began_with_whatever_would_be_drawn_now(sc
     (kept,) = script["kept_labels"](here, ready)
     assert kept.ids.tolist() == other.ids.tolist()
     assert here.written == ["labels.json"]
+    (tmp_path / "labels.json").write_text(to_json([other, other]))
+    with pytest.raises(Refused, match=r"has splits of \[40, 40\] images, and the run began"):
+        script["kept_labels"](here, ready)
 
 
 def test_a_run_does_not_go_on_with_other_unlabelled_images(script, tmp_path):
@@ -305,7 +308,8 @@ def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(uninterrupted, tm
     )
     assert status == -signal.SIGKILL
     assert not (training / "final.pt").exists()
-    run(tmp_path, "--resume", directory)
+    done = run(tmp_path, "--resume", directory)
+    assert "contrastive_regularization/seed-0: goes on after step " in done.stderr
     other = uninterrupted / "contrastive_regularization" / "seed-0"
     assert same(weights(training), weights(other))
     tables = [json.loads((d / "results.json").read_text()) for d in (directory, uninterrupted)]

@@ -27,6 +27,13 @@ def test_a_second_holder_is_refused_until_the_first_ends(storage):
         pass
 
 
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    refused = pytest.raises(Refused, match=r"file/run: cannot be written \(Not a directory\); name")
+    with refused, locked(LocalStorage(tmp_path / "file" / "run")):
+        pass
+
+
 def held_by(storage, host, process, age):
     record = {"host": host, "process": process, "time": time.time() - age}
     storage.write(LEASE, json.dumps(record).encode())

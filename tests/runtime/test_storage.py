@@ -77,10 +77,18 @@ def test_a_failed_write_keeps_the_old_file_and_names_path_and_free_bytes(tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device \([\d,]+ bytes are free\).*file"):
-        storage.write("file", b"new")
+    for write, name in ((storage.write, "file"), (storage.append, "log")):
+        told = rf"No space left on device \([\d,]+ bytes are free\): '{tmp_path}/{name}'"
+        with pytest.raises(OSError, match=told):
+            write(name, b"new" if name == "file" else {"number": 1})
     assert storage.read("file") == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "log"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(NotADirectoryError, match=rf"bytes are free\): '{tmp_path}/run/a/file'"):
+        LocalStorage(tmp_path / "run").write("a/file", b"")
 
 
 def test_removing_a_link_leaves_what_it_points_to(tmp_path):
