@@ -92,6 +92,7 @@ def head(interpreter, tmp_path_factory):
         "--head",
         f"--port={port}",
         f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={free_port()}",  # its default may be another Ray's here
         "--num-cpus=2",
         "--object-store-memory=200000000",
     )
