@@ -68,7 +68,7 @@ SCHEMA = {
     "model": Section(SEQUENTIALS, given=("classes", "channels")),
     "optimizer": Section(OPTIMIZERS, given=("model",)),
     "schedule": SCHEDULES,
-    "recipe": functools.partial(Recipe),  # its types; its values are judged with the pipeline's
+    "recipe": Section(Recipe, judged=False),  # but with the pipeline
     "pipeline": PipelineSettings,
     "resources": StageResources,
 }

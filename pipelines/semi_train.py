@@ -45,6 +45,7 @@ from raykb.data.records import Records
 from raykb.data.strong import PAIRS
 from raykb.data.unlabelled import Unlabelled
 from raykb.data.views import VIEWS
+from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES
 from raykb.engine.seeding import stream_seed
 from raykb.metrics.classification import paired_difference
@@ -53,7 +54,7 @@ from raykb.runtime.job import launch
 from raykb.runtime.resources import Phase, WorkerResources
 from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import open_storage
-from raykb.runtime.streams import STREAMS
+from raykb.runtime.streams import STREAMS, BrokenImages
 from raykb.runtime.train import Result, share
 from raykb.runtime.work import TrainJob
 from raykb.semi import METHODS
@@ -87,8 +88,7 @@ class DataResources:
     cpus: int = 1
 
     def __post_init__(self) -> None:
-        if self.cpus < 0:
-            raise ValueError(f"cpus: {self.cpus}, must be at least 0")
+        refuse(misfits(self, cpus=at_least(0)))
 
 
 SCHEMA = {
@@ -263,7 +263,7 @@ def job(
     name, seed, stream = f"{method}/seed-{number}", ready.seeds[number], ready.streams[number]
     views = build(PAIRS, session.config["views"] | {"strong_views": ready.strong_views[method]})
     folder = session.storage.below(name).uri
-    stream = dataclasses.replace(stream, view=views, tell=KeepBroken(folder))
+    stream = dataclasses.replace(stream, view=views, tell=BrokenImages(folder))
     if session.parallel[TRAINING] > 1:
         stream = alone(stream, build(DataResources, session.config["resources"]["data"]))
     own = {
@@ -353,35 +353,12 @@ class KeepConfusion:
         open_storage(self.uri).write(CONFUSION, json.dumps(record).encode())
 
 
-@dataclass(frozen=True)
-class KeepBroken:
-    """Writes into the folder of a training which unlabelled images are broken."""
-
-    uri: str
-
-    def __call__(self, rank: int, problem: str) -> None:
-        """Write file, row and reason."""
-        open_storage(self.uri).append(self.log(rank), {"problem": problem})
-
-    @staticmethod
-    def log(rank: int) -> str:
-        """Return the name of a rank's log."""
-        return f"broken_images-{rank}.jsonl"
-
-
 def tell_broken(session: Session, results: Sequence[Result]) -> None:
     """Say which unlabelled images were broken, whichever training and rank met them."""
     configs = (session.recorded, session.config)  # a run may go on with other resources
     workers = max(config["resources"]["training"].get("workers", 1) for config in configs)
-    problems = sorted(
-        {
-            record["problem"]
-            for result in results
-            for rank in range(workers)
-            for record in result.storage.records(KeepBroken.log(rank))
-        }
-    )
-    if problems:
+    found = [BrokenImages(result.storage.uri).problems(workers) for result in results]
+    if problems := sorted(set().union(*found)):
         session.write(BROKEN, "\n".join(problems) + "\n")
         session.say(
             f"{len(problems)} unlabelled images are broken, in whose place others of their shards "
@@ -448,7 +425,7 @@ def write_tables(
             for row in tables[value]:
                 session.parent.log(0, {f"{metric}/{row['method']}": row["mean"]})
     session.parent.log(0, {"time/trainings_s": table["seconds"].sum()})
-    per_class = class_table(matrices, classes)
+    per_class = report.class_accuracy(matrices, classes)
     session.write("class_accuracy.csv", per_class.to_csv(index=False))
     record = {name: matrix.tolist() for name, matrix in matrices.items()}
     session.write(CONFUSION, json.dumps({"schema": 1, "classes": list(classes), "sums": record}))
@@ -459,20 +436,6 @@ def write_tables(
     print("\n" + "\n\n".join(texts))
     if len(matrices) > 1:
         print("\nA difference is one only if its interval leaves out 0.")
-
-
-def class_table(matrices: dict[str, Any], classes: Sequence[str]) -> pd.DataFrame:
-    """Return the share of each class that was recognised, over all seeds: a row a method, class."""
-    return pd.DataFrame(
-        {
-            "method": method,
-            "class": name,
-            "images": int(row.sum()),
-            "accuracy": row[label] / row.sum() if row.sum() else None,
-        }
-        for method, matrix in matrices.items()
-        for label, (name, row) in enumerate(zip(classes, matrix, strict=True))
-    )
 
 
 def draw_pictures(

@@ -237,11 +237,14 @@ class Section:
         table: what :func:`build` takes.
         given: names of arguments that the program gives, which the configuration may not.
         optional: the section may be left out.
+        judged: whether :func:`check` makes a dataclass to hear what its constructor refuses; else
+            the program does, in one message with what it finds itself.
     """
 
     table: Table
     given: Sequence[str] = ()
     optional: bool = False
+    judged: bool = True
 
 
 def build(table: Table, section: Mapping[str, Any], /, **given: Any) -> Any:
@@ -312,7 +315,8 @@ def _check_entry(value: Any, entry: Any, place: str) -> Iterator[str]:
         return
     constructor, arguments, problems = _bound(section, value, f"{place}.")
     yield from problems
-    if not problems and not section.given and is_dataclass(constructor):
+    judged = section.judged and not section.given
+    if not problems and judged and is_dataclass(constructor):
         try:
             constructor(**arguments)
         except ValueError as error:

@@ -281,6 +281,25 @@ def class_histogram(curves: pd.DataFrame, classes: Sequence[str]) -> Figure:
     return figure
 
 
+def class_accuracy(matrices: Mapping[str, Any], classes: Sequence[str]) -> pd.DataFrame:
+    """Return the share of each class's images that was recognised: a row a method and class.
+
+    Args:
+        matrices: of each method an array (C, C), as :func:`confusion` takes them.
+        classes: their names.
+    """
+    return pd.DataFrame(
+        {
+            "method": method,
+            "class": name,
+            "images": int(row.sum()),
+            "accuracy": row[label] / row.sum() if row.sum() else None,
+        }
+        for method, matrix in matrices.items()
+        for label, (name, row) in enumerate(zip(classes, matrix, strict=True))
+    )
+
+
 def confusion(matrices: Mapping[str, Any], classes: Sequence[str]) -> Figure:
     """Draw confusion matrices: a row a true class, in percent of its images; a panel a method.
 
@@ -302,7 +321,7 @@ def confusion(matrices: Mapping[str, Any], classes: Sequence[str]) -> Figure:
             panel.set_xticks(range(count), classes, rotation=90, fontsize=7)
         for row, column in itertools.product(range(count if count <= 12 else 0), repeat=2):
             share = shares[row][column]
-            if share >= 0.5:
+            if round(share):  # none that would read 0
                 ink = "white" if share > 50 else "black"
                 panel.text(
                     column, row, f"{share:.0f}", ha="center", va="center", fontsize=6, color=ink

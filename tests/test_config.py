@@ -424,6 +424,14 @@ def test_what_a_dataclass_says_of_the_whole_is_told_of_the_section():
     assert problems_of(check, config, {"training": Training}) == ["training: 2 steps in 1 epochs"]
 
 
+def test_a_section_that_the_program_judges_is_checked_for_its_types_alone():
+    schema = {"training": Section(Training, judged=False)}
+    check({"training": {"epochs": 0}}, schema)
+    assert problems_of(check, {"training": {"epochs": "many"}}, schema) == [
+        'training.epochs: "many", must be int'
+    ]
+
+
 def test_a_missing_group_of_sections_is_named():
     assert problems_of(check, {}, {"resources.theta": int}) == [
         "resources: null, must be a mapping of theta"

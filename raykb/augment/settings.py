@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raykb.augment.fast_autoaugment import SCORES
+from raykb.engine.arguments import above, at_least, misfits, or_none, refuse
 from raykb.engine.objective import Precision
 
 SEARCHED = "searched_policy"
@@ -74,23 +75,18 @@ class SearchSettings:
             "chunks",
             "batch_size",
         )
-        problems = [
-            f"{name}: {getattr(self, name)}, must be at least 1"
-            for name in counts
-            if getattr(self, name) < 1
-        ]
-        if self.images is not None and self.images < 1:
-            problems.append(f"images: {self.images}, must be at least 1, or null for all")
+        problems = misfits(
+            self,
+            **dict.fromkeys(counts, at_least(1)),
+            images=or_none(at_least(1)),
+            halving_factor=above(1),
+            retries=at_least(0),
+        )
         if self.keep > self.width:
             problems.append(f"keep: {self.keep}, must be at most the width, {self.width}")
         if self.reward not in SCORES:
             problems.append(f"reward: {self.reward!r}, must be one of {', '.join(SCORES)}")
-        if not self.halving_factor > 1:
-            problems.append(f"halving_factor: {self.halving_factor}, must be above 1")
-        if self.retries < 0:
-            problems.append(f"retries: {self.retries}, must be at least 0")
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +102,7 @@ class Comparison:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = misfits(self, seeds=at_least(1))
         unknown = [name for name in self.augmentations if name not in METHODS]
         if unknown:
             problems.append(f"augmentations: {unknown}, must be of {', '.join(METHODS)}")
@@ -114,7 +110,4 @@ class Comparison:
             problems.append(f"augmentations: {list(self.augmentations)}, must have {SEARCHED}")
         if len(set(self.augmentations)) != len(self.augmentations):
             problems.append(f"augmentations: {list(self.augmentations)}, must differ")
-        if self.seeds < 1:
-            problems.append(f"seeds: {self.seeds}, must be at least 1")
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(problems)

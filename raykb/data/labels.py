@@ -12,6 +12,7 @@ import numpy as np
 
 from raykb.data.records import Records
 from raykb.data.splits import stratified_subset
+from raykb.engine.arguments import at_least, misfits, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,7 @@ class Labels:
     count: int
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count: {self.count}, must be at least 1")
+        refuse(misfits(self, count=at_least(1)))
 
     def draw(self, records: Records, seed: int) -> Records:
         """Return the labelled ones of ``records``.

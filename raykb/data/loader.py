@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from raykb.data.unlabelled import CPU, Observer, Unlabelled, Views
+from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.engine.memory import keep_freed_memory
 
 _Made = tuple[tuple[Tensor, ...], Tensor, list[str]]  # images or both views, ids, problems
@@ -30,10 +31,7 @@ class LoaderStream(Unlabelled):
     prefetch: int = 2
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.prefetch < 1:
-            raise ValueError(
-                f"workers: {self.workers}, prefetch: {self.prefetch}; must be at least 0 and 1"
-            )
+        refuse(misfits(self, workers=at_least(0), prefetch=at_least(1)))
         super().__post_init__()
         self._observer = Observer(self.tell)
         self._running: list[Iterator[Views]] = []

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from raykb.data.operations import apply_operation
+from raykb.engine.arguments import at_least, misfits, refuse, within
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
 # The ranges of those re-implementations: the enhancements only ever reduce.
@@ -82,17 +83,8 @@ class WeakStrong:
     strong_views: int = 1
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: {value}; must lie in [0, 1)"
-            for name, value in (("crop", self.crop), ("cutout", self.cutout))
-            if not 0 <= value < 1
-        ]
-        if self.operations < 0:
-            problems.append(f"operations: {self.operations}; must be 0 (for none) or more")
-        if self.strong_views < 1:
-            problems.append(f"strong_views: {self.strong_views}; must be at least 1")
-        if problems:
-            raise ValueError("; ".join(problems))
+        share, count = within(0, 1), {"operations": at_least(0), "strong_views": at_least(1)}
+        refuse(misfits(self, crop=share, cutout=share, **count))
 
     def __call__(
         self, images: Tensor, ids: np.ndarray | Tensor, seed: int, epoch: int

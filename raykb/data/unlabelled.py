@@ -27,6 +27,7 @@ from raykb.data.decoding import BadImageError, decode, decode_all
 from raykb.data.order import Order, Shard, find_shards
 from raykb.data.parquet import named_errors
 from raykb.data.strong import PairOfViews
+from raykb.engine.arguments import above, among, misfits, or_none, refuse
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
 logger = logging.getLogger(__name__)
@@ -144,28 +145,12 @@ class Unlabelled:
     tell: Tell | None = None
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: {value!r}; must be {allowed}"
-            for name, value, good, allowed in (
-                ("channels", self.channels, self.channels in (None, 1, 3), "1, 3 or null"),
-                (
-                    "image_size",
-                    self.image_size,
-                    self.image_size is None or self.image_size > 0,
-                    "null or above 0",
-                ),
-                (
-                    "on_bad_image",
-                    self.on_bad_image,
-                    *_among(self.on_bad_image, "replace", "raise"),
-                ),
-                ("views", self.views, *_among(self.views, "workers", "trainer")),
-                ("timeout_s", self.timeout_s, self.timeout_s > 0, "above 0"),
-            )
-            if not good
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
+        choices = {
+            "channels": or_none(among(1, 3)),
+            "on_bad_image": among("replace", "raise"),
+            "views": among("workers", "trainer"),
+        }
+        refuse(misfits(self, **choices, image_size=or_none(above(0)), timeout_s=above(0)))
         shards, ids = find_shards(str(_SAMPLE) if self.paths is None else self.paths)
         self.order = Order(
             shards, batch_size=self.batch_size, seed=self.seed, mix_shards=self.mix_shards
@@ -295,10 +280,6 @@ class Observer:
             "stream/images_per_s": self._rate,
             "stream/broken_images": float(len(self._broken)),
         }
-
-
-def _among(value: str, *allowed: str) -> tuple[bool, str]:
-    return value in allowed, " or ".join(map(repr, allowed))
 
 
 def _sides(shape: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raykb.data.operations import rows_at_a_time
+from raykb.engine.arguments import at_least, misfits, refuse
 
 # Principal components of ImageNet's RGB values (Krizhevsky, Sutskever, Hinton, NeurIPS 2012, in
 # the published figures that every later recipe uses), for values in [0, 1].
@@ -68,9 +69,7 @@ class CropFlipView:
 
     def __post_init__(self) -> None:
         _check_statistics(self.mean, self.std)
-        for name, value in (("padding", self.padding), ("cutout", self.cutout)):
-            if value < 0:
-                raise ValueError(f"{name}: {value}; must be 0 (for none) or more pixels")
+        refuse(misfits(self, padding=at_least(0), cutout=at_least(0)))
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """Return (N, C, H, W) float32 for (N, C, H, W) uint8 and (N, 5) uniform numbers."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from raykb.engine.arguments import at_least, misfits, refuse
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -30,20 +32,14 @@ class Recipe:
     keep_last: bool = False
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.epochs < 1:
-            problems.append(f"epochs: {self.epochs}, must be at least 1")
-        if self.batch_size < 1:
-            problems.append(f"batch_size: {self.batch_size}, must be at least 1")
-        if self.save_every_epochs < 0:
-            problems.append(f"save_every_epochs: {self.save_every_epochs}, must be at least 0")
+        least = {"epochs": at_least(1), "batch_size": at_least(1), "save_every_epochs": at_least(0)}
+        problems = misfits(self, **least)
         if not 0 <= self.warmup_epochs < max(self.epochs, 1):
             problems.append(
                 f"warmup_epochs: {self.warmup_epochs}, must be at least 0 and below the "
                 f"{self.epochs} epochs"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(problems)
 
     def check_data_parallel(self, workers: int) -> None:
         """Raise ValueError unless so many workers that each have the whole model can train so."""
@@ -57,8 +53,7 @@ class Recipe:
             problems.append(
                 "precision: 'fp16' needs loss scaling, which pipelines alone have; take bf16"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(problems)
 
     def steps_per_epoch(self, count: int) -> int:
         """Return the batches in ``count`` samples; fewer samples than a batch are one."""

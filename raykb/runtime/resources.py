@@ -8,6 +8,8 @@ from typing import Literal
 import ray
 import torch
 
+from raykb.engine.arguments import among, at_least, misfits, or_none, refuse
+
 
 class ResourceError(Exception):
     """A run needs more than the cluster has."""
@@ -30,18 +32,8 @@ class WorkerResources:
     at_most: int | None = None
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: {value}, must be {allowed}"
-            for name, value, good, allowed in (
-                ("cpus", self.cpus, self.cpus >= 1, "at least 1"),
-                ("gpus", self.gpus, self.gpus >= 0, "at least 0"),
-                ("workers", self.workers, self.workers >= 1, "at least 1"),
-                ("at_most", self.at_most, self.at_most is None or self.at_most >= 1, "at least 1"),
-            )
-            if not good
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
+        rules = {"cpus": at_least(1), "gpus": at_least(0), "workers": at_least(1)}
+        refuse(misfits(self, **rules, at_most=or_none(at_least(1))))
 
     @property
     def device(self) -> str:
@@ -67,18 +59,11 @@ class Group:
     fewer: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: {value!r}, must be {allowed}"
-            for name, value, good, allowed in (
-                ("place", self.place, self.place in ("pack", "spread"), "pack or spread"),
-                ("timeout_s", self.timeout_s, self.timeout_s >= 1, "at least 1"),
-                ("wait_s", self.wait_s, self.wait_s >= 0, "at least 0"),
-                ("fewer", self.fewer, all(size >= 1 for size in self.fewer), "numbers from 1 on"),
-            )
-            if not good
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
+        rules = {"timeout_s": at_least(1), "wait_s": at_least(0)}
+        problems = misfits(self, place=among("pack", "spread"), **rules)
+        if any(size < 1 for size in self.fewer):
+            problems.append(f"fewer: {self.fewer!r}, must be numbers from 1 on")
+        refuse(problems)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raykb.config import build
+from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.engine.loop import Shard, Training, Worker
 from raykb.engine.objective import Objective
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES, NamedOptimizer, scheduled
@@ -81,18 +82,13 @@ class PipelineSettings:
 
     def __post_init__(self) -> None:
         numbers = ("stages", "replicas", "micro_batches", "stages_per_worker", "timeout_s")
-        problems = [
-            f"{name}: {getattr(self, name)}, must be at least 1"
-            for name in numbers
-            if getattr(self, name) < 1
-        ]
+        problems = misfits(self, **dict.fromkeys(numbers, at_least(1)), wait_s=at_least(0))
         if not problems and self.stages % self.stages_per_worker:
             problems.append(
                 f"stages: {self.stages}, must be a multiple of stages_per_worker, "
                 f"{self.stages_per_worker}"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(problems)
 
     @property
     def workers(self) -> int:

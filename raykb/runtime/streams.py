@@ -32,7 +32,9 @@ from ray.exceptions import RayTaskError
 
 from raykb.data.loader import LoaderStream
 from raykb.data.unlabelled import CPU, Observer, Unlabelled, Views
+from raykb.engine.arguments import above, at_least, misfits, or_none, refuse
 from raykb.engine.memory import keep_freed_memory
+from raykb.runtime.storage import open_storage
 
 _PIECES = 1024  # of one execution of Ray Data, at most; then follows the next
 _BLOCKS = 12  # that the budget should have room for, so that several are made at a time
@@ -64,23 +66,8 @@ class RayStream(Unlabelled):
     store_mib: float = 256.0
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: {value}; must be {allowed}"
-            for name, value, good, allowed in (
-                (
-                    "workers",
-                    self.workers,
-                    self.workers is None or self.workers >= 1,
-                    "null or above 0",
-                ),
-                ("worker_cpus", self.worker_cpus, self.worker_cpus > 0, "above 0"),
-                ("block_steps", self.block_steps, self.block_steps >= 1, "at least 1"),
-                ("store_mib", self.store_mib, self.store_mib > 0, "above 0"),
-            )
-            if not good
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
+        rules = {"worker_cpus": above(0), "block_steps": at_least(1), "store_mib": above(0)}
+        refuse(misfits(self, workers=or_none(at_least(1)), **rules))
         super().__post_init__()
         self._observer, self._store = Observer(self.tell), _Store()
         self._running: list[Iterator[Views]] = []
@@ -161,6 +148,30 @@ class RayStream(Unlabelled):
             f" on {os.cpu_count()} cores, {self._store.summary()}. If a batch takes as long to "
             "make, raise timeout_s, or lower block_steps or the trainings' resources, or add nodes"
         )
+
+
+@dataclass(frozen=True)
+class BrokenImages:
+    """The record of a training's broken images in its folder, a log for each rank.
+
+    Attributes:
+        uri: of the folder.
+    """
+
+    uri: str
+
+    def __call__(self, rank: int, problem: str) -> None:
+        """Add file, row and reason; what a stream's ``tell`` is."""
+        open_storage(self.uri).append(self._log(rank), {"problem": problem})
+
+    def problems(self, ranks: int) -> set[str]:
+        """Return what so many ranks have added."""
+        storage = open_storage(self.uri)
+        records = (storage.records(self._log(rank)) for rank in range(ranks))
+        return {record["problem"] for own in records for record in own}
+
+    def _log(self, rank: int) -> str:
+        return f"broken_images-{rank}.jsonl"
 
 
 STREAMS = {"ray": RayStream, "loader": LoaderStream}

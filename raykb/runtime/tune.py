@@ -17,6 +17,7 @@ import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from raykb.engine.arguments import above, at_least, misfits, refuse
 from raykb.engine.memory import keep_freed_memory
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.searcher import StudySearcher
@@ -54,10 +55,7 @@ class Halving:
     reduction_factor: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.grace_parts < 1:
-            raise ValueError(f"grace_parts: {self.grace_parts}, must be at least 1")
-        if not self.reduction_factor > 1:
-            raise ValueError(f"reduction_factor: {self.reduction_factor}, must be above 1")
+        refuse(misfits(self, grace_parts=at_least(1), reduction_factor=above(1)))
 
 
 class SearchError(Exception):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from raykb.engine.arguments import at_least, misfits, refuse
+
 
 class SemiBatch(NamedTuple):
     """One rank's share of a step."""
@@ -38,11 +40,7 @@ class Task:
     truths: Tensor | None = None
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.classes < 2:
-            problems.append(f"classes: {self.classes}, must be at least 2")
-        if self.steps < 1:
-            problems.append(f"steps: {self.steps}, must be at least 1")
+        problems = misfits(self, classes=at_least(2), steps=at_least(1))
         if not (self.ids[1:] > self.ids[:-1]).all():
             problems.append("ids: must ascend, each once; sort them")
         if self.truths is not None and self.truths.shape != self.ids.shape:
@@ -50,8 +48,7 @@ class Task:
                 f"truths: {tuple(self.truths.shape)} for ids of shape {tuple(self.ids.shape)}; "
                 "must be one for each, or None"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(problems)
 
 
 def positions(known: Tensor, ids: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from raykb.engine.arguments import above, at_least, misfits, or_none, refuse, within
 from raykb.engine.objective import Precision
 
 
@@ -33,28 +34,22 @@ class SemiRecipe:
     log_every: int = 50
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name}: {getattr(self, name)}, must be at least {least}"
-            for name, least in (
-                ("steps", 1),
-                ("batch_size", 1),
-                ("unlabelled_ratio", 1),
-                ("save_every", 0),
-                ("log_every", 1),
-            )
-            if getattr(self, name) < least
-        ]
+        problems = misfits(
+            self,
+            steps=at_least(1),
+            batch_size=at_least(1),
+            unlabelled_ratio=at_least(1),
+            clip_norm=or_none(above(0)),
+            ema_decay=within(0, 1),
+            save_every=at_least(0),
+            log_every=at_least(1),
+        )
         if not 0 <= self.warmup_steps < max(self.steps, 1):
             problems.append(
                 f"warmup_steps: {self.warmup_steps}, must be at least 0 and below the "
                 f"{self.steps} steps"
             )
-        if self.clip_norm is not None and not self.clip_norm > 0.0:
-            problems.append(f"clip_norm: {self.clip_norm}, must be above 0, or null for none")
-        if not 0.0 <= self.ema_decay < 1.0:
-            problems.append(f"ema_decay: {self.ema_decay}, must be in [0, 1)")
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(problems)
 
     @property
     def unlabelled_batch_size(self) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raykb.engine.arguments import at_least, misfits, refuse
+
 Row = dict[str, Any]
 """A method's ``name`` in ``METHODS`` and its arguments."""
 
@@ -23,14 +25,11 @@ class Comparison:
     rivals: dict[str, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.seeds < 1:
-            problems.append(f"seeds: {self.seeds}, must be at least 1")
+        problems = misfits(self, seeds=at_least(1))
         wrong = [name for name in self.rivals if not name or set(name) & set("/\\ ")]
         if wrong:
             problems.append(f"rivals: {wrong}, must be names of folders, without '/' and spaces")
-        if problems:
-            raise ValueError("; ".join(problems))
+        refuse(problems)
 
     def methods(self, method: Mapping[str, Any]) -> dict[str, Row]:
         """Return the rivals and then ``method``, which is called by its name.

@@ -124,8 +124,8 @@ def test_the_table_builds_it():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"crop": 1.0, "cutout": -0.1}, r"crop: 1\.0; must lie in \[0, 1\); cutout: -0\.1"),
-        ({"operations": -1}, "operations: -1; must be 0"),
+        ({"crop": 1.0, "cutout": -0.1}, r"crop: 1\.0, must be in \[0, 1\); cutout: -0\.1"),
+        ({"operations": -1}, "operations: -1, must be at least 0"),
     ],
 )
 def test_wrong_settings_are_refused(arguments, message):
@@ -156,5 +156,5 @@ def test_further_strong_views_follow_the_first_and_leave_it_as_it_was():
     assert torch.equal(first, one)
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
-    with pytest.raises(ValueError, match="strong_views: 0; must be at least 1"):
+    with pytest.raises(ValueError, match="strong_views: 0, must be at least 1"):
         WeakStrong(strong_views=0)

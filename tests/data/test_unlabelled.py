@@ -412,12 +412,14 @@ def test_many_shards_are_kept_while_they_are_small(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": 2, "image_size": 0}, "channels: 2; must be 1, 3 or null; image_size: 0"),
-        ({"on_bad_image": "skip"}, "on_bad_image: 'skip'; must be 'replace' or 'raise'"),
-        ({"views": "gpu"}, "views: 'gpu'; must be 'workers' or 'trainer'"),
-        ({"timeout_s": 0}, "timeout_s: 0; must be above 0"),
-        ({"workers": -1}, "workers: -1, prefetch: 2"),
-        ({"prefetch": 0}, "workers: 0, prefetch: 0"),
+        ({"channels": 2, "image_size": 0}, "channels: 2, must be 1 or 3, or null; image_size: 0"),
+        ({"on_bad_image": "skip"}, "on_bad_image: 'skip', must be 'replace' or 'raise'"),
+        ({"views": "gpu"}, "views: 'gpu', must be 'workers' or 'trainer'"),
+        ({"timeout_s": 0}, "timeout_s: 0, must be above 0"),
+        (
+            {"workers": -1, "prefetch": 0},
+            "workers: -1, must be at least 0; prefetch: 0, must be at least 1",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(files, arguments, message):

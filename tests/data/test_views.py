@@ -258,8 +258,8 @@ def test_statistics_without_meaning_are_refused(
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("crop_flip", {"padding": -1}, r"padding: -1; must be 0"),
-        ("crop_flip", {"cutout": -8}, r"cutout: -8; must be 0"),
+        ("crop_flip", {"padding": -1}, r"padding: -1, must be at least 0"),
+        ("crop_flip", {"cutout": -8}, r"cutout: -8, must be at least 0"),
         ("resized_crop", {"size": 0}, r"size: 0; must be at least 1"),
         ("resized_crop", {"scale": (0.5, 1.5)}, r"scale: \(0.5, 1.5\); .*share in \(0, 1\]"),
         ("resized_crop", {"ratio": (2.0, 1.0)}, r"ratio: \(2.0, 1.0\)"),

@@ -22,6 +22,7 @@ from raykb.models import MODELS
 from raykb.runtime.job import Tracking
 from raykb.runtime.session import Refused
 from raykb.runtime.storage import LocalStorage
+from raykb.runtime.streams import BrokenImages
 
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
@@ -248,7 +249,7 @@ def test_broken_images_of_all_ranks_are_named_once(script, tmp_path):
     script["tell_broken"](here, results)
     assert here.written == said == []
     for storage, rank, row in zip([*storages, storages[0]], (0, 0, 1), (7, 7, 9), strict=True):
-        script["KeepBroken"](storage.uri)(rank, f"x.parquet, row {row}: no bytes")
+        BrokenImages(storage.uri)(rank, f"x.parquet, row {row}: no bytes")
     script["tell_broken"](here, results)
     text = (tmp_path / "broken_images.txt").read_text()
     assert text == "x.parquet, row 7: no bytes\nx.parquet, row 9: no bytes\n"

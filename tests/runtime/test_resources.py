@@ -84,7 +84,7 @@ def test_workers_fit_if_each_has_a_place_on_some_node(count, wanted):
 @pytest.mark.parametrize(
     ("argument", "value", "allowed"),
     [
-        ("place", "everywhere", "must be pack or spread"),
+        ("place", "everywhere", "must be 'pack' or 'spread'"),
         ("timeout_s", 0, "must be at least 1"),
         ("wait_s", -1.0, "must be at least 0"),
         ("fewer", (2, 0), "must be numbers from 1 on"),

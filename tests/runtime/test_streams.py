@@ -255,9 +255,9 @@ def test_a_step_that_does_not_fit_into_the_store_is_refused(files):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"workers": 0, "worker_cpus": 0}, "workers: 0; must be null or above 0; worker_cpus: 0"),
-        ({"block_steps": 0}, "block_steps: 0; must be at least 1"),
-        ({"store_mib": 0}, "store_mib: 0; must be above 0"),
+        ({"workers": 0, "worker_cpus": 0}, "workers: 0, must be .*, or null; worker_cpus: 0, must"),
+        ({"block_steps": 0}, "block_steps: 0, must be at least 1"),
+        ({"store_mib": 0}, "store_mib: 0, must be above 0"),
     ],
 )
 def test_wrong_settings_are_refused(files, arguments, message):
