@@ -34,6 +34,12 @@ class Labels:
         Raises:
             ValueError: so many cannot be drawn from these classes, or a rare one got no label.
         """
+        classes, total = len(np.unique(records.labels)), len(records)
+        if self.count != total and not classes <= self.count <= total - classes:
+            raise ValueError(
+                f"count: {self.count}, must be from {classes}, one of each class that there is, to "
+                f"{total - classes}, or all {total}"
+            )
         drawn = records.subset(stratified_subset(records.labels, self.count, seed=seed % 2**32))
         without = np.setdiff1d(records.labels, drawn.labels)
         if len(without):

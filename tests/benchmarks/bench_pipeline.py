@@ -10,9 +10,10 @@ torchgpipe (``pip install 'raykb[bench]'``) runs in one process, where the stage
 thread.
 
 Columns: milliseconds of a step, the least and (the median) of the repeats; of the least: samples a
-second, speed-up over one process, throughput as a share of the bare library's; and the runtime
-efficiency of raykb's steps, best and (median): the makespan that the schedule would have with the
-stage times of the very step and free messages, over the step from barrier to barrier.
+second, speed-up over one process, throughput as a share of the bare library's (in brackets the
+median of that share over the turns, which a busy machine moves less); and the runtime efficiency of
+raykb's steps, best and (median): the makespan that the schedule would have with the stage times of
+the very step and free messages, over the step from barrier to barrier.
 
 What two processes can reach on this machine is in the row "both halves at once": each computes its
 own stage on all micro-batches, no messages, no bubble. The bubble takes m / (m + 1) of it.
@@ -268,8 +269,11 @@ def main() -> None:
     least = {name: min(times) for name, times in seconds.items()}
     rows = []
     for name, times in seconds.items():
-        rival = least.get(name.replace("raykb", "bare pipelining").partition(", batch norm")[0])
-        share = f"{rival / least[name]:.3f}" if name.startswith("raykb") and rival else ""
+        share = ""
+        if name.startswith("raykb"):
+            rival = seconds[name.replace("raykb", "bare pipelining").partition(", batch norm")[0]]
+            turns = statistics.median(b / a for a, b in zip(times, rival, strict=True))
+            share = f"{min(rival) / least[name]:.3f} ({turns:.3f})"
         factors = runtime.get(name)
         best = f"{max(factors):.2f} ({statistics.median(factors):.2f})" if factors else ""
         speed = [f"{args.batch / least[name]:.0f}", f"{least[ONE] / least[name]:.2f}"]
