@@ -74,6 +74,7 @@ FIGURES = {  # of pseudo-labels: what the tracker calls them over the steps, and
     "mask_rate": "mask_rate",
     "cluster_size": "cluster_size",
 }
+LARGE_START = 0.05  # share of the first weights in the average that the user is told of
 LATE = 0.1  # share of the steps whose mean stands for the end of a training
 
 
@@ -222,6 +223,11 @@ def semi_train(session: Session) -> None:
         f"images of {len(test.classes)} classes; {ready.recipe.steps} steps of "
         f"{ready.recipe.batch_size} + {ready.recipe.unlabelled_batch_size} images"
     )
+    if (start := ready.recipe.share_of_start) > LARGE_START:
+        session.say(
+            f"recipe.ema_decay: after {ready.recipe.steps} steps {start:.0%} of the average are "
+            "still the weights of the first; lower it, or train longer"
+        )
     same = {
         "test": share(test),
         "truths": share(true_labels(session, ready)),

@@ -52,6 +52,11 @@ class SemiRecipe:
         refuse(problems)
 
     @property
+    def share_of_start(self) -> float:
+        """Weight that the weights after the first step have in the final average."""
+        return self.ema_decay ** (self.steps - 1)
+
+    @property
     def unlabelled_batch_size(self) -> int:
         """Unlabelled images of one step, over all workers; N = mu B."""
         return self.unlabelled_ratio * self.batch_size

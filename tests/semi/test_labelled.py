@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from raykb.data.images import ImageSet
 from raykb.data.strong import WeakStrong
@@ -59,6 +60,16 @@ def test_a_recipe_says_how_many_unlabelled_images_go_with_a_batch():
     recipe.check_data_parallel(4)
     with pytest.raises(ValueError, match="batch_size: 8 does not divide by 3 workers; it is the"):
         recipe.check_data_parallel(3)
+
+
+def test_a_recipe_knows_how_much_of_its_start_the_average_keeps():
+    recipe, weight = SemiRecipe(steps=5, ema_decay=0.5), torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(weight.weight)
+    averaged = AveragedModel(weight, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+    for _ in range(recipe.steps):
+        averaged.update_parameters(weight)
+        torch.nn.init.zeros_(weight.weight)
+    assert averaged.module.weight.item() == recipe.share_of_start == 0.5**4
 
 
 def test_a_recipe_is_refused_with_every_problem():
