@@ -1,5 +1,6 @@
 """A training shared by several workers: a Ray Train job, begun again when processes die."""
 
+import os
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ from raykb.runtime.storage import open_storage
 from raykb.runtime.work import TrainJob, run
 
 _FEWER_WAIT_S = 2.0
+_LOOK_S = "0.5"  # between looks at the workers; Ray's 2 s are lost at each start and end
 
 
 def run_group(
@@ -35,6 +37,7 @@ def run_group(
     Raises:
         ResourceError: there is no place for its workers.
     """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOK_S)
     for attempt in range(retries + 1):
         workers = places(job.name, resources, job.group)
         try:
