@@ -137,6 +137,8 @@ def _problems(
     anywhere = balance if balance is not None and known else [1] * len(layers)
     found += boundary_problems(layers, anywhere, [Spec.of(sample)])
     found += _refusals(lambda: build(Recipe, config["recipe"]))
+    optimizer = _refusals(lambda: build(OPTIMIZERS, config["optimizer"], model=nn.Linear(1, 1)))
+    found += [f"optimizer: {problem}" for problem in optimizer]
     if found:  # else the plan says it
         found += _refusals(lambda: _check_places(config, settings.workers))
     return list(dict.fromkeys(found))
@@ -207,12 +209,18 @@ def gpipe_train(session: Session) -> None:
 
 
 def costs_of(session: Session, ready: Prepared) -> Costs:
-    """Return what the layers cost; a run that goes on keeps its figures, and with them its cut."""
+    """Return what the layers cost; a run that goes on keeps its figures, and with them its cut.
+
+    They are measured again if micro-batches are of another size now, or the device is another.
+    """
+    of = {"micro_batch": list(ready.sample.shape), "gpu": ready.on_gpu}
     if session.storage.exists("costs.json"):
-        return Costs.of_state(json.loads(session.storage.read("costs.json")))
+        record = json.loads(session.storage.read("costs.json"))
+        if record.get("of", of) == of:
+            return Costs.of_state(record)
     each = build(StageResources, session.config["resources"]).workers(1)
     costs = measured(ready.network, ready.sample, seed=session.config["seed"], resources=each)
-    session.write("costs.json", json.dumps(costs.state()))
+    session.write("costs.json", json.dumps(costs.state() | {"of": of}))
     return costs
 
 

@@ -54,7 +54,7 @@ from raykb.runtime.job import launch
 from raykb.runtime.resources import Phase, WorkerResources
 from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import open_storage
-from raykb.runtime.streams import STREAMS, BrokenImages
+from raykb.runtime.streams import STREAMS, BrokenImages, RayStream
 from raykb.runtime.train import Result, share
 from raykb.runtime.work import TrainJob
 from raykb.semi import METHODS
@@ -74,7 +74,9 @@ FIGURES = {  # of pseudo-labels: what the tracker calls them over the steps, and
     "mask_rate": "mask_rate",
     "cluster_size": "cluster_size",
 }
-LARGE_START = 0.05  # share of the first weights in the average that the user is told of
+HOW = ("name", "workers", "worker_cpus", "prefetch", "block_steps", "store_mib", "timeout_s")
+MAY_CHANGE = ("resources", *(f"stream.{key}" for key in HOW))  # a step sees the same
+LARGE_START = 0.05  # share of the initial weights in the average that the user is told of
 LATE = 0.1  # share of the steps whose mean stands for the end of a training
 
 
@@ -98,7 +100,7 @@ SCHEMA = {
     "labels": Labels,
     "view": VIEWS,
     "views": Section(PAIRS, given=("strong_views",)),
-    "stream": Section(STREAMS, given=("batch_size", "seed", "view", "tell")),
+    "stream": Section(STREAMS, given=("batch_size", "seed", "view", "tell", "trainings")),
     "model": Section(MODELS, given=("classes", "channels")),
     "optimizer": Section(OPTIMIZERS, given=("model",)),
     "schedule": SCHEDULES,
@@ -161,6 +163,8 @@ def _prepare(text: str) -> Prepared:
     with _named(problems, "model."), torch.device("meta"):
         channels = streams[0].shape[0] if streams else 1
         network = build(MODELS, config["model"], classes=len(train.classes), channels=channels)
+    with _named(problems, "optimizer."):
+        build(OPTIMIZERS, config["optimizer"], model=nn.Linear(1, 1))
     with _named(problems, "view."):
         view = build(VIEWS, config["view"])
         if streams:
@@ -226,7 +230,7 @@ def semi_train(session: Session) -> None:
     if (start := ready.recipe.share_of_start) > LARGE_START:
         session.say(
             f"recipe.ema_decay: after {ready.recipe.steps} steps {start:.0%} of the average are "
-            "still the weights of the first; lower it, or train longer"
+            "still the initial weights; lower it, or train longer"
         )
     same = {
         "test": share(test),
@@ -270,8 +274,8 @@ def job(
     views = build(PAIRS, session.config["views"] | {"strong_views": ready.strong_views[method]})
     folder = session.storage.below(name).uri
     stream = dataclasses.replace(stream, view=views, tell=BrokenImages(folder))
-    if session.parallel[TRAINING] > 1:
-        stream = alone(stream, build(DataResources, session.config["resources"]["data"]))
+    resources = build(DataResources, session.config["resources"]["data"])
+    stream = beside(stream, session.parallel[TRAINING], resources)
     own = {
         "unlabelled": stream,
         "method": ready.methods[method],
@@ -291,12 +295,12 @@ def job(
     )
 
 
-def alone(stream: Unlabelled, resources: DataResources) -> Unlabelled:
-    """Return a stream that takes its own share of the CPUs alone, since others run beside it."""
-    if getattr(stream, "workers", 0) is None:
-        workers = max(1, resources.cpus)
-        return dataclasses.replace(stream, workers=workers)  # type: ignore[call-arg]
-    return stream
+def beside(stream: Unlabelled, trainings: int, resources: DataResources) -> Unlabelled:
+    """Return a stream that takes no more than its share, since so many trainings run at once."""
+    if not isinstance(stream, RayStream) or trainings == 1:
+        return stream
+    workers = stream.workers or max(1, resources.cpus)
+    return dataclasses.replace(stream, workers=workers, trainings=trainings)
 
 
 def kept_labels(session: Session, ready: Prepared) -> list[Records]:
@@ -473,7 +477,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=DEFAULT,
         schema=SCHEMA,
         plan=plan,
-        may_change=("resources",),  # what a step sees does not depend on them
+        may_change=MAY_CHANGE,
         argv=argv,
     )
 

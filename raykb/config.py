@@ -484,11 +484,20 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return how two configurations differ, as ``search.width: 40 -> 80``, by key."""
+def diff(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, leaving_out: Iterable[str] = ()
+) -> list[str]:
+    """Return how two configurations differ, as ``search.width: 40 -> 80``, by key.
+
+    Args:
+        old: one configuration.
+        new: the other.
+        leaving_out: sections, or dotted keys, that are not looked at.
+    """
     before, after = flatten(old), flatten(new)
+    passed = tuple(f"{key}." for key in leaving_out)
     return [
         f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and not f"{key}.".startswith(passed)
     ]

@@ -489,3 +489,7 @@ def test_diff_reads_aloud():
         "split.k: (absent) -> [1]",
     ]
     assert diff(old, old) == []
+    assert diff(old, new, leaving_out=["search.rounds", "split", "see"]) == [
+        "search.width: 40 -> 80"
+    ]
+    assert diff(old, new, leaving_out=["search", "split"]) == []

@@ -75,6 +75,7 @@ class LoaderStream(Unlabelled):
             timeout=self.timeout_s if self.workers else 0,
             collate_fn=_as_it_is,
             worker_init_fn=_begin,
+            generator=torch.Generator(),  # not torch's own, of which dropout draws
         )
         batches = iter(loader)
         for step in _numbers(start, stop):

@@ -27,9 +27,12 @@ def sgd(
     nesterov: bool = True,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Return SGD with (Nesterov) momentum over ``model``; norms and biases are not decayed."""
+    """Return SGD with (Nesterov) momentum over ``model``; norms and biases are not decayed.
+
+    Without momentum ``nesterov`` says nothing.
+    """
     groups = parameter_groups(model, weight_decay)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
 
 
 def adamw(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, misfits, or_none, refuse, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         least = {"epochs": at_least(1), "batch_size": at_least(1), "save_every_epochs": at_least(0)}
-        problems = misfits(self, **least)
+        positive = {"clip_norm": or_none(above(0)), "label_smoothing": within(0, 1)}
+        problems = misfits(self, **least, **positive)
         if not 0 <= self.warmup_epochs < max(self.epochs, 1):
             problems.append(
                 f"warmup_epochs: {self.warmup_epochs}, must be at least 0 and below the "

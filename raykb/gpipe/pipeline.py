@@ -164,6 +164,9 @@ class Pipeline:
     def step(self, batch: Fed, number: int, *, align: bool = False) -> dict[str, Tensor]:
         """Run forward and backward of one batch; the gradients are those of its mean loss.
 
+        With replicas they are each one's share, which
+        :func:`~raykb.gpipe.gradients.sum_over_replicas` sums.
+
         Args:
             batch: this replica's share of the batch, from a :class:`~raykb.gpipe.feed.Feed`.
             number: of the optimizer step, which the random layers depend on.

@@ -105,7 +105,7 @@ def _trainer(
         ),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
-            storage_path=f"{uri}/{job.name}/ray",
+            storage_path=open_storage(uri).below(f"{job.name}/ray").uri,  # before a ?query
             failure_config=FailureConfig(
                 max_failures=0,
                 controller_failure_limit=0,  # type: ignore[call-arg]  # of Train v2

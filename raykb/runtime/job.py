@@ -66,7 +66,7 @@ def launch(
         default: the configuration used without ``--config``.
         schema: what :func:`raykb.config.check` takes, but for ``storage`` and ``tracking``.
         plan: returns the phases of the run from its configuration; may raise ValueError.
-        may_change: sections of the configuration that a resumed run may have otherwise.
+        may_change: sections, or dotted keys, that a resumed run may have otherwise.
         argv: the command line after the script's name.
     """
     name = Path(script.__code__.co_filename).stem
@@ -130,12 +130,11 @@ def _config(
         source = arguments.config or str(default)
         config = configuration.load(source, overrides=arguments.overrides, smoke=arguments.smoke)
     configuration.check(config, {"storage": str, "tracking": Tracking, **schema}, source=source)
-    changes = configuration.diff(
-        {key: value for key, value in (stored or config).items() if key not in may_change},
-        {key: value for key, value in config.items() if key not in may_change},
-    )
+    changes = configuration.diff(stored or config, config, leaving_out=may_change)
     if changes:
-        allowed = f"; {' and '.join(may_change)} may change" * bool(may_change)
+        *most, last = may_change or [""]
+        may = " and ".join(filter(None, [", ".join(most), last]))
+        allowed = f"; {may} may change" * bool(may)
         raise Refused(
             f"--resume {arguments.resume}: the configuration is not that of the run:\n  "
             + "\n  ".join(changes)

@@ -29,6 +29,7 @@ from raykb.gpipe.feed import Fed, Feed
 from raykb.gpipe.gradients import LossScaler, clip_over_stages, sum_over_replicas
 from raykb.gpipe.grid import Grid, make_grid
 from raykb.gpipe.materialise import uninitialisable
+from raykb.gpipe.modes import precision
 from raykb.gpipe.partition import Value, flatten
 from raykb.gpipe.pipeline import Pipeline
 from raykb.gpipe.schedule import runnable
@@ -297,7 +298,8 @@ def stage_training(
         for batch in fed(own):
             outputs = pipeline.predict(batch)
             if outputs is not None:
-                terms = loss(outputs, batch.targets, steps)
+                with precision(worker.device.type, _AUTOCAST[recipe.precision]):
+                    terms = loss(outputs, batch.targets, steps)
                 for name, term in terms.items():
                     part = term.detach().double() * (batch.rows / batch.total)
                     sums[name] = sums.get(name, 0.0) + part

@@ -10,6 +10,7 @@ They are actors, not tasks, since Ray ends processes that idle for a second, as 
 training is the slower one, and the next would have to import everything again.
 """
 
+import contextlib
 import math
 import os
 import queue
@@ -41,6 +42,7 @@ _BLOCKS = 12  # that the budget should have room for, so that several are made a
 _FEWEST = 6  # that it must have: one in the training, three on their way there, two being freed
 _REST_S = 0.02
 _LOOK_S = 0.5
+_ANSWER_S = 2.0
 _SETTLE_S = 2.0
 _PATIENCE_S = 20.0
 
@@ -58,15 +60,18 @@ class RayStream(Unlabelled):
             beginning of a block until its last step has been handed over; half of what the cluster
             has, shared evenly, if that is less. Ray's figures are higher where blocks follow each
             other fast: it frees them once a second, or earlier where it needs the room.
+        trainings: that share the cluster, with a stream like this each.
     """
 
     workers: int | None = None
     worker_cpus: float = 1.0
     block_steps: int = 4
     store_mib: float = 256.0
+    trainings: int = 1
 
     def __post_init__(self) -> None:
         rules = {"worker_cpus": above(0), "block_steps": at_least(1), "store_mib": above(0)}
+        rules |= {"trainings": at_least(1)}
         refuse(misfits(self, workers=or_none(at_least(1)), **rules))
         super().__post_init__()
         self._observer, self._store = Observer(self.tell), _Store()
@@ -186,7 +191,7 @@ class _Pipeline:
 
     def __init__(self, source: RayStream, rank: int, size: int) -> None:
         whole = float(ray.cluster_resources()["object_store_memory"])
-        budget = min(source.store_mib * 2**20, whole / 2 / size)
+        budget = min(source.store_mib * 2**20, whole / 2 / size / source.trainings)
         share = source.order.slice(rank, size)
         views = 1 + source.view.strong_views if source.views == "workers" else 1
         step = (share.stop - share.start) * views * int(np.prod(source.shape))
@@ -383,6 +388,8 @@ class _Store:
 
     def summary(self) -> str:
         figures = self.figures()
+        if not figures:
+            return "the object store does not answer"
         return (
             f"{figures['stream/store_mib']:.3g} MiB in the object store, "
             f"{figures['stream/spilled_mib']:.3g} spilled"
@@ -390,11 +397,15 @@ class _Store:
 
     def figures(self) -> dict[str, float]:
         if time.monotonic() - self._looked >= _LOOK_S:
-            address = ray.get_runtime_context().gcs_address
-            store = get_memory_info_reply(get_state_from_address(address)).store_stats
-            self._figures = {
-                "stream/store_mib": store.object_store_bytes_used / 2**20,
-                "stream/spilled_mib": store.spilled_bytes_total / 2**20,
-            }
+            with contextlib.suppress(Exception):  # a node that is lost; the figures are from before
+                self._figures = self._now()
             self._looked = time.monotonic()
         return self._figures
+
+    def _now(self) -> dict[str, float]:
+        state = get_state_from_address(ray.get_runtime_context().gcs_address)
+        store = get_memory_info_reply(state, timeout_seconds=_ANSWER_S).store_stats
+        return {
+            "stream/store_mib": store.object_store_bytes_used / 2**20,
+            "stream/spilled_mib": store.spilled_bytes_total / 2**20,
+        }

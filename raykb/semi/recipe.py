@@ -53,8 +53,8 @@ class SemiRecipe:
 
     @property
     def share_of_start(self) -> float:
-        """Weight that the weights after the first step have in the final average."""
-        return self.ema_decay ** (self.steps - 1)
+        """Weight that the initial weights have in the final average."""
+        return self.ema_decay**self.steps
 
     @property
     def unlabelled_batch_size(self) -> int:

@@ -71,6 +71,13 @@ def files(tmp_path_factory):
     return write(tmp_path_factory.mktemp("files"), [20, 3, 17, 10])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_torchs_own_random_numbers_are_left_to_the_training(files, workers):
+    before = torch.get_rng_state()
+    take(stream(files, workers=workers), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # ---------------------------------------------------------------------- order
 
 

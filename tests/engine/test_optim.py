@@ -123,6 +123,11 @@ def test_every_schedule_begins_at_the_full_rate(name):
     assert SCHEDULES[name]()(0.0) == 1.0
 
 
+def test_without_momentum_there_is_nothing_of_nesterovs():
+    assert not sgd(network(), lr=1.0, momentum=0.0).param_groups[0]["nesterov"]
+    assert sgd(network(), lr=1.0).param_groups[0]["nesterov"]
+
+
 def rates(schedule, steps, warmup_steps=0):
     optimizer = sgd(network(), lr=2.0)
     scheduler = scheduled(optimizer, schedule, steps=steps, warmup_steps=warmup_steps)

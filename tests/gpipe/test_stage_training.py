@@ -146,9 +146,11 @@ def test_mixed_precision_trains(gloo, tmp_path, precision):
     settings = PipelineSettings(stages=2, micro_batches=4, balance="parameters")
     full, _, _ = whole(gloo.run(trained, tmp_path / "full", settings, size=2))
     call = functools.partial(trained, precision=precision)
-    mixed, _, _ = whole(gloo.run(call, tmp_path / "mixed", settings, size=2))
+    mixed, metrics, _ = whole(gloo.run(call, tmp_path / "mixed", settings, size=2))
     assert mixed != full
     assert mixed == pytest.approx(full, rel=0.05)
+    steps = metrics["test/loss"] * 30 / 2**-6  # of bf16 between 2 and 4, over 30 images
+    assert abs(steps - round(steps)) > 1e-2  # the loss itself is in full precision
 
 
 def test_an_elastic_run_goes_on_with_what_its_schedule_can_run():

@@ -4,6 +4,7 @@ import functools
 import json
 import runpy
 import signal
+import types
 
 import mlflow
 import pytest
@@ -12,7 +13,9 @@ import torch
 import yaml
 from torch import nn
 
+from raykb.gpipe.costs import Costs
 from raykb.models import SEQUENTIALS
+from raykb.runtime.storage import LocalStorage
 
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
@@ -100,6 +103,9 @@ def test_all_that_is_wrong_is_refused_in_one_message(script, tmp_path, monkeypat
 
 REFUSED = {
     "batch": (["recipe.batch_size=0"], "batch_size: 0, must be at least 1"),
+    "clip": (["recipe.clip_norm=0.0"], "clip_norm: 0.0, must be above 0, or null"),
+    "smoothing": (["recipe.label_smoothing=1.0"], "label_smoothing: 1.0, must be in [0, 1)"),
+    "optimizer": (["optimizer={name: sgd, lr: -0.1}"], "optimizer: Invalid learning rate: -0.1"),
     "schedule": (["pipeline.schedule=2f2b"], "pipeline.schedule"),
     "stages per worker": (
         ["pipeline.schedule=interleaved", "pipeline.stages_per_worker=3"],
@@ -148,6 +154,26 @@ def test_models_that_cannot_be_cut_are_refused(
     text = capsys.readouterr().err
     assert f"shared {sharers}" in text
     assert "layer '1' returned dict" in text
+
+
+def test_layers_are_measured_again_for_micro_batches_of_another_size(script, tmp_path, monkeypatch):
+    measured, costs_of = [], script["costs_of"]
+    costs = Costs([0.1], [0.2], [])
+    monkeypatch.setitem(
+        costs_of.__globals__,
+        "measured",
+        lambda network, sample, **_: measured.append(len(sample)) or costs,
+    )
+    storage = LocalStorage(tmp_path)
+    session = types.SimpleNamespace(
+        storage=storage,
+        config={"resources": {}, "seed": 0},
+        write=lambda name, text: storage.write(name, text.encode()),
+    )
+    for rows in (4, 4, 16, 16):
+        ready = types.SimpleNamespace(network=None, sample=torch.zeros(rows, 1), on_gpu=False)
+        assert costs_of(session, ready) == costs
+    assert measured == [4, 16]
 
 
 def test_it_goes_on_with_other_stages_and_nothing_else_may_change(script, whole, capsys):

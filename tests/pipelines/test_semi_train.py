@@ -240,6 +240,19 @@ def test_a_run_does_not_go_on_with_other_unlabelled_images(script, tmp_path):
         script["check_stream"](here, ready)
 
 
+def test_a_run_may_go_on_with_another_way_to_the_same_images(script, whole, capsys):
+    directory = str(whole[0] / "run")
+    stream = "--set=stream={paths: null, on_bad_image: replace, "
+    same = stream + "name: loader, views: workers, workers: 1, timeout_s: 9.0}"
+    assert script["main"](["--resume", directory, "--dry-run", same]) == 0
+    other = stream + "name: ray, views: trainer, store_mib: 9.0}"
+    capsys.readouterr()
+    assert script["main"](["--resume", directory, "--dry-run", other]) == 2
+    text = capsys.readouterr().err
+    assert "stream.views: workers -> trainer" in text
+    assert "stream.store_mib: " not in text
+
+
 def test_broken_images_of_all_ranks_are_named_once(script, tmp_path):
     resources = {"resources": {"training": {"workers": 2}}}
     said = []

@@ -252,6 +252,31 @@ def test_a_step_that_does_not_fit_into_the_store_is_refused(files):
         source.batches(0, 0, 5)
 
 
+def test_trainings_side_by_side_share_the_store(files):
+    half = ray.cluster_resources()["object_store_memory"] / 2
+    step = 0.105 / 6  # MiB, by the test above
+    crowd = int(half / 2**20 / (6 * step)) + 1
+    with pytest.raises(ValueError, match="store_mib: "):
+        RayStream(**settings(files, trainings=crowd)).batches(0)
+    RayStream(**settings(files, trainings=crowd // 2)).batches(0)
+
+
+def test_a_store_that_does_not_answer_costs_the_training_nothing(files, monkeypatch):
+    source = RayStream(**settings(files))
+    known = source.figures()
+    assert "stream/store_mib" in known
+
+    def lost(*_, **__):
+        raise ConnectionError("the node is gone")
+
+    monkeypatch.setattr(streams, "get_memory_info_reply", lost)
+    monkeypatch.setattr(streams, "_LOOK_S", 0.0)
+    assert source.figures() == known
+    fresh = RayStream(**settings(files))
+    assert "stream/store_mib" not in fresh.figures()
+    assert "the object store does not answer" in fresh._reasons()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

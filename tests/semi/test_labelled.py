@@ -66,10 +66,11 @@ def test_a_recipe_knows_how_much_of_its_start_the_average_keeps():
     recipe, weight = SemiRecipe(steps=5, ema_decay=0.5), torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(weight.weight)
     averaged = AveragedModel(weight, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+    averaged.update_parameters(weight)  # as a training does, before its first step
+    torch.nn.init.zeros_(weight.weight)
     for _ in range(recipe.steps):
         averaged.update_parameters(weight)
-        torch.nn.init.zeros_(weight.weight)
-    assert averaged.module.weight.item() == recipe.share_of_start == 0.5**4
+    assert averaged.module.weight.item() == recipe.share_of_start == 0.5**5
 
 
 def test_a_recipe_is_refused_with_every_problem():
