@@ -132,15 +132,18 @@ def find(where: str) -> tuple[Storage, Storage]:
     """
     if "://" not in where:
         where = str(Path(where).expanduser().absolute())
-    below = where.removesuffix(f"/{FINAL}")
+    place, mark, query = where.partition("?") if "://" in where else (where, "", "")
+    below = place.removesuffix(f"/{FINAL}") + mark + query
     run = _run_of(below)
     found = list(_trainings(open_storage(below), _DEPTH))
     if len(found) != 1:
-        many = "name one of " + ", ".join(folder.uri for folder in found[:_SHOWN])
-        raise ValueError(
-            f"{below}: {len(found)} trainings have left a {FINAL}; "
-            + (many if found else "let the run end, or go on with it by --resume")
-        )
+        remedy = "name one of " + ", ".join(folder.uri for folder in found[:_SHOWN])
+        if not found:
+            remedy = (
+                "let the run end, or go on with it by --resume; of a model of 2 GiB and more "
+                f"export_checkpoint.py makes it: --out {FINAL} in the training's folder"
+            )
+        raise ValueError(f"{below}: {len(found)} trainings have left a {FINAL}; {remedy}")
     return run, found[0]
 
 
