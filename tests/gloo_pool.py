@@ -8,16 +8,16 @@ import datetime
 import importlib
 import os
 import sys
-import tempfile
 import time
 import traceback
 from multiprocessing.connection import wait
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+
+_HOST = "127.0.0.1"
 
 
 class Pool:
@@ -26,6 +26,7 @@ class Pool:
     def __init__(self):
         self._context = multiprocessing.get_context("spawn")
         self._workers = []
+        self._store, self._runs = None, 0
 
     def run(self, function, *arguments, size):
         """Return what ``function(*arguments)`` returns in each of ``size`` processes, by rank."""
@@ -41,22 +42,24 @@ class Pool:
                 self.close()
                 raise TimeoutError(f"{function.__name__}: its processes do not start")
             pipe.recv()
-        with tempfile.TemporaryDirectory() as folder:
-            for rank, (_, pipe) in enumerate(self._workers[:size]):
-                pipe.send((function, arguments, rank, size, f"{folder}/store"))
-            waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._workers[:size])}
-            values, deadline = [None] * size, time.monotonic() + 120
-            while waiting:
-                ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
-                if not ready:
+        if self._store is None:  # of this process, so that it is there whoever is slow to end
+            self._store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+        self._runs += 1
+        for rank, (_, pipe) in enumerate(self._workers[:size]):
+            pipe.send((function, arguments, rank, size, self._store.port, str(self._runs)))
+        waiting = {pipe: rank for rank, (_, pipe) in enumerate(self._workers[:size])}
+        values, deadline = [None] * size, time.monotonic() + 120
+        while waiting:
+            ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self.close()
+                raise TimeoutError(f"{function.__name__}: ranks {list(waiting.values())} hang")
+            for pipe in ready:
+                kind, value = pipe.recv()
+                if kind == "failed":  # its peers may wait for it for ever
                     self.close()
-                    raise TimeoutError(f"{function.__name__}: ranks {list(waiting.values())} hang")
-                for pipe in ready:
-                    kind, value = pipe.recv()
-                    if kind == "failed":  # its peers may wait for it for ever
-                        self.close()
-                        raise AssertionError(value)
-                    values[waiting.pop(pipe)] = value
+                    raise AssertionError(value)
+                values[waiting.pop(pipe)] = value
         return values
 
     def close(self):
@@ -73,11 +76,11 @@ def _serve(pipe, path):
     importlib.import_module("raykb.gpipe.pipeline")
     pipe.send("ready")
     while True:
-        function, arguments, rank, size, store = pipe.recv()
+        function, arguments, rank, size, port, number = pipe.recv()
         try:
             dist.init_process_group(
                 "gloo",
-                init_method=Path(store).as_uri(),
+                store=dist.PrefixStore(number, dist.TCPStore(_HOST, port, is_master=False)),
                 rank=rank,
                 world_size=size,
                 timeout=datetime.timedelta(seconds=60),
