@@ -77,7 +77,7 @@ def plan(config: dict[str, Any]) -> list[Phase]:
     each = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
     for name in ("theta", "final"):
         build(Recipe, config[name]).check_data_parallel(each[name].workers)
-    build(OPTIMIZERS, config["optimizer"], model=torch.nn.Linear(1, 1))  # refused now, not there
+    build(OPTIMIZERS, config["optimizer"], model=torch.nn.Linear(1, 1))  # else a worker refuses
     return [
         Phase(THETA, splits, each["theta"]),
         Phase(SEARCH, splits * search.evaluators_per_split, each["evaluators"]),

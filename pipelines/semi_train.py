@@ -74,8 +74,9 @@ FIGURES = {  # of pseudo-labels: what the tracker calls them over the steps, and
     "mask_rate": "mask_rate",
     "cluster_size": "cluster_size",
 }
+# of a stream, what decides how its images come, not which: a resumed run may have it otherwise
 HOW = ("name", "workers", "worker_cpus", "prefetch", "block_steps", "store_mib", "timeout_s")
-MAY_CHANGE = ("resources", *(f"stream.{key}" for key in HOW))  # a step sees the same
+MAY_CHANGE = ("resources", *(f"stream.{key}" for key in HOW))
 LARGE_START = 0.05  # share of the initial weights in the average that the user is told of
 LATE = 0.1  # share of the steps whose mean stands for the end of a training
 

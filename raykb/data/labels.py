@@ -34,13 +34,11 @@ class Labels:
         Raises:
             ValueError: so many cannot be drawn from these classes, or a rare one got no label.
         """
-        classes, total = len(np.unique(records.labels)), len(records)
-        if self.count != total and not classes <= self.count <= total - classes:
-            raise ValueError(
-                f"count: {self.count}, must be from {classes}, one of each class that there is, to "
-                f"{total - classes}, or all {total}"
-            )
-        drawn = records.subset(stratified_subset(records.labels, self.count, seed=seed % 2**32))
+        try:
+            positions = stratified_subset(records.labels, self.count, seed=seed % 2**32)
+        except ValueError as error:
+            raise ValueError(f"count: {self.count}, cannot be drawn ({error})") from error
+        drawn = records.subset(positions)
         without = np.setdiff1d(records.labels, drawn.labels)
         if len(without):
             raise ValueError(

@@ -70,9 +70,16 @@ class RayStream(Unlabelled):
     trainings: int = 1
 
     def __post_init__(self) -> None:
-        rules = {"worker_cpus": above(0), "block_steps": at_least(1), "store_mib": above(0)}
-        rules |= {"trainings": at_least(1)}
-        refuse(misfits(self, workers=or_none(at_least(1)), **rules))
+        refuse(
+            misfits(
+                self,
+                workers=or_none(at_least(1)),
+                worker_cpus=above(0),
+                block_steps=at_least(1),
+                store_mib=above(0),
+                trainings=at_least(1),
+            )
+        )
         super().__post_init__()
         self._observer, self._store = Observer(self.tell), _Store()
         self._running: list[Iterator[Views]] = []

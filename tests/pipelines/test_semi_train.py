@@ -164,7 +164,7 @@ def test_all_that_is_wrong_is_refused_in_one_message(script, tmp_path, monkeypat
     for part in (
         "stream: nowhere: must be a Parquet file or a folder",
         "batch_size: 20 does not divide by 3 workers",
-        "labels: count: 5, must be from 10, one of each class that there is, to 9990, or all 10000",
+        "labels: count: 5, cannot be drawn (size=5: of 10000 labels in 10 classes",
         "model: depth=11, width=1: depth must be 6n + 4",
         "comparison.rivals.loose: threshold: 1.5, must be in 0..1",
     ):
