@@ -72,7 +72,10 @@ class Sender:
                         for name, value in record["metrics"].items()
                     ]
                 case "params":
-                    batch.params = record["values"] | batch.params
+                    if batch.params.keys() & record["values"].keys():  # MLflow judges a change
+                        self._flush(client, key, batch)
+                        batch = batches[key] = _Batch()
+                    batch.params |= record["values"]
                 case "tags":
                     batch.tags |= record["values"]
                 case "text" | "artifact" | "finish":
@@ -85,12 +88,12 @@ class Sender:
         """Look for the experiment anew when next something is sent."""
         self._client = None
 
-    def warn(self, message: str) -> bool:
-        """Warn, once for each message; return whether it was the first time."""
-        first = message not in self._warned and len(self._warned) < 1000
+    def warn(self, what: str, why: str = "") -> bool:
+        """Warn, once for each ``what``; return whether it was the first time."""
+        first = what not in self._warned and len(self._warned) < 1000
         if first:
-            self._warned.add(message)
-            _logger.warning("tracking: %s", message)
+            self._warned.add(what)
+            _logger.warning("tracking: %s%s", what, f": {why}" if why else "")
         return first
 
     def _connect(self) -> MlflowClient:
@@ -157,7 +160,7 @@ class Sender:
                 self._submit(client, key, kind, items[:half])
                 self._submit(client, key, kind, items[half:])
             else:
-                self.warn(f"{kind} {items[0].key!r} of run {key!r} refused: {brief(error)}")
+                self.warn(f"{kind} {items[0].key!r} of run {key!r} refused", brief(error))
 
     def _pass_on(self, client: MlflowClient, record: dict[str, Any]) -> None:
         """Store an artifact or end a run."""
@@ -179,7 +182,7 @@ class Sender:
             self._failures[what] = self._failures.get(what, 0) + 1
             if self._failures[what] < _TRIES and (op == "text" or Path(what).exists()):
                 raise
-            self.warn(f"artifact {what} of run {record['run']!r} not stored: {brief(error)}")
+            self.warn(f"artifact {what} of run {record['run']!r} not stored", brief(error))
 
     @contextlib.contextmanager
     def _unless_refused(self, what: str) -> Iterator[None]:
@@ -188,7 +191,7 @@ class Sender:
         except MlflowException as error:
             if error.error_code not in _REFUSALS:
                 raise
-            self.warn(f"{what} refused: {brief(error)}")
+            self.warn(f"{what} refused", brief(error))
 
 
 def _chunks(items: Sequence[_T], count: int, size: int = 100_000) -> Iterator[list[_T]]:

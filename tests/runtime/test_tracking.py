@@ -266,6 +266,19 @@ def test_what_is_refused_is_named_and_the_rest_arrives(make, uri, said):
     assert sum("params 'lr' of run 'resumed' refused" in message for message in said()) == 1
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+def test_the_first_value_of_a_param_stays_however_its_records_are_cut(uri, said, batches):
+    to_mlflow = sender.Sender(uri, EXPERIMENT, None)
+    opened = {"op": "run", "run": "r", "name": "r", "parent": "", "at": 1}
+    changes = [{"op": "params", "run": "r", "values": {"lr": lr, lr: lr}} for lr in ("0.1", "0.2")]
+    records = [opened, *changes]
+    for n in range(batches):
+        to_mlflow.send(records[n::batches])
+    stored = run_of(uri, "r").data.params
+    assert stored == {"lr": "0.1", "0.1": "0.1", "0.2": "0.2"}
+    assert [message for message in said() if "params 'lr' of run 'r' refused" in message]
+
+
 # ---------------------------------------------------------------------- whose run, and where
 
 
