@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     for problem in passed_over:
         print(f"passed over: {problem}", file=sys.stderr)
-    values = list(model.values())
+    values = [value for value in model.values() if isinstance(value, torch.Tensor)]
     print(
         f"{given.out}: {len(values)} tensors with {sum(value.numel() for value in values):,} "
         f"numbers, {given.out.stat().st_size:,} bytes, from {storage.uri}/{folder}"

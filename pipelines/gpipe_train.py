@@ -135,7 +135,8 @@ def _problems(
     )
     known = balance is not None and sum(balance) == len(layers) and min(balance) > 0
     anywhere = balance if balance is not None and known else [1] * len(layers)
-    found += boundary_problems(layers, anywhere, [Spec.of(sample)])
+    cuts = [len(layers)] if settings.alone else anywhere
+    found += boundary_problems(layers, cuts, [Spec.of(sample)], skip=settings.skip)
     found += _refusals(lambda: build(Recipe, config["recipe"]))
     optimizer = _refusals(lambda: build(OPTIMIZERS, config["optimizer"], model=nn.Linear(1, 1)))
     found += [f"optimizer: {problem}" for problem in optimizer]
@@ -227,9 +228,9 @@ def costs_of(session: Session, ready: Prepared) -> Costs:
 def tell_layout(session: Session, ready: Prepared, costs: Costs) -> list[StageMemory]:
     """Say what each worker will do and need, and return that; the tracker keeps it, too."""
     settings = ready.settings
-    balance = costs.balance(settings.balance, settings.stages, checkpoint=settings.checkpoint)
+    balance, layout = settings.cut(costs), settings.laid_out()
     needs = costs.memory(
-        balance, state_tensors=state_tensors(session.config["optimizer"]), **settings.laid_out()
+        balance, state_tensors=state_tensors(session.config["optimizer"]), **layout
     )
     seconds = zip(*costs.stage_seconds(balance), strict=True)
     rows = []
@@ -244,8 +245,8 @@ def tell_layout(session: Session, ready: Prepared, costs: Costs) -> list[StageMe
         )
     head = ["stage", "worker", "layers", "parameters", "forward ms", "backward ms", "worker MiB"]
     session.say(report.markdown(head, rows))
-    spans = costs.spans(balance, **settings.laid_out())
-    predicted = efficiency(spans, settings.schedule, checkpoint=settings.checkpoint)
+    spans = costs.spans(balance, **layout)
+    predicted = efficiency(spans, layout["schedule"], checkpoint=settings.checkpoint)
     session.say(
         f"predicted: bubble {predicted['bubble']:.2f}, balance {predicted['balance']:.2f}, "
         f"{1e3 * predicted['makespan_s']:.1f} ms a step without messages and update"

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from raykb.gpipe.checkpointing import is_recomputing
 
@@ -97,8 +98,7 @@ class DeferredBatchNorm(_BatchNorm):
         chunks: int | None = 1,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats=True)
-        if chunks is not None and chunks < 1:
-            raise ValueError(f"chunks: {chunks}, must be at least 1, or None to commit yourself")
+        _check_chunks(chunks)
         self.chunks = chunks
         # Not buffers: those are saved, cast by .half(), and sent around by DDP at every call.
         self._seen: list[_Moments] = []
@@ -171,10 +171,15 @@ class DeferredBatchNorm(_BatchNorm):
     def convert_deferred_batch_norm(cls, module: nn.Module, chunks: int | None = 1) -> nn.Module:
         """Replace every batch norm in ``module`` and return it, or what it is replaced by.
 
-        The parameters and buffers stay the same objects. ``SyncBatchNorm``, other classes with a
-        ``forward`` of their own and layers without running statistics are left as they are; so are
+        The parameters and buffers stay the same objects, and hooks stay where they were.
+        ``SyncBatchNorm``, other classes with a ``forward``, modules or state of their own,
+        parametrized layers and those without running statistics are left as they are; so are
         deferred ones of the same ``chunks``.
+
+        Raises:
+            ValueError: ``chunks`` is below 1, or a lazy batch norm has not been run yet.
         """
+        _check_chunks(chunks)
         return cls._converted(module, chunks, {})
 
     @classmethod
@@ -194,16 +199,31 @@ class DeferredBatchNorm(_BatchNorm):
     def _is_convertible(cls, module: _BatchNorm, chunks: int | None) -> bool:
         if isinstance(module, DeferredBatchNorm):
             return module.chunks != chunks
-        plain = type(module).forward is _BatchNorm.forward
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise ValueError(
+                f"{module}: has no channels yet; run the model once on a batch before its batch "
+                "norm is deferred"
+            )
+        kind = type(module)
+        plain = kind.forward is _BatchNorm.forward and not module._modules
+        plain = plain and kind.get_extra_state is nn.Module.get_extra_state
         return plain and module.running_mean is not None
 
     @classmethod
     def _replacing(cls, module: _BatchNorm, chunks: int | None) -> "DeferredBatchNorm":
-        with torch.device("meta"):  # its own tensors are not used
-            deferred = cls(module.num_features, module.eps, module.momentum, chunks=chunks)
-        deferred.affine = module.affine
-        deferred._parameters, deferred._buffers = dict(module._parameters), dict(module._buffers)
-        return deferred.train(module.training)
+        deferred = cls.__new__(cls)
+        deferred.__dict__ = module.__dict__ | {  # with its hooks, and whatever else hangs on it
+            "_parameters": dict(module._parameters),
+            "_buffers": dict(module._buffers),
+            "chunks": chunks,
+            "_seen": [],
+        }
+        return deferred
+
+
+def _check_chunks(chunks: int | None) -> None:
+    if chunks is not None and chunks < 1:
+        raise ValueError(f"chunks: {chunks}, must be at least 1, or None to commit yourself")
 
 
 def deferred_layers(module: nn.Module) -> list[DeferredBatchNorm]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from raykb.gpipe import schedule as schedules
+from raykb.gpipe.links import wire_spec
 from raykb.gpipe.partition import (
     Partition,
     balance_problems,
@@ -63,7 +64,11 @@ def pipeline_problems(
 
 
 def boundary_problems(
-    layers: Sequence[tuple[str, nn.Module]], balance: Sequence[int], sample: Sequence[Spec]
+    layers: Sequence[tuple[str, nn.Module]],
+    balance: Sequence[int],
+    sample: Sequence[Spec],
+    *,
+    skip: str = "portal",
 ) -> list[str]:
     """Return what the model on the meta device does wrong with a micro-batch, cut by ``balance``.
 
@@ -73,11 +78,17 @@ def boundary_problems(
         layers: (name, layer) of the whole model.
         balance: layers of each stage.
         sample: shapes and types of one micro-batch; one of them is given as a bare tensor.
+        skip: how skips cross stages, by a ``portal`` or as a ``tuple`` through those between.
     """
     if skip_problems(layers):
         return []
     try:
-        probe([Partition(p) for p in cut(layers, balance)], sample, bare=len(sample) == 1)
-    except ValueError as error:
+        found = probe([Partition(p) for p in cut(layers, balance)], sample, bare=len(sample) == 1)
+        crossing = [spec for value in found.values[1:-1] for spec in value]
+        if skip == "tuple":
+            crossing += [spec for spec in found.skips.values() if spec is not None]
+        for spec in crossing:
+            wire_spec(spec)
+    except (TypeError, ValueError) as error:
         return [str(error)]
     return []

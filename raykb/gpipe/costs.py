@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from raykb.gpipe.memory import LayerSizes, StageMemory, predict
 from raykb.gpipe.profile import profile_sizes, profile_times
 from raykb.gpipe.trace import Span, simulated
 
+_Number = TypeVar("_Number", int, float)
 By = Literal["time", "size", "parameters"]
 
 
@@ -34,21 +35,30 @@ class Costs:
         """Return the layers of each stage.
 
         Args:
-            by: what is made equal, or the balance itself. One of another number of stages, as an
-                elastic run may get, is balanced by time.
+            by: what is made equal, or the balance itself. For fewer stages, as an elastic run may
+                get, its own stages are joined, balanced by time: it may have its reasons for
+                where it cuts.
             stages: their number.
             checkpoint: whether forward passes are done twice.
         """
-        if not isinstance(by, str) and len(by) == stages:
-            return list(by)
+        if not isinstance(by, str):
+            if len(by) > stages:
+                joined = solve(_summed(self._step_s(checkpoint), by), stages)
+                return _summed(by, joined)
+            if len(by) == stages:
+                return list(by)
         if by == "parameters":
             return solve([float(layer.parameters) for layer in self.sizes], stages)
         if by == "size":
             saved = [sum(layer.saved.values()) + 2 * layer.parameters for layer in self.sizes]
             return solve(list(map(float, saved)), stages)
+        return solve(self._step_s(checkpoint), stages)
+
+    def _step_s(self, checkpoint: str) -> list[float]:
+        """Return each layer's seconds of a forward and a backward pass, recomputation included."""
         again = 1.0 if checkpoint == "never" else 2.0
         times = zip(self.forward_s, self.backward_s, strict=True)
-        return solve([again * forward + backward for forward, backward in times], stages)
+        return [again * forward + backward for forward, backward in times]
 
     def stage_seconds(self, balance: Sequence[int]) -> tuple[list[float], list[float]]:
         """Return each stage's seconds of a forward and of a backward pass."""
@@ -146,7 +156,7 @@ def measure(
     return Costs(forward_s, backward_s, profile_sizes(layers, sample.to("meta")))
 
 
-def _summed(values: Sequence[float], balance: Sequence[int]) -> list[float]:
+def _summed(values: Sequence[_Number], balance: Sequence[int]) -> list[_Number]:
     found, first = [], 0
     for count in balance:
         found.append(sum(values[first : first + count]))

@@ -59,7 +59,8 @@ class Feed:
     """Hands batches to the processes of a pipeline.
 
     Worker 0 goes on to its first micro-batch at once; what it sends is under way meanwhile. What
-    batches look like is told again only when it changes.
+    batches look like is told again only when it changes. Keep a feed until its last batch has been
+    used: what it has sent is under way as long as it lives.
 
     Args:
         grid: the processes.

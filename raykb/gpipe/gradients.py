@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 _BUCKET_BYTES = 25 * 2**20
+_LEAST_SCALE = 2.0**-24  # the least number of fp16: below it every finite gradient would vanish
 
 
 def sum_over_replicas(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup) -> None:
@@ -106,10 +107,21 @@ class LossScaler:
         return not bool(bad)
 
     def update(self, finite: bool) -> None:
-        """Halve the scale after an overflow; double it after long enough without."""
+        """Halve the scale after an overflow; double it after long enough without.
+
+        Raises:
+            FloatingPointError: the gradients were not finite however small the scale was.
+        """
         self._good_steps = self._good_steps + 1 if finite else 0
         if not finite:
             self.scale /= 2.0
+            if self.scale < _LEAST_SCALE:
+                raise FloatingPointError(
+                    f"the gradients are not finite at any scale of the loss, down to {self.scale}: "
+                    "it is not the scale that makes them so. Look for a division by 0, or a "
+                    "learning rate that is too large; recipe.precision=bf16 or fp32 tells whether "
+                    "fp16 has a part in it"
+                )
         elif self._good_steps == self._growth_steps:
             self.scale, self._good_steps = self.scale * 2.0, 0
 

@@ -212,14 +212,14 @@ class RemotePortal:
     def send_back(self, micro_batch: int, gradients: Sequence[Tensor]) -> None:
         """Send the gradients of what has one; returns at once."""
         for gradient, spec in zip(gradients, self.specs, strict=True):
-            if spec.dtype.is_floating_point:
+            if spec.differentiable:
                 self._start(gradient, self._back)
 
     def receive_back(self, micro_batch: int) -> list[Tensor]:
         """Return the gradients of the next micro-batch; zeros, never used, for integers."""
         return [
             self._wait(spec, self._back)
-            if spec.dtype.is_floating_point
+            if spec.differentiable
             else spec.empty(self._device).zero_()
             for spec in self.specs
         ]
@@ -279,10 +279,7 @@ class _Post(torch.autograd.Function):
             None,
             None,
             None,
-            *(
-                g if s.dtype.is_floating_point else None
-                for g, s in zip(gradients, specs, strict=True)
-            ),
+            *(g if s.differentiable else None for g, s in zip(gradients, specs, strict=True)),
         )
 
 
@@ -291,7 +288,7 @@ class _Collect(torch.autograd.Function):
     def forward(ctx: Any, portal: Portal, micro_batch: int, phony: Tensor) -> tuple[Tensor, ...]:
         ctx.portal, ctx.micro_batch = portal, micro_batch
         skips = portal.receive(micro_batch)
-        ctx.mark_non_differentiable(*(skip for skip in skips if not skip.is_floating_point()))
+        ctx.mark_non_differentiable(*(s for s in skips if not Spec.of(s).differentiable))
         return (torch.empty(0, device=phony.device), *skips)
 
     @staticmethod

@@ -28,7 +28,7 @@ from raykb.gpipe.checkpointing import Checkpointed
 from raykb.gpipe.dependency import fork, join, lane, moved, waited
 from raykb.gpipe.modes import caller_modes
 from raykb.gpipe.partition import Partition, SeedOf, Skips, Value
-from raykb.gpipe.probe import as_tuple
+from raykb.gpipe.probe import as_tuple, share_memory, skip_overwritten
 from raykb.parts.skip import SkipKey
 
 Job = tuple[torch.device, Callable[[], Any]]
@@ -87,6 +87,11 @@ class Task:
         self._returns_bare = True
         self._main = len(as_tuple(value))
         self.inputs = (*as_tuple(value), *(skip for skip in skips.values() if skip is not None))
+        self._twice = [  # skips that are the value too, and could be changed with it
+            (key, skip, skip._version)
+            for key, skip in skips.items()
+            if skip is not None and any(share_memory(skip, tensor) for tensor in as_tuple(value))
+        ]
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the part on what the inputs became; may be called again."""
@@ -99,7 +104,14 @@ class Task:
         return (*as_tuple(value), *(skip for skip in left.values() if skip is not None))
 
     def returned(self, outputs: tuple[Tensor, ...]) -> tuple[Value, Skips]:
-        """Return the part's value, and the skips that leave it, from what the outputs became."""
+        """Return the part's value, and the skips that leave it, from what the outputs became.
+
+        Raises:
+            ValueError: the part changed a skip that it was given twice, as its input too.
+        """
+        for key, skip, version in self._twice:
+            if skip._version != version:
+                raise ValueError(skip_overwritten("a part", key))
         count = len(outputs) - len(self._left)
         skips: Skips = dict.fromkeys(self._part.stashed)
         skips |= zip(self._left, outputs[count:], strict=True)
@@ -132,7 +144,7 @@ class LocalPipeline:
         self._lanes = [lane(device, j, copies=several) for j, device in enumerate(devices)]
         self._phonies: list[Tensor | None] = [None] * len(parts)
         self._values: list[Value] = []
-        self._skips: list[Skips] = []
+        self._skips: list[dict[SkipKey, tuple[Tensor | None, int]]] = []  # with their versions
 
     def run(self, micro_batches: Sequence[Value]) -> list[Value]:
         """Return the outputs of the micro-batches.
@@ -164,7 +176,9 @@ class LocalPipeline:
         tensors = moved(as_tuple(value), self._lanes[max(0, j - 1)], here)  # [1]
         skips: Skips = {}
         for key in self._parts[j].popped:
-            skip = self._skips[i].pop(key)
+            skip, mark = self._skips[i].pop(key)
+            if skip is not None and skip._version != mark:
+                raise ValueError(skip_overwritten("a part", key))
             lane = self._lanes[self._sources[key]]
             skips[key] = None if skip is None else moved([skip], lane, here)[0]
         task = Task(
@@ -202,4 +216,6 @@ class LocalPipeline:
             outputs = join(outputs, self._phonies[j])
         outputs, self._phonies[j] = fork(outputs)  # [5]
         self._values[i], left = task.returned(outputs)
-        self._skips[i] |= left
+        self._skips[i] |= {
+            key: (skip, 0 if skip is None else skip._version) for key, skip in left.items()
+        }

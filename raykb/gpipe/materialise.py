@@ -72,13 +72,23 @@ def filled(layer: nn.Module, name: str, seed: int) -> nn.Module:
 
 def uninitialisable(layers: Sequence[tuple[str, nn.Module]]) -> list[str]:
     """Return a problem for each module whose tensors :func:`materialise` could not fill."""
-    return [
-        f"layer {name!r}: {type(module).__name__} owns parameters or buffers and has no "
-        "reset_parameters(); give it one that fills them, so that a stage can start it alone"
-        for name, layer in layers
-        for module in layer.modules()
-        if _reset(module) is None and _owns(module)
-    ]
+    found = []
+    for name, layer in layers:
+        for module in layer.modules():
+            kind = type(module).__name__
+            if _reset(module) is None and _owns(module):
+                found.append(
+                    f"layer {name!r}: {kind} owns parameters or buffers and has no "
+                    "reset_parameters(); give it one that fills them, so that a stage can start "
+                    "it alone"
+                )
+            found += [
+                f"layer {name!r}: {kind}.{key} is a tensor without memory that is no parameter; "
+                "make it a buffer (register_buffer, persistent=False if it is not to be saved)"
+                for key, value in vars(module).items()
+                if isinstance(value, Tensor) and value.is_meta
+            ]
+    return found
 
 
 def _tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:

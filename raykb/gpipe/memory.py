@@ -1,10 +1,10 @@
 """Memory of the stages: what autograd keeps, measured, and what a pipeline will need, predicted.
 
 A stage needs (1 + 1 + s) P + buffers + activations: parameters, gradients, s tensors of optimizer
-state per parameter, and the micro-batches that are between their forward and their backward pass.
-Of these it keeps A each (all that autograd saves, and the stage's inputs), or with checkpointing I
-(the inputs alone) until one is recomputed. How many there are at a time follows from the schedule;
-with n stages, m micro-batches and k = min(m, n - j) on stage j:
+state per parameter (frozen ones have neither), and the micro-batches that are between their forward
+and their backward pass. Of these it keeps A each (all that autograd saves, and the stage's inputs),
+or with checkpointing I (the inputs alone) until one is recomputed. How many there are at a time
+follows from the schedule; with n stages, m micro-batches and k = min(m, n - j) on stage j:
 
 | checkpoint      | ``gpipe``         | ``gpipe_fifo``    | ``1f1b``                           |
 | --------------- | ----------------- | ----------------- | ---------------------------------- |
@@ -124,6 +124,7 @@ class LayerSizes:
         inputs: bytes of each memory that the layer before hands to it.
         popped: of each skip that it pops: the index of the layer that left it, number, bytes.
         saved: bytes of each memory that autograd keeps for its backward pass, inputs included.
+        frozen: bytes of those parameters that get no gradient.
     """
 
     name: str
@@ -132,6 +133,7 @@ class LayerSizes:
     inputs: Mapping[int, int] = field(default_factory=dict)
     popped: Sequence[tuple[int, int, int]] = ()
     saved: Mapping[int, int] = field(default_factory=dict)
+    frozen: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ class StageMemory:
     """Bytes that a worker of a pipeline will need for its stages.
 
     Attributes:
-        parameters: bytes of the parameters; as many again are the gradients.
+        parameters: bytes of the parameters.
+        gradients: bytes of their gradients.
         optimizer: bytes of the optimizer's state.
         buffers: bytes of the buffers.
         saved: the most that it keeps between forward and backward passes.
@@ -147,6 +150,7 @@ class StageMemory:
     """
 
     parameters: int
+    gradients: int
     optimizer: int
     buffers: int
     saved: int
@@ -154,8 +158,9 @@ class StageMemory:
 
     @property
     def total(self) -> int:
-        """All of it, gradients included."""
-        return 2 * self.parameters + self.optimizer + self.buffers + self.activations
+        """All of it."""
+        model = self.parameters + self.gradients + self.optimizer + self.buffers
+        return model + self.activations
 
 
 def micro_batch_bytes(
@@ -224,6 +229,7 @@ def predict(
     for worker, row in enumerate(table):
         own = [layer for layer, owner in zip(layers, owners, strict=True) if owner == worker]
         parameters = sum(layer.parameters for layer in own)
+        trained = parameters - sum(layer.frozen for layer in own)
         held = saved = peak = 0
         for kind, stage, micro_batch in row:
             everything, inputs = sizes[stage]
@@ -235,5 +241,6 @@ def predict(
             if kind == "B":
                 held -= kept
         buffers = sum(layer.buffers for layer in own)
-        found.append(StageMemory(parameters, state_tensors * parameters, buffers, saved, peak))
+        state = state_tensors * trained
+        found.append(StageMemory(parameters, trained, state, buffers, saved, peak))
     return found

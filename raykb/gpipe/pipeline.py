@@ -193,7 +193,14 @@ class Pipeline:
 
     @torch.no_grad()
     def predict(self, batch: Fed) -> Value | None:
-        """Return the model's output for a batch of any size on the last stage; None elsewhere."""
+        """Return the model's output for a batch of any size on the last stage; None elsewhere.
+
+        Raises:
+            ValueError: the batch has no sample.
+            Exception: what a layer raised, as :meth:`step` does.
+        """
+        if batch.rows == 0:
+            raise ValueError("batch: 0 samples, must be at least 1: there is nothing to predict")
         self.module.eval()
         self.recorder.begin()
         outputs: list[Value] = []

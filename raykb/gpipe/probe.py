@@ -33,6 +33,11 @@ class Spec(NamedTuple):
         """Bytes of such a tensor."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta").nbytes
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether such a tensor can have a gradient."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
     def empty(self, device: torch.device | str = "meta") -> Tensor:
         """Return such a tensor, uninitialised."""
         return torch.empty(self.shape, dtype=self.dtype, device=device)
@@ -84,10 +89,13 @@ def probe(
     value: Value = inputs[0].empty() if bare else tuple(spec.empty() for spec in inputs)
     values, shapes = [tuple(inputs)], [bare]
     skips: Skips = {}
+    waiting: dict[SkipKey, Tensor] = {}  # of the skips: those that no part has popped yet
     overwrites = []
     for index, part in enumerate(parts):
-        given = [*as_tuple(value), *(t for t in map(skips.get, part.popped) if t is not None)]
+        main = as_tuple(value)
+        given = [*main, *(t for t in map(skips.get, part.popped) if t is not None)]
         versions = [tensor._version for tensor in given]
+        marks = {key: tensor._version for key, tensor in waiting.items()}
         try:
             value, left = _run(part, value, skips)
         except Exception as error:
@@ -98,6 +106,12 @@ def probe(
                 f"{type(error).__name__}: {error}"
             ) from error
         overwrites.append(versions != [tensor._version for tensor in given])
+        for key, tensor in waiting.items():
+            own = key in part.popped and not any(share_memory(tensor, other) for other in main)
+            if marks[key] != tensor._version and not own:
+                raise ValueError(skip_overwritten(f"stage {index}", key))
+        waiting = {key: tensor for key, tensor in waiting.items() if key not in part.popped}
+        waiting |= {key: skip for key, skip in left.items() if skip is not None}
         skips |= left
         last = index == len(parts) - 1
         if travel is not None and not last:
@@ -107,6 +121,20 @@ def probe(
         values.append(tuple(map(Spec.of, as_tuple(value))))
     specs = {key: None if skip is None else Spec.of(skip) for key, skip in skips.items()}
     return Boundaries(values, shapes, specs, overwrites)
+
+
+def share_memory(one: Tensor, other: Tensor) -> bool:
+    """Return whether a change of one tensor in place may change the other."""
+    return one.untyped_storage() is other.untyped_storage()
+
+
+def skip_overwritten(where: str, key: SkipKey) -> str:
+    """Return what is wrong with a part that changes what a skip of an earlier part also is."""
+    return (
+        f"{where} changes skip {key[1]!r} in place after an earlier one stashed it, which would "
+        "not reach the skip on another device, nor its gradient; make that operation out of place "
+        "(inplace=False), or stash a clone"
+    )
 
 
 def as_tuple(value: Value) -> tuple[Tensor, ...]:

@@ -166,6 +166,7 @@ def profile_sizes(
                         numbers[storage]: storage.nbytes()
                         for storage in [*meter.storages(), *_made(_tensors([output, skips]), own)]
                     },
+                    frozen=_bytes(p for p in layer.parameters() if not p.requires_grad),
                 )
             )
             sources |= {key: index for key in skips if key not in before}
@@ -288,7 +289,8 @@ def _detached(value: Any, entry: Callable[[Tensor], Tensor] = _Entry.apply) -> A
     if isinstance(value, Tensor):
         return entry(value.detach().requires_grad_()) if value.requires_grad else value
     if isinstance(value, tuple | list):
-        return type(value)(_detached(part, entry) for part in value)
+        parts = [_detached(part, entry) for part in value]
+        return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
     if isinstance(value, dict):
         return {key: _detached(part, entry) for key, part in value.items()}
     return value

@@ -112,10 +112,22 @@ class PipelineSettings:
             fewer=tuple(fit) if self.elastic else (),
         )
 
+    @property
+    def alone(self) -> bool:
+        """Whether one worker has the whole model: it runs one stage, whatever ``stages`` says."""
+        return self.workers == self.replicas
+
     def laid_out(self) -> dict[str, Any]:
         """Return what predictions need to know."""
         names = ("schedule", "micro_batches", "checkpoint", "stages_per_worker")
-        return {name: getattr(self, name) for name in names}
+        told = {name: getattr(self, name) for name in names}
+        return told | {"schedule": "1f1b", "stages_per_worker": 1} if self.alone else told
+
+    def cut(self, costs: Costs) -> list[int]:
+        """Return the layers of each stage that will run."""
+        if self.alone:
+            return [len(costs.sizes)]
+        return costs.balance(self.balance, self.stages, checkpoint=self.checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,6 +127,85 @@ def test_what_a_layer_does_wrong_at_a_boundary_is_told(layer, said):
     assert boundary_problems(fine, [1, 1], sample) == []
 
 
+class Complex(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft(x)
+
+
+def test_a_type_that_cannot_cross_a_boundary_is_told():
+    with torch.device("meta"):
+        layers = [("0", Complex()), ("1", nn.Linear(2, 2, dtype=torch.complex64))]
+    sample = [Spec((2, 3), torch.float32)]
+    (found,) = boundary_problems(layers, [1, 1], sample)
+    assert found.startswith("a tensor of torch.complex64 reaches a boundary of stages")
+    assert boundary_problems(layers, [2], sample) == []
+
+
+@skippable(stash=["spectrum"])
+class LeaveSpectrum(nn.Module):
+    def forward(self, x):
+        yield stash("spectrum", torch.fft.rfft(x))
+        return x
+
+
+@skippable(pop=["spectrum"])
+class TakeSpectrum(nn.Module):
+    def forward(self, x):
+        spectrum = yield pop("spectrum")
+        return x + torch.fft.irfft(spectrum, n=x.shape[1])
+
+
+def test_a_complex_skip_can_go_through_a_portal_alone():
+    layers = [("0", LeaveSpectrum()), ("1", nn.Tanh()), ("2", TakeSpectrum())]
+    sample = [Spec((2, 4), torch.float32)]
+    assert boundary_problems(layers, [1, 1, 1], sample) == []
+    (found,) = boundary_problems(layers, [1, 1, 1], sample, skip="tuple")
+    assert found.startswith("a tensor of torch.complex64")
+
+
+@skippable(pop=["left"])
+class TakeLeft(nn.Module):
+    def forward(self, x):
+        left = yield pop("left")
+        return left + x
+
+
+@skippable(stash=["left"])
+class LeaveAnother(nn.Module):
+    def forward(self, x):
+        yield stash("left", x.exp())
+        return x
+
+
+@skippable(pop=["left"])
+class Overwrite(nn.Module):
+    def forward(self, x):
+        left = yield pop("left")
+        return left.mul_(2) + x
+
+
+def test_a_skip_that_is_nothing_else_may_be_changed_by_who_pops_it():
+    with torch.device("meta"):
+        layers = flatten(nn.Sequential(nn.Linear(3, 3), LeaveAnother(), nn.Tanh(), Overwrite()))
+    assert boundary_problems(layers, [2, 1, 1], [Spec((2, 3), torch.float32)]) == []
+
+
+@pytest.mark.parametrize("balance", [[2, 3], [2, 1, 2]])
+def test_a_skip_that_a_later_stage_would_change_in_place_is_told(balance):
+    with torch.device("meta"):
+        layers = flatten(
+            nn.Sequential(
+                nn.Linear(3, 3), Leave(), nn.ReLU(inplace=True), nn.Linear(3, 3), TakeLeft()
+            )
+        )
+    sample = [Spec((2, 3), torch.float32)]
+    (found,) = boundary_problems(layers, balance, sample)
+    assert found.startswith("stage 1 changes skip 'left' in place after an earlier one stashed it")
+    assert boundary_problems(layers, [3, 2], sample) == []
+    layers[2] = ("2", nn.ReLU())
+    assert boundary_problems(layers, balance, sample) == []
+
+
 def refused(options):
     problems = []
     for changes in options:

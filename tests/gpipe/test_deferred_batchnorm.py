@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from raykb.gpipe.batchnorm import DeferredBatchNorm, commit_statistics
 from raykb.gpipe.checkpointing import checkpoint
@@ -203,13 +204,46 @@ def test_conversion_leaves_alone_what_it_must():
         def forward(self, x):
             return functional.relu(super().forward(x))
 
+    class Noted(nn.BatchNorm2d):
+        def get_extra_state(self):
+            return {"version": 1}
+
+    class Larger(nn.BatchNorm2d):
+        def __init__(self, channels):
+            super().__init__(channels)
+            self.inner = nn.Linear(2, 2)
+
     layers = [
         nn.BatchNorm2d(3, track_running_stats=False),
         nn.SyncBatchNorm(3),
         nn.InstanceNorm2d(3, track_running_stats=True),
         Own(3),
+        Noted(3),
+        Larger(3),
+        weight_norm(nn.BatchNorm2d(3)),
     ]
     assert all(convert(layer, 4) is layer for layer in layers)
+
+
+def test_conversion_keeps_hooks_and_what_else_hangs_on_a_layer():
+    layer, calls = nn.BatchNorm1d(3), []
+    layer.note = "mine"
+    layer.register_forward_hook(lambda *_: calls.append("after"))
+    layer.register_forward_pre_hook(lambda *_: calls.append("before"))
+    handle = layer.register_forward_hook(lambda *_: calls.append("removed"))
+    deferred = convert(layer, 4)
+    handle.remove()
+    deferred(torch.rand(2, 3))
+    assert calls == ["before", "after"]
+    assert deferred.note == "mine"
+
+
+def test_a_lazy_layer_that_has_not_been_run_is_refused():
+    lazy = nn.LazyBatchNorm1d()
+    with pytest.raises(ValueError, match="run the model once on a batch before"):
+        convert(nn.Sequential(lazy), 4)
+    lazy(torch.rand(2, 3))
+    assert type(convert(lazy, 4)) is DeferredBatchNorm
 
 
 def test_conversion_of_deferred_ones():

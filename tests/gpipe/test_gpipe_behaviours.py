@@ -591,6 +591,32 @@ def test_in_place_work_on_any_other_boundary_is_refused_where_the_paper_library_
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("balance", [[2, 3], [2, 2, 1], [3, 2]])
+def test_a_skip_that_a_later_part_changes_in_place_is_refused(mode, balance):
+    @skippable(stash=["x"])
+    class Hand(nn.Module):
+        def forward(self, x):
+            yield stash("x", x)
+            return x
+
+    def model():
+        torch.manual_seed(1)
+        layers = nn.Linear(4, 4), Hand(), nn.ReLU(inplace=True), nn.Linear(4, 4), Add()
+        return nn.Sequential(*layers)
+
+    plain, pipe = model(), GPipe(model(), balance, chunks=2, checkpoint=mode)
+    x = torch.rand(4, 4)
+    if balance != [3, 2]:  # one part both stashes it and changes it, as the whole model would
+        with pytest.raises(ValueError, match="changes skip 'x' in place after an earlier one"):
+            pipe(x)
+        return
+    plain(x).sum().backward()
+    pipe(x).sum().backward()
+    for one, other in zip(plain.parameters(), pipe.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("samples", [8, 7, 3])
 def test_statistics_of_deferred_batch_norm_are_those_of_the_mini_batch(mode, samples):
     plain = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, momentum=None))

@@ -114,6 +114,12 @@ def test_a_scaler_goes_on_from_its_state(gloo):
     assert scaler.state_dict() == {"scale": 2048.0, "good_steps": 0}
 
 
+def test_gradients_that_are_never_finite_end_the_training():
+    scaler = LossScaler(scale=2.0**-24)
+    with pytest.raises(FloatingPointError, match="not finite at any scale"):
+        scaler.update(False)
+
+
 def mixed(workers, dtype):
     own, scaler = rig(layers_of(), workers, autocast=dtype), LossScaler(scale=2.0**10)
     optimizer = torch.optim.SGD(own.module.parameters(), lr=0.05)

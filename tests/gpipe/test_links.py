@@ -85,6 +85,20 @@ class Take(nn.Module):
         return torch.where(mask, x, turned.t().cos()) + kept
 
 
+@skippable(stash=["spectrum"])
+class LeaveSpectrum(nn.Module):
+    def forward(self, x):
+        yield stash("spectrum", torch.fft.rfft(x))
+        return x
+
+
+@skippable(pop=["spectrum"])
+class TakeSpectrum(nn.Module):
+    def forward(self, x):
+        spectrum = yield pop("spectrum")
+        return x + torch.fft.irfft(spectrum.square(), n=x.shape[1])
+
+
 class Overwrite(nn.Module):
     def forward(self, x):
         return x.mul_(1.5)
@@ -177,6 +191,25 @@ def test_a_layer_that_looks_at_numbers_is_run_on_zeros_to_find_its_shape(gloo):
     layers = on_meta(lambda: nn.Sequential(nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 3)))
     expected, _ = reference(whole(layers), *data())
     assert gloo.run(measured, size=2) == [pytest.approx(expected)] * 2
+
+
+def complex_skips(workers, per_worker):
+    layers = on_meta(
+        lambda: nn.Sequential(
+            nn.Linear(4, 6), LeaveSpectrum(), nn.Linear(6, 6), nn.Tanh(), TakeSpectrum()
+        )
+    )
+    own = Rig(layers, make_grid(workers), per_worker=per_worker, balance=[2, 1, 1, 1])
+    return own.step(*data()), own.gradients()
+
+
+@pytest.mark.parametrize(("workers", "per_worker"), [(4, 1), (2, 2)])
+def test_complex_skips_bring_their_gradients_back(gloo, workers, per_worker):
+    ((loss, expected),) = gloo.run(complex_skips, 1, 4, size=1)
+    ranks = gloo.run(complex_skips, workers, per_worker, size=workers)
+    assert [found for found, _ in ranks] == [pytest.approx(loss, rel=1e-6)] * workers
+    error, where = largest_error(merged(gradients for _, gradients in ranks), expected)
+    assert error <= 1e-6 * max(1.0, loss), where
 
 
 def cast_skips(workers, skip):

@@ -109,6 +109,19 @@ def test_modules_that_cannot_start_alone_are_all_named():
         materialise(Partition(layers), 0)
 
 
+def test_tensors_that_are_no_parameters_are_named():
+    class Shifted(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.mean = torch.full((2,), 0.5)
+
+    with torch.device("meta"):
+        layer = Shifted()
+    (found,) = uninitialisable([("a", layer)])
+    assert found.startswith("layer 'a': Shifted.mean is a tensor without memory")
+    assert uninitialisable([("a", Shifted())]) == []
+
+
 @pytest.mark.parametrize("kind", ["float", "bool", "int"])
 def test_a_buffer_that_no_reset_fills_is_named(kind):
     with torch.device("meta"):

@@ -205,6 +205,20 @@ def test_weights_count_with_gradients_and_optimizer_state(state_tensors):
     assert second.total == (2 + state_tensors) * 1000 + 1 + A
 
 
+def test_frozen_parameters_have_neither_gradient_nor_state():
+    model = nn.Sequential(nn.Linear(8, 8).requires_grad_(False), nn.Linear(8, 4))
+    (first, second) = predict(
+        profile_sizes(model, torch.zeros(2, 8)),
+        [1, 1],
+        schedule="gpipe",
+        micro_batches=1,
+        checkpoint="never",
+        state_tensors=2,
+    )
+    assert (first.parameters, first.gradients, first.optimizer) == (288, 0, 0)
+    assert (second.parameters, second.gradients, second.optimizer) == (144, 144, 288)
+
+
 @skippable(stash=["left"])
 class Leave(nn.Module):
     def forward(self, x):

@@ -67,6 +67,24 @@ def test_the_newest_checkpoint_loads_into_the_plain_model(tmp_path, capsys, shar
     )
 
 
+def test_state_that_is_no_tensor_is_exported_and_not_counted(tmp_path, capsys):
+    class Counted(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+        def set_extra_state(self, state):
+            assert state == {"calls": 3}
+
+    model, storage = nn.Sequential(Counted(2, 2)), LocalStorage(tmp_path / "training")
+    state = {"step": 1, "rng": rng_state(), "parts": {"model": model.state_dict()}}
+    part = checkpoint.write_part(storage, state, step=1, rank=0, holds=shards.holds(state))
+    checkpoint.commit(storage, [part], step=1)
+    out = tmp_path / "model.pt"
+    export_checkpoint.main([str(tmp_path / "training"), "--out", str(out)])
+    assert "2 tensors with 6 numbers" in capsys.readouterr().out
+    model.load_state_dict(torch.load(out, weights_only=True))
+
+
 def test_a_step_can_be_chosen_and_a_uri_be_named(tmp_path):
     save(tmp_path / "run", 4)
     save(tmp_path / "run", 8)
