@@ -14,6 +14,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -38,6 +39,7 @@ from raykb.runtime.tune import SearchError
 
 RECORD = "run.json"
 EXIT_FAILED, EXIT_REFUSED = 1, 2
+_STOP_S = 15.0  # for Ray to end what runs, after a signal
 
 
 class Interrupted(BaseException):
@@ -250,10 +252,25 @@ def _run(
         status: Status = "FAILED"
         code = EXIT_FAILED
         stopped: list[Interrupted] = []
+        told = threading.Lock()
+
+        def close(status: Status) -> None:
+            hurry = status == "KILLED" and JOB_ENVIRONMENT in os.environ  # Ray kills after 3 s
+            tracker.close(status, wait_s=2.0 if hurry else 10.0)
+
+        def tell(code: int) -> None:
+            if told.acquire(blocking=False):
+                _last_words(name, storage, written, uri, code)
+
+        def end_anyway(code: int) -> None:
+            close("KILLED")
+            tell(code)
+
+        on_stop = stack.enter_context(_patience(end_anyway))
         try:
-            with _signals(stopped):
+            with _signals(stopped, on_stop):
                 stack.enter_context(connected(address))
-                with _signals(stopped):  # again, since Ray sets its own
+                with _signals(stopped, on_stop):  # again, since Ray sets its own
                     parallel = resources.plan(phases, resources.cluster())
                     check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
                     session = Session(
@@ -264,7 +281,6 @@ def _run(
         except (Interrupted, Exception) as error:
             if stopped:  # what Ray's own code makes of the interruption may have another name
                 status, code = "KILLED", 128 + stopped[0].number
-                print(f"\n{name}: stopped by {stopped[0]}", file=sys.stderr)
             elif isinstance(error, SearchError | ResourceError | Refused | LedgerError):
                 parent.text(str(error), "error.txt")
                 if not isinstance(error, SearchError):
@@ -274,14 +290,15 @@ def _run(
                 parent.text(traceback.format_exc(), "error.txt")
                 traceback.print_exc()
         finally:  # before Ray, which takes longer to end than a stopped job is given
-            hurry = status == "KILLED" and JOB_ENVIRONMENT in os.environ  # Ray kills after 3 s
-            tracker.close(status, wait_s=2.0 if hurry else 10.0)
-        _last_words(name, storage, written, uri, code)
+            close(status)
+        tell(code)
         return code
 
 
 def _last_words(name: str, storage: Storage, written: list[str], uri: str, code: int) -> None:
     """Say how to go on if the run did not end, and where everything is."""
+    if code > 128:
+        print(f"\n{name}: stopped by {signal.Signals(code - 128).name}", file=sys.stderr)
     if code:
         python, script = shortened(sys.executable), shortened(sys.argv[0])
         resume = shlex.join([python, script, "--resume", storage.uri])
@@ -329,13 +346,35 @@ def _files(storage: Storage, key: str) -> Path:
 
 
 @contextlib.contextmanager
-def _signals(stopped: list[Interrupted]) -> Iterator[None]:
+def _patience(last: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """Give what is to be called when a signal comes, so that the process ends whatever Ray does.
+
+    A signal to the whole process group, as ``timeout`` and service managers send it, ends a local
+    Ray at once. What it is asked then it does not answer for a minute, and aborts the process.
+    """
+    over = threading.Event()
+
+    def end(number: int) -> None:
+        if not over.wait(_STOP_S):
+            last(128 + number)
+            sys.stdout.flush()
+            os._exit(128 + number)
+
+    try:
+        yield lambda number: threading.Thread(target=end, args=[number], daemon=True).start()
+    finally:
+        over.set()
+
+
+@contextlib.contextmanager
+def _signals(stopped: list[Interrupted], on_stop: Callable[[int], None]) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into :class:`Interrupted`, raised and added to ``stopped``."""
 
     def stop(number: int, frame: Any) -> None:
         for other in (signal.SIGINT, signal.SIGTERM):
             signal.signal(other, signal.SIG_IGN)
         stopped.append(Interrupted(number))
+        on_stop(number)
         raise stopped[0]
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
