@@ -1,3 +1,4 @@
+import functools
 import itertools
 import time
 
@@ -137,47 +138,41 @@ def test_impossible_partitions_are_refused_before_anything_runs(balance_by, stag
 # ---------------------------------------------------------------------- by time
 
 
-class _Sleep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, seconds):
-        ctx.seconds = seconds
-        time.sleep(seconds)
-        return x.detach()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        time.sleep(ctx.seconds)
-        return gradient, None
-
-
 class Sleep(nn.Module):
-    def __init__(self, milliseconds):
+    """Spends its seconds on the way forward and again on the way back."""
+
+    def __init__(self, spend, seconds):
         super().__init__()
-        self.seconds = milliseconds / 1000
+        self.spend = functools.partial(spend, seconds)
 
     def forward(self, x):
-        return _Sleep.apply(x, self.seconds)
+        self.spend()
+        result = x.clone()
+        result.register_hook(lambda gradient: self.spend())
+        return result
 
 
-SLEEPING = nn.Sequential(*(Sleep(milliseconds) for milliseconds in (10, 20, 30, 40, 50, 60)))
+@pytest.fixture
+def sleeping(spend):
+    return nn.Sequential(*(Sleep(spend, seconds) for seconds in (1, 2, 3, 4, 5, 6)))
 
 
-def test_sleeping_layers_are_balanced_by_their_time():
+def test_sleeping_layers_are_balanced_by_their_time(sleeping):
     sample = torch.zeros(1, requires_grad=True)
-    assert balance_by_time(2, SLEEPING, sample, timeout=0) == [4, 2]
+    assert balance_by_time(2, sleeping, sample, timeout=0) == [4, 2]
 
 
-def test_slower_devices_get_less_of_the_time():
+def test_slower_devices_get_less_of_the_time(sleeping):
     sample = torch.zeros(1, requires_grad=True)
-    assert balance_by_time(2, SLEEPING, sample, timeout=0, speeds=[1, 4]) == [2, 4]
+    assert balance_by_time(2, sleeping, sample, timeout=0, speeds=[1, 4]) == [2, 4]
 
 
-def test_a_model_on_the_meta_device_is_balanced_by_time_layer_by_layer():
+def test_a_model_on_the_meta_device_is_balanced_by_time_layer_by_layer(spend):
     made = []
 
     def materialise(layer, name):
         made.append(name)
-        return Sleep({"0": 10, "1": 10, "2": 40}[name])
+        return Sleep(spend, {"0": 1, "1": 1, "2": 4}[name])
 
     with torch.device("meta"):
         model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))

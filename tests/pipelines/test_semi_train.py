@@ -23,9 +23,13 @@ from raykb.runtime.job import Tracking
 from raykb.runtime.session import Refused
 from raykb.runtime.storage import LocalStorage
 from raykb.runtime.streams import BrokenImages
+from raykb.runtime.tracking import replay
 
-# MLflow's own use of SQLAlchemy
-pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
+pytestmark = [
+    pytest.mark.timeout(2 * running.LIMIT_S),
+    # MLflow's own use of SQLAlchemy
+    pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning"),
+]
 
 SCRIPT = running.PIPELINES / "semi_train.py"
 DEFAULT = running.PIPELINES / "configs" / "semi" / "fashion_mnist_sample.yaml"
@@ -40,6 +44,7 @@ run = functools.partial(running.run, "semi_train")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     done = run(folder, *TINY, WITHOUT_CONTRAST, RIVALS, "--set=comparison.seeds=2", "--out", "run")
+    assert replay(folder / "run" / "tracking") == 0  # what a slow disk did not take in time
     return folder, done
 
 

@@ -29,6 +29,9 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers canno
 
 STEPS, LAYERS = 24, 4
 
+LIMIT_S = 500
+"""Guards a test of a process of its own against a hang; no claim about what it takes."""
+
 
 class Unpicklable(Exception):
     """Its ``__init__`` does not take what Python pickles of it."""
@@ -50,6 +53,9 @@ def fail(fault, marks):
     if fault == "kill" and not Path(marks, "killed").exists():
         Path(marks, "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "hang" and not Path(marks, "hung").exists():  # so that no step is made meanwhile
+        Path(marks, "hung").touch()
+        time.sleep(LIMIT_S)
     if fault == "bug":
         Path(marks, f"raised-{time.time()}").touch()
         error = ArithmeticError("a bug in step 13")
@@ -62,7 +68,7 @@ def fail(fault, marks):
         raise Unpicklable(13, why="for a test")
 
 
-def build(worker, *, steps=STEPS, fault=None, marks=None, pause_s=0.0, replicas=1):
+def build(worker, *, steps=STEPS, fault=None, marks=None, replicas=1):
     """The layers of this worker's stage; each is trained towards the square of its input."""
     stages = worker.size // replicas
     replica, stage = divmod(worker.rank, stages)
@@ -77,7 +83,6 @@ def build(worker, *, steps=STEPS, fault=None, marks=None, pause_s=0.0, replicas=
                 Path(marks, f"{worker.rank}-of-{worker.size}-{step}-{os.getpid()}").touch()
             if step == 13 and worker.rank == worker.size - 1:
                 fail(fault, marks)
-            time.sleep(pause_s)
             yield torch.randn(8, 3, generator=generator(0, "step", step))
 
     def summed(value):

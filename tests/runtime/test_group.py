@@ -11,7 +11,7 @@ import ray
 import ray.cluster_utils
 import shared_training
 import torch
-from shared_training import LAYERS, STEPS, build, run
+from shared_training import LAYERS, LIMIT_S, STEPS, build, run
 
 from raykb.engine.faults import notes
 from raykb.engine.loop import Worker, fit
@@ -136,9 +136,16 @@ def test_places_that_will_not_come_are_refused_with_numbers(local_ray):
     )
 
 
-def test_the_largest_size_that_can_be_placed_is_taken(local_ray):
+def test_the_largest_size_that_can_be_placed_is_taken(local_ray, monkeypatch):
+    can_place = groups._can_place
+
+    def patient(count, resources, group, wait_s):
+        """Wait for what must come, however busy the machine is, and hardly for what cannot."""
+        return can_place(count, resources, group, 60.0 if count <= 4 else 0.1)
+
+    monkeypatch.setattr(groups, "_can_place", patient)
     each = WorkerResources(cpus=1, workers=8)
-    assert groups.places("tiny", each, Group(wait_s=0.5, fewer=(1, 2, 6, 4))) == 4
+    assert groups.places("tiny", each, Group(fewer=(1, 2, 6, 4))) == 4
     assert groups.places("tiny", WorkerResources(workers=3), Group(place="spread")) == 3
 
 
@@ -161,11 +168,11 @@ def two_nodes():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_with_a_node_lost_it_goes_on_with_the_workers_that_are_left(two_nodes, tmp_path, marks):
     cluster, lost = two_nodes
     group = {"place": "spread", "wait_s": 5.0, "timeout_s": 30, "fewer": [1]}
-    arguments = {"marks": str(marks), "pause_s": 0.25}
+    arguments = {"marks": str(marks), "fault": "hang"}
     options = ["--group", json.dumps(group), "--arguments", json.dumps(arguments)]
     driver = subprocess.Popen(
         [
@@ -180,13 +187,13 @@ def test_with_a_node_lost_it_goes_on_with_the_workers_that_are_left(two_nodes, t
         text=True,
     )
     try:
-        end = time.monotonic() + 240
-        while not list(marks.glob("*-of-2-10-*")):
+        end = time.monotonic() + LIMIT_S
+        while not (marks / "hung").exists():
             assert time.monotonic() < end
             assert driver.poll() is None
             time.sleep(0.1)
         cluster.remove_node(lost, allow_graceful=False)
-        output, _ = driver.communicate(timeout=240)
+        output, _ = driver.communicate(timeout=LIMIT_S)
     finally:
         driver.kill()
         driver.communicate()
@@ -194,7 +201,7 @@ def test_with_a_node_lost_it_goes_on_with_the_workers_that_are_left(two_nodes, t
     found = json.loads(output.splitlines()[-1])
     assert found["workers"] == [2.0, 1.0]
     steps = [int(mark.name.split("-")[3]) for mark in marks.glob("0-of-1-*")]
-    assert min(steps) in (8, 12)  # the last checkpoint of the two
+    assert min(steps) == 12  # the last checkpoint of the two
     alone = build(Worker())
     fit(alone, log=lambda step, figures: None)
     assert found["metrics"]["test/weight"] == pytest.approx(
