@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +25,13 @@ from raykb.data.datasets import open_records
 from raykb.data.decoding import BadImageError, Encoded, decode_all
 from raykb.data.folder import image_files
 from raykb.data.loading import load
-from raykb.data.parquet import check_schema, named_errors, parquet_files, whole_numbers
+from raykb.data.parquet import (
+    check_schema,
+    named_errors,
+    parquet_files,
+    parquet_in,
+    whole_numbers,
+)
 from raykb.data.views import VIEWS, View
 from raykb.engine import checkpoint
 from raykb.models import MODELS, SEQUENTIALS
@@ -33,8 +40,8 @@ from raykb.runtime.storage import Storage, check_new, open_storage, whole_file
 USAGE = """
 RUN is a run directory, the folder of one of its trainings if there are several, or a final.pt in
 there: a path or a URI. The network, the normalisation and the classes are those of the run. Images
-are brought to the size that it was trained on (scaled to cover it, the centre cut out) and to its
-number of channels.
+are brought to the size that it was trained on (scaled to cover it, the centre cut out; where it is
+no square they must have it) and to its number of channels.
 
 IMAGES is a folder of image files, with all folders in it (but not links to others), or Parquet: a
 file with the columns 'id' and 'image' (the bytes of an image file), or a folder of such files.
@@ -239,7 +246,7 @@ class Images:
         if not where.exists():
             raise FileNotFoundError(f"{where}: is not there; name a folder or a Parquet file")
         self._where, self._paths = where, list[Path]()
-        self.key = "id" if where.is_file() or any(where.glob("*.parquet")) else "path"
+        self.key = "id" if where.is_file() or any(parquet_in(where)) else "path"
         if self.key == "id":
             if where.is_dir() and image_files(where):
                 raise ValueError(
@@ -260,12 +267,17 @@ class Images:
         if self.key == "path":
             for first in range(0, self.count, size):
                 some = self._paths[first : first + size]
-                yield [str(path.relative_to(self._where)) for path in some], list(some)
+                yield [_text(path.relative_to(self._where)) for path in some], list(some)
             return
         for path in self._files:
             with named_errors(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for rows in file.iter_batches(size, columns=["id", "image"]):
                     yield rows.column("id").to_pylist(), rows.column("image").to_pylist()
+
+
+def _text(path: Path) -> str:
+    """Return a path as text that can be written: bytes that are no UTF-8 stand there escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _rows(path: Path) -> int:
@@ -285,19 +297,13 @@ def predict(
     classifier: Classifier, images: Images, *, batch_size: int, device: torch.device
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return a row for each image, and what is wrong with those that cannot be decoded."""
-    channels, height, width = classifier.shape
-    if height != width:
-        raise ValueError(
-            f"the training's images have {height} x {width} pixels; only squares can be made of "
-            "others"
-        )
     keys: list[int | str] = []
     labels: list[int | None] = []
     confidences: list[float | None] = []
     problems: list[str] = []
     with tqdm(total=images.count, unit=" images", desc="labelled") as progress:
         for names, encoded in images.batches(batch_size):
-            decoded = decode_all(encoded, image_size=height, channels=channels)
+            decoded = _decoded(encoded, classifier.shape)
             good = [image for image in decoded if not isinstance(image, BadImageError)]
             found = iter(_believed(classifier, good, device))
             for name, image in zip(names, decoded, strict=True):
@@ -317,6 +323,23 @@ def predict(
         "confidence": pd.array(confidences, dtype="Float64"),
     }
     return pd.DataFrame(columns), problems
+
+
+def _decoded(
+    encoded: Sequence[Encoded], shape: tuple[int, int, int]
+) -> list[np.ndarray | BadImageError]:
+    """Return each image in the shape (C, H, W) that a network takes, or why it cannot be used."""
+    channels, height, width = shape
+    side = height if height == width else None
+    return [
+        image
+        if isinstance(image, BadImageError) or image.shape == shape
+        else BadImageError(
+            f"{image.shape[1]} x {image.shape[2]} pixels, must be {height} x {width} as in "
+            "training, since only squares are made of other sizes; scale it"
+        )
+        for image in decode_all(encoded, image_size=side, channels=channels)
+    ]
 
 
 def _believed(

@@ -23,6 +23,7 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from raykb.data.images import ImageSet
 from raykb.data.labels import Labels, from_json, to_json
 from raykb.data.loading import load
 from raykb.data.options import Options
-from raykb.data.parquet import parquet_records
+from raykb.data.parquet import named_classes, parquet_records
 from raykb.data.records import Records
 from raykb.data.strong import PAIRS
 from raykb.data.unlabelled import Unlabelled
@@ -77,6 +78,7 @@ FIGURES = {  # of pseudo-labels: what the tracker calls them over the steps, and
 # of a stream, what decides how its images come, not which: a resumed run may have it otherwise
 HOW = ("name", "workers", "worker_cpus", "prefetch", "block_steps", "store_mib", "timeout_s")
 MAY_CHANGE = ("resources", *(f"stream.{key}" for key in HOW))
+SAMPLE = "fashion_mnist_sample"  # the data set whose images a stream without paths has
 LARGE_START = 0.05  # share of the initial weights in the average that the user is told of
 LATE = 0.1  # share of the steps whose mean stands for the end of a training
 
@@ -195,6 +197,12 @@ def _named(problems: list[str], place: str) -> Iterator[None]:
 
 
 def _stream(config: dict[str, Any], recipe: SemiRecipe, seed: int) -> Unlabelled:
+    if config["stream"].get("paths") is None and (name := config["data"]["name"]) != SAMPLE:
+        problem = (
+            f"paths: names no shards; must name those of unlabelled images, unless data.name is "
+            f"{SAMPLE} (it is {name}); pipelines/prepare_data.py makes them of any data set"
+        )
+        raise ConfigError("stream", [problem])
     stream: Unlabelled = build(
         STREAMS,
         config["stream"],
@@ -341,15 +349,24 @@ def check_stream(session: Session, ready: Prepared) -> None:
 def true_labels(session: Session, ready: Prepared) -> dict[int, int] | None:
     """Return the true labels of unlabelled images by id, for figures; None where there are none.
 
-    They are taken from the files that are streamed, so they are those of these very images.
+    They are taken from the files that are streamed, so they are those of these very images, and
+    found by the names of the classes where 'data' selects some; -1 is an image of none of these.
     """
+    files, classes = ready.streams[0].files, ready.train.classes
+    selected = ready.options.classes is not None or ready.options.num_classes is not None
     try:
-        records = parquet_records(ready.streams[0].files, ready.train.classes)
+        if selected and set(classes).isdisjoint(itertools.chain(*map(named_classes, files))):
+            raise ValueError(
+                "'data' selects and renumbers classes, and the files of 'stream' name none of "
+                "these; pipelines/prepare_data.py writes files that name theirs"
+            )
+        records = parquet_records(files, None if selected else classes)
     except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        session.say(f"pseudo-labels cannot be held against true labels: {reason}")
+        session.say(f"pseudo-labels cannot be held against true labels: {error}")
         return None
-    return dict(zip(records.ids.tolist(), records.labels.tolist(), strict=True))
+    numbers = [classes.index(name) if name in classes else -1 for name in records.classes]
+    labels = np.array(numbers)[records.labels]
+    return dict(zip(records.ids.tolist(), labels.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

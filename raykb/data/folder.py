@@ -51,6 +51,14 @@ def _is_class(entry: Path) -> bool:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files in a folder and in all folders below it, sorted."""
+    """Return the image files in a folder and in all folders below it, sorted.
+
+    Names that begin with a dot, and what is in folders of such names, are passed over.
+    """
     named = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    return sorted(path for path in named if not path.is_dir())
+    shown = (path for path in named if not _is_hidden(path.relative_to(folder)))
+    return sorted(path for path in shown if not path.is_dir())
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

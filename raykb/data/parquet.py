@@ -101,12 +101,13 @@ def parquet_files(paths: Sequence[str]) -> list[Path]:
     """Return the Parquet files among and in ``paths``, those of a folder by name.
 
     Raises:
-        FileNotFoundError: a path does not exist or holds no Parquet file.
+        FileNotFoundError: a path does not exist or holds no Parquet file, or what it holds under
+            such a name is no file.
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not found or not found[0].is_file():
+        found = parquet_in(path) if path.is_dir() else [path] if path.is_file() else []
+        if not found:
             raise FileNotFoundError(
                 f"{path}: must be a Parquet file or a folder of *.parquet files; "
                 "pipelines/prepare_data.py makes one"
@@ -114,7 +115,21 @@ def parquet_files(paths: Sequence[str]) -> list[Path]:
         files += found
     if not files:
         raise FileNotFoundError("no Parquet file is given; name files or folders of them")
+    for file in files:
+        if not file.is_file():
+            what = "a folder" if file.is_dir() else "a link to nothing"
+            raise FileNotFoundError(
+                f"{file}: is {what}, must be a Parquet file; take it away, or name the others"
+            )
     return files
+
+
+def parquet_in(folder: Path) -> list[Path]:
+    """Return what is named ``*.parquet`` in a folder, by name.
+
+    Names that begin with . or _ are passed over, as pyarrow and Spark do: they are no data.
+    """
+    return sorted(path for path in folder.glob("*.parquet") if path.name[0] not in "._")
 
 
 def _read_columns(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
@@ -124,10 +139,21 @@ def _read_columns(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
     check_schema(path, schema, tuple(_READABLE))
     with named_errors(path):
         table = pq.read_table(path, columns=["id", "label"], page_checksum_verification=True)
-        names = json.loads((schema.metadata or {}).get(b"classes", b"[]"))
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"its metadata name the classes {names!r}, must be a list of names")
-    return table, tuple(names)
+        return table, _class_names(schema)
+
+
+def named_classes(path: str | Path) -> tuple[str, ...]:
+    """Return the names of the classes that stand in a file, or () where it has none."""
+    path = Path(path)
+    with named_errors(path):
+        return _class_names(pq.read_schema(path))
+
+
+def _class_names(schema: pa.Schema) -> tuple[str, ...]:
+    names = json.loads((schema.metadata or {}).get(b"classes", b"[]"))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its metadata name the classes {names!r}, must be a list of names")
+    return tuple(names)
 
 
 def whole_numbers(path: Path, table: pa.Table, name: str) -> np.ndarray:

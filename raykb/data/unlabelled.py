@@ -8,6 +8,7 @@ A broken image is replaced by another of its shard, drawn by its id: the same in
 the broken one's id. So positions never move, and no id is seen twice in an epoch.
 """
 
+import functools
 import hashlib
 import logging
 import time
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _SAMPLE = Path(__file__).parent / "samples" / "fashion_mnist_train.parquet"
 _DRAWS = 32  # of another image for a broken one
+_TRIED = 8  # shards, for one image that can be decoded
 _CACHE_BYTES = 96 * 2**20
 _SHOWN = 10  # messages about broken images
 CPU = torch.device("cpu")
@@ -235,19 +237,23 @@ class Unlabelled:
             )
 
     def _first_shape(self) -> tuple[int, int, int]:
-        """Return the shape of the first image that can be decoded, of some in the first shard."""
-        shard = self.order.shards[0]
-        for encoded in _table(shard).column("image").slice(0, _DRAWS).to_pylist():
-            try:
-                channels, height, width = decode(
-                    encoded, image_size=self.image_size, channels=self.channels
-                ).shape
-                return channels, height, width
-            except BadImageError as error:
-                problem = error
+        """Return the shape that is set, or that of the first image of some that can be decoded."""
+        if self.image_size is not None and self.channels is not None:
+            return self.channels, self.image_size, self.image_size
+        shards = self.order.shards
+        for shard in shards[:: -(-len(shards) // _TRIED)]:
+            for row in np.linspace(0, shard.count - 1, min(_DRAWS, shard.count)).astype(int):
+                encoded = _table(shard).column("image")[row].as_py()
+                try:
+                    channels, height, width = decode(
+                        encoded, image_size=self.image_size, channels=self.channels
+                    ).shape
+                    return channels, height, width
+                except BadImageError as error:
+                    problem = f"{shard.path}, row {shard.start + row}: {error}"
         raise ValueError(
-            f"{shard.path}, from row {shard.start} on: none of the first images can be decoded; "
-            f"the last: {problem}"
+            f"none of the images that were tried all over the files can be decoded; the last of "
+            f"them: {problem}"
         )
 
 
@@ -314,11 +320,20 @@ _table = _Tables()
 
 def _read(shard: Shard) -> pa.Table:
     path = Path(shard.path)
-    with named_errors(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        there = shard.group < file.num_row_groups
-        if there and file.metadata.row_group(shard.group).num_rows == shard.count:
-            return file.read_row_group(shard.group, columns=["id", "image"])
+    with named_errors(path):
+        state = path.stat()
+        metadata = _metadata(path, state.st_mtime_ns, state.st_size)
+        there = shard.group < metadata.num_row_groups
+        if there and metadata.row_group(shard.group).num_rows == shard.count:
+            with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
+                return file.read_row_group(shard.group, columns=["id", "image"])
     raise ValueError(
         f"{path}: row group {shard.group} has not the {shard.count} rows any more that it had when "
         "the training began. Put the file back as it was, or start a new run"
     )
+
+
+@functools.lru_cache(maxsize=128)
+def _metadata(path: Path, changed_ns: int, size: int) -> pq.FileMetaData:
+    """Return what a file's end says of its row groups: long where they are many and small."""
+    return pq.read_metadata(path)

@@ -76,14 +76,14 @@ def contrastive_regularization(
         features: (N, d), of any length: they are normalised here.
         pseudo_labels: (N,) clusters.
         confident: (N,) whether each is sure, as booleans or as 0 and 1.
-        temperature: T, above 0.
+        temperature: T, at least 1e-6.
         anchors: ``confident`` or ``all``.
         positives: ``cluster`` or ``confident_cluster``.
         normalize: ``anchors`` or ``batch``.
         anchor_grad: whether anchors move, too, or only their positives and negatives.
 
     Raises:
-        ValueError: an option is none of these, the temperature is not above 0, or the samples are
+        ValueError: an option is none of these, the temperature is below 1e-6, or the samples are
             of other shapes or types.
     """
     _check_options(anchors, positives, normalize, temperature)
@@ -116,6 +116,9 @@ def _log_share(features: Tensor, temperature: float, own: Tensor, anchor_grad: b
 
 def _directions(features: Tensor) -> Tensor:
     """Return features (N, d) of length 1; without length there is no direction, and no gradient."""
+    _, exponents = torch.frexp(features.detach().abs().amax(1, keepdim=True))  # (N, 1)
+    # a power of two changes no bit of the result, and keeps squares of 1e20 or 1e-30 in range
+    features = torch.ldexp(features, -exponents.clamp(-126, 126))
     lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)  # (N, 1)
     return features / lengths.masked_fill(lengths == 0.0, torch.inf)
 
@@ -131,8 +134,8 @@ def _check_options(anchors: str, positives: str, normalize: str, temperature: fl
         for name, (value, options) in allowed.items()
         if value not in options
     ]
-    if not temperature > 0.0:
-        problems.append(f"temperature: {temperature}, must be above 0")
+    if not temperature >= 1e-6:
+        problems.append(f"temperature: {temperature}, must be at least 1e-6")
     if problems:
         raise ValueError("; ".join(problems))
 

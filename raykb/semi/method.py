@@ -70,6 +70,8 @@ class Watch(nn.Module):
     def figures(self, labels: Tensor, weights: Tensor, ids: Tensor) -> Terms:
         """Return the figures of pseudo-labels (N,) with weights (N,) over all ranks.
 
+        The image that is seen in place of a broken one is judged by the broken one's true label.
+
         Args:
             labels: over all ranks.
             weights: over all ranks.

@@ -14,6 +14,7 @@ from PIL import Image
 
 from raykb.data import decoding
 from raykb.data.datasets import DATASETS, SOURCES
+from raykb.data.folder import image_files
 from raykb.data.options import Options
 from raykb.data.parquet import write_shards
 from raykb.data.splits import stratified_subset
@@ -223,6 +224,13 @@ def test_a_folder_of_images_is_read_by_class(tmp_path: Path):
     assert len(test) == 2
     first = np.asarray(Image.open(tmp_path / "train" / "cat" / "0.png")).transpose(2, 0, 1)
     assert np.array_equal(train.images[train.ids.tolist().index(0)], first)
+
+
+def test_hidden_images_of_a_folder_are_passed_over(tmp_path: Path):
+    write_images(tmp_path, {".at": 2, ".at/.thumbnails": 1})
+    folder = tmp_path / ".at"  # what the user names is not hidden
+    (folder / "._0.png").write_bytes(b"no image")
+    assert [path.name for path in image_files(folder)] == ["0.png", "1.png"]
 
 
 def test_rows_of_a_folder_are_mixed(tmp_path: Path):

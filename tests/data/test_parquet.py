@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raykb.data.parquet import parquet_records, write_shards
+from raykb.data.parquet import parquet_files, parquet_records, write_shards
 
 CLASSES = ["cat", "dog"]
 ROWS = [(100 + i, bytes([i]) * 50, i % 2) for i in range(20)]
@@ -130,6 +130,25 @@ def no_paths(folder: Path) -> list[str]:
 def test_missing_files_are_named(tmp_path: Path, paths: Callable[[Path], str | list[str]]):
     with pytest.raises(FileNotFoundError, match=r"[Pp]arquet file"):
         parquet_records(paths(tmp_path))
+
+
+def test_hidden_files_of_a_folder_are_passed_over(tmp_path: Path):
+    shards = write_shards(tmp_path, ROWS, CLASSES)
+    for name in ("._00000.parquet", "_metadata.parquet"):
+        (tmp_path / name).write_bytes(b"not of ours")
+    assert parquet_files([str(tmp_path)]) == shards
+
+
+@pytest.mark.parametrize("name", ["0.parquet", "z.parquet"])
+def test_what_is_no_file_in_a_folder_is_refused_by_its_own_name(tmp_path: Path, name: str):
+    write_shards(tmp_path, ROWS, CLASSES)
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=f"{name}: is a link to nothing, must be a Parq"):
+        parquet_files([str(tmp_path)])
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match=f"{name}: is a folder, must be a Parquet file"):
+        parquet_files([str(tmp_path)])
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path):

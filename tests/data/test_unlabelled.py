@@ -4,6 +4,7 @@ import itertools
 import logging
 import pickle
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -219,12 +220,16 @@ def test_a_stream_travels_also_while_it_runs(files):
     source.close()
 
 
-def test_a_stream_says_what_it_has(files):
+def test_a_stream_says_what_it_has(files, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(unlabelled, "time", types.SimpleNamespace(monotonic=lambda: now))
     source = stream(files)
     assert (source.count, source.steps_per_epoch, source.shape) == (50, 6, (1, SIDE, SIDE))
     assert source.ids().tolist() == [10 * n + 3 for n in range(50)]
     take(source, 2)
     assert source.figures() == {"stream/images_per_s": 0.0, "stream/broken_images": 0.0}
+    now += 2.0
+    assert source.figures() == {"stream/images_per_s": 8.0, "stream/broken_images": 0.0}
 
 
 def test_the_embedded_sample_is_at_hand():
@@ -290,11 +295,21 @@ def test_a_shard_without_a_good_image_is_refused(tmp_path):
         take(source, 2)
 
 
-def test_a_first_shard_without_a_good_image_is_refused_before_the_training(tmp_path):
+def test_files_without_a_good_image_are_refused_before_the_training(tmp_path):
     with pytest.raises(
-        ValueError, match=r"00000\.parquet, from row 0 on: none of the first images"
+        ValueError, match=r"none of the images that were tried .*00001\.parquet, row 8: "
     ):
-        stream(write(tmp_path, [9], broken=range(9)))
+        stream(write(tmp_path, [9, 9], broken=range(18)))
+
+
+def test_a_first_shard_without_a_good_image_is_not_all_that_is_looked_at(tmp_path):
+    source = stream(write(tmp_path, [40, 9], broken=range(40)))
+    assert source.shape == (1, SIDE, SIDE)
+
+
+def test_where_the_form_is_set_no_image_is_decoded_for_it(tmp_path):
+    source = stream(write(tmp_path, [9], broken=range(9)), image_size=5, channels=3)
+    assert source.shape == (3, 5, 5)
 
 
 def test_an_image_of_another_form_is_refused_with_file_and_row(tmp_path):

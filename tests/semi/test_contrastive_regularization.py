@@ -235,7 +235,7 @@ def test_options_that_do_not_exist_are_refused_together():
         ValueError,
         match=r"anchors: 'none', must be 'confident' or 'all'; positives: 'me', must be 'cluster' "
         r"or 'confident_cluster'; normalize: 'no', must be 'anchors' or 'batch'; "
-        r"temperature: 0\.0, must be above 0",
+        r"temperature: 0\.0, must be at least 1e-6",
     ):
         contrastive_regularization(*circle(), 0.0, "none", "me", "no")
 
@@ -354,3 +354,24 @@ def test_a_second_strong_view_joins_with_the_pseudo_label_of_its_image():
 def test_more_than_two_strong_views_are_refused():
     with pytest.raises(ValueError, match="views: 3, must be 1 or 2"):
         method("contrastive_regularization", views=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e20, 1e-30])
+def test_features_of_any_length_have_their_direction(scale, dtype):
+    features, labels, sure = drawn(9, 3)
+    features = features.to(dtype)
+
+    def found(features):
+        features = features.detach().requires_grad_()
+        loss = contrastive_regularization(features, labels, sure, 0.1)
+        (gradient,) = torch.autograd.grad(loss, features)
+        return loss.detach(), gradient
+
+    loss, gradient = found(features)
+    scaled_loss, scaled_gradient = found(features * scale)
+    torch.testing.assert_close(scaled_loss, loss)
+    torch.testing.assert_close(scaled_gradient * scale, gradient)
+    exact_loss, exact_gradient = found(features * 2.0**40)  # to the bit
+    assert torch.equal(exact_loss, loss)
+    assert torch.equal(exact_gradient * 2.0**40, gradient)
