@@ -116,9 +116,10 @@ def _log_share(features: Tensor, temperature: float, own: Tensor, anchor_grad: b
 
 def _directions(features: Tensor) -> Tensor:
     """Return features (N, d) of length 1; without length there is no direction, and no gradient."""
-    _, exponents = torch.frexp(features.detach().abs().amax(1, keepdim=True))  # (N, 1)
+    largest = features.detach().abs().amax(1, keepdim=True)  # (N, 1)
+    exponents = torch.frexp(largest).exponent.clamp(-126, 126)
     # a power of two changes no bit of the result, and keeps squares of 1e20 or 1e-30 in range
-    features = torch.ldexp(features, -exponents.clamp(-126, 126))
+    features = features * torch.ldexp(torch.ones_like(largest), -exponents)
     lengths: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)  # (N, 1)
     return features / lengths.masked_fill(lengths == 0.0, torch.inf)
 
