@@ -227,11 +227,9 @@ def costs_of(session: Session, ready: Prepared) -> Costs:
 
 def tell_layout(session: Session, ready: Prepared, costs: Costs) -> list[StageMemory]:
     """Say what each worker will do and need, and return that; the tracker keeps it, too."""
-    settings = ready.settings
-    balance, layout = settings.cut(costs), settings.laid_out()
-    needs = costs.memory(
-        balance, state_tensors=state_tensors(session.config["optimizer"]), **layout
-    )
+    layout = ready.settings.laid_out(costs)
+    balance = layout["balance"]
+    needs = costs.memory(state_tensors=state_tensors(session.config["optimizer"]), **layout)
     seconds = zip(*costs.stage_seconds(balance), strict=True)
     rows = []
     for stage, (own, times) in enumerate(zip(cut(costs.sizes, balance), seconds, strict=True)):
@@ -245,8 +243,8 @@ def tell_layout(session: Session, ready: Prepared, costs: Costs) -> list[StageMe
         )
     head = ["stage", "worker", "layers", "parameters", "forward ms", "backward ms", "worker MiB"]
     session.say(report.markdown(head, rows))
-    spans = costs.spans(balance, **layout)
-    predicted = efficiency(spans, layout["schedule"], checkpoint=settings.checkpoint)
+    spans = costs.spans(**layout)
+    predicted = efficiency(spans, layout["schedule"], checkpoint=layout["checkpoint"])
     session.say(
         f"predicted: bubble {predicted['bubble']:.2f}, balance {predicted['balance']:.2f}, "
         f"{1e3 * predicted['makespan_s']:.1f} ms a step without messages and update"

@@ -26,9 +26,10 @@ from torch import Tensor
 from raykb.engine.faults import add_note
 from raykb.gpipe.checkpointing import Checkpointed
 from raykb.gpipe.dependency import fork, join, lane, moved, waited
+from raykb.gpipe.inplace import share_memory, skip_overwritten, version
 from raykb.gpipe.modes import caller_modes
 from raykb.gpipe.partition import Partition, SeedOf, Skips, Value
-from raykb.gpipe.probe import as_tuple, share_memory, skip_overwritten
+from raykb.gpipe.probe import as_tuple
 from raykb.parts.skip import SkipKey
 
 Job = tuple[torch.device, Callable[[], Any]]
@@ -88,7 +89,7 @@ class Task:
         self._main = len(as_tuple(value))
         self.inputs = (*as_tuple(value), *(skip for skip in skips.values() if skip is not None))
         self._twice = [  # skips that are the value too, and could be changed with it
-            (key, skip, skip._version)
+            (key, skip, version(skip))
             for key, skip in skips.items()
             if skip is not None and any(share_memory(skip, tensor) for tensor in as_tuple(value))
         ]
@@ -109,8 +110,8 @@ class Task:
         Raises:
             ValueError: the part changed a skip that it was given twice, as its input too.
         """
-        for key, skip, version in self._twice:
-            if skip._version != version:
+        for key, skip, before in self._twice:
+            if version(skip) != before:
                 raise ValueError(skip_overwritten("a part", key))
         count = len(outputs) - len(self._left)
         skips: Skips = dict.fromkeys(self._part.stashed)
@@ -177,7 +178,7 @@ class LocalPipeline:
         skips: Skips = {}
         for key in self._parts[j].popped:
             skip, mark = self._skips[i].pop(key)
-            if skip is not None and skip._version != mark:
+            if skip is not None and version(skip) != mark:
                 raise ValueError(skip_overwritten("a part", key))
             lane = self._lanes[self._sources[key]]
             skips[key] = None if skip is None else moved([skip], lane, here)[0]
@@ -217,5 +218,5 @@ class LocalPipeline:
         outputs, self._phonies[j] = fork(outputs)  # [5]
         self._values[i], left = task.returned(outputs)
         self._skips[i] |= {
-            key: (skip, 0 if skip is None else skip._version) for key, skip in left.items()
+            key: (skip, 0 if skip is None else version(skip)) for key, skip in left.items()
         }

@@ -39,7 +39,7 @@ from raykb.gpipe.microbatch import gather
 from raykb.gpipe.modes import precision
 from raykb.gpipe.partition import Partition, Value, cut
 from raykb.gpipe.probe import Boundaries, Spec, as_tuple, probe
-from raykb.gpipe.schedule import SCHEDULES, exempt, runnable
+from raykb.gpipe.schedule import SCHEDULES, as_run, exempt, runnable
 from raykb.gpipe.stage import Crossing, Recorder, Stage, StageBody, Wiring
 from raykb.gpipe.trace import Span
 from raykb.parts.skip import SkipKey, skip_routes
@@ -122,15 +122,14 @@ class Pipeline:
         deferred_batch_norm: bool = True,
     ) -> None:
         self.grid = grid
-        self._loss, self._micro_batches, self.schedule = loss, micro_batches, schedule
+        self._loss, self._micro_batches = loss, micro_batches
         self._checkpoint, self._skip, self._seed = checkpoint, skip, seed
         self._device, self._autocast = torch.device(device), autocast
         _refuse(layers, balance, grid, micro_batches, schedule, checkpoint, skip)
         if deferred_batch_norm:
             convert = DeferredBatchNorm.convert_deferred_batch_norm
             layers = [(name, convert(layer, chunks=None)) for name, layer in layers]
-        if grid.workers == 1:  # stages of one worker only would be one after the other anyway
-            balance, self.schedule = [sum(balance)], "1f1b"
+        balance, self.schedule = as_run(balance, schedule, grid.workers)
         pieces = cut(layers, balance)
         self.stages = len(pieces)
         self._per_worker = self.stages // grid.workers

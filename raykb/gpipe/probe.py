@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raykb.gpipe.inplace import share_memory, skip_overwritten, version
 from raykb.gpipe.partition import Partition, Skips, Value, is_value
 from raykb.parts.skip import SkipKey
 
@@ -94,8 +95,8 @@ def probe(
     for index, part in enumerate(parts):
         main = as_tuple(value)
         given = [*main, *(t for t in map(skips.get, part.popped) if t is not None)]
-        versions = [tensor._version for tensor in given]
-        marks = {key: tensor._version for key, tensor in waiting.items()}
+        versions = [version(tensor) for tensor in given]
+        marks = {key: version(tensor) for key, tensor in waiting.items()}
         try:
             value, left = _run(part, value, skips)
         except Exception as error:
@@ -105,10 +106,10 @@ def probe(
                 f"{', '.join(f'{tuple(s.shape)} {s.dtype}' for s in values[-1])}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        overwrites.append(versions != [tensor._version for tensor in given])
+        overwrites.append(versions != [version(tensor) for tensor in given])
         for key, tensor in waiting.items():
             own = key in part.popped and not any(share_memory(tensor, other) for other in main)
-            if marks[key] != tensor._version and not own:
+            if marks[key] != version(tensor) and not own:
                 raise ValueError(skip_overwritten(f"stage {index}", key))
         waiting = {key: tensor for key, tensor in waiting.items() if key not in part.popped}
         waiting |= {key: skip for key, skip in left.items() if skip is not None}
@@ -121,20 +122,6 @@ def probe(
         values.append(tuple(map(Spec.of, as_tuple(value))))
     specs = {key: None if skip is None else Spec.of(skip) for key, skip in skips.items()}
     return Boundaries(values, shapes, specs, overwrites)
-
-
-def share_memory(one: Tensor, other: Tensor) -> bool:
-    """Return whether a change of one tensor in place may change the other."""
-    return one.untyped_storage() is other.untyped_storage()
-
-
-def skip_overwritten(where: str, key: SkipKey) -> str:
-    """Return what is wrong with a part that changes what a skip of an earlier part also is."""
-    return (
-        f"{where} changes skip {key[1]!r} in place after an earlier one stashed it, which would "
-        "not reach the skip on another device, nor its gradient; make that operation out of place "
-        "(inplace=False), or stash a clone"
-    )
 
 
 def as_tuple(value: Value) -> tuple[Tensor, ...]:

@@ -78,6 +78,14 @@ def problems(
     return found
 
 
+def as_run(balance: Sequence[int], schedule: str, workers: int) -> tuple[list[int], str]:
+    """Return the layers of each stage and the schedule that ``workers`` run.
+
+    One worker alone runs one stage: several would be one after the other anyway.
+    """
+    return (list(balance), schedule) if workers > 1 else ([sum(balance)], "1f1b")
+
+
 def runnable(schedule: str, stages: int, micro_batches: int, stages_per_worker: int = 1) -> bool:
     """Return whether a schedule can run such a pipeline; :func:`problems` says why not."""
     return not problems(schedule, stages, micro_batches, stages_per_worker)

@@ -32,7 +32,7 @@ from raykb.gpipe.materialise import uninitialisable
 from raykb.gpipe.modes import precision
 from raykb.gpipe.partition import Value, flatten
 from raykb.gpipe.pipeline import Pipeline
-from raykb.gpipe.schedule import runnable
+from raykb.gpipe.schedule import as_run, runnable
 from raykb.gpipe.trace import Span, efficiency
 from raykb.runtime.resources import Group, WorkerResources
 from raykb.runtime.storage import open_storage
@@ -117,17 +117,18 @@ class PipelineSettings:
         """Whether one worker has the whole model: it runs one stage, whatever ``stages`` says."""
         return self.workers == self.replicas
 
-    def laid_out(self) -> dict[str, Any]:
-        """Return what predictions need to know."""
-        names = ("schedule", "micro_batches", "checkpoint", "stages_per_worker")
-        told = {name: getattr(self, name) for name in names}
-        return told | {"schedule": "1f1b", "stages_per_worker": 1} if self.alone else told
-
-    def cut(self, costs: Costs) -> list[int]:
-        """Return the layers of each stage that will run."""
-        if self.alone:
-            return [len(costs.sizes)]
-        return costs.balance(self.balance, self.stages, checkpoint=self.checkpoint)
+    def laid_out(self, costs: Costs) -> dict[str, Any]:
+        """Return what will run, as predictions need to know it; layers of each stage first."""
+        balance = costs.balance(self.balance, self.stages, checkpoint=self.checkpoint)
+        workers = self.workers // self.replicas
+        balance, schedule = as_run(balance, self.schedule, workers)
+        return {
+            "balance": balance,
+            "schedule": schedule,
+            "micro_batches": self.micro_batches,
+            "checkpoint": self.checkpoint,
+            "stages_per_worker": len(balance) // workers,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

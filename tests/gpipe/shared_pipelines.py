@@ -10,10 +10,27 @@ from raykb.gpipe.materialise import materialise
 from raykb.gpipe.partition import Partition, flatten
 from raykb.gpipe.pipeline import Pipeline
 from raykb.gpipe.probe import as_tuple
+from raykb.parts.skip import pop, skippable, stash
 
 SEED = 5
 SCHEDULES = ("gpipe", "gpipe_fifo", "1f1b")
 CHECKPOINTS = ("never", "always", "except_last")
+
+
+@skippable(stash=["spectrum"])
+class LeaveSpectrum(nn.Module):
+    """Stash complex numbers."""
+
+    def forward(self, x):
+        yield stash("spectrum", torch.fft.rfft(x))
+        return x
+
+
+@skippable(pop=["spectrum"])
+class TakeSpectrum(nn.Module):
+    def forward(self, x):
+        spectrum = yield pop("spectrum")
+        return x + torch.fft.irfft(spectrum.square(), n=x.shape[1])
 
 
 def squares(output, target, step):

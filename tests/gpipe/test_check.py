@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from shared_pipelines import Rig, largest_error, merged, reference
+from shared_pipelines import LeaveSpectrum, Rig, TakeSpectrum, largest_error, merged, reference
 from torch import nn
 
 from raykb.gpipe.check import boundary_problems, pipeline_problems
@@ -139,20 +139,6 @@ def test_a_type_that_cannot_cross_a_boundary_is_told():
     (found,) = boundary_problems(layers, [1, 1], sample)
     assert found.startswith("a tensor of torch.complex64 reaches a boundary of stages")
     assert boundary_problems(layers, [2], sample) == []
-
-
-@skippable(stash=["spectrum"])
-class LeaveSpectrum(nn.Module):
-    def forward(self, x):
-        yield stash("spectrum", torch.fft.rfft(x))
-        return x
-
-
-@skippable(pop=["spectrum"])
-class TakeSpectrum(nn.Module):
-    def forward(self, x):
-        spectrum = yield pop("spectrum")
-        return x + torch.fft.irfft(spectrum, n=x.shape[1])
 
 
 def test_a_complex_skip_can_go_through_a_portal_alone():

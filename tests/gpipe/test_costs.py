@@ -39,14 +39,15 @@ def test_a_worker_alone_is_predicted_as_it_runs_in_one_stage(layout):
     settings = PipelineSettings(**({"schedule": "gpipe", "micro_batches": 4} | layout))
     found = costs([1.0, 1.0, 2.0])
     assert settings.alone
-    assert settings.cut(found) == [3]
-    (need,) = found.memory(settings.cut(found), state_tensors=0, **settings.laid_out())
+    layout = settings.laid_out(found)
+    assert (layout["balance"], layout["schedule"]) == ([3], "1f1b")
+    (need,) = found.memory(state_tensors=0, **layout)
     assert need.total == 0
-    ((first, *_),) = found.spans(settings.cut(found), **settings.laid_out())
+    ((first, *_),) = found.spans(**layout)
     assert (first.kind, first.stage) == ("F", 0)
     pair = PipelineSettings(stages=2, schedule="gpipe", balance="parameters")
     assert not pair.alone
-    assert pair.laid_out()["schedule"] == "gpipe"
+    assert pair.laid_out(costs([1.0, 1.0], [1, 1]))["schedule"] == "gpipe"
 
 
 class Pair(NamedTuple):

@@ -590,6 +590,26 @@ def test_in_place_work_on_any_other_boundary_is_refused_where_the_paper_library_
         output.backward()  # of 2; recomputed, it would be 3
 
 
+def test_in_inference_mode_skips_pass_though_nobody_counts_changes():
+    pipe, x = GPipe(residual(), [1, 2, 3], chunks=2).eval(), torch.rand(4, 3)
+    with torch.no_grad():
+        expected = pipe(x)
+    with torch.inference_mode():
+        assert torch.equal(pipe(x), expected)
+
+
+def test_a_skip_may_be_sparse():
+    @skippable(stash=["x"])
+    class KeepSparse(nn.Module):
+        def forward(self, x):
+            yield stash("x", x.to_sparse())
+            return x
+
+    x = torch.rand(4, 4)
+    pipe = GPipe(nn.Sequential(KeepSparse(), nn.Tanh(), Add()), [1, 1, 1])
+    assert torch.equal(pipe(x), x.tanh() + x)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("balance", [[2, 3], [2, 2, 1], [3, 2]])
 def test_a_skip_that_a_later_part_changes_in_place_is_refused(mode, balance):

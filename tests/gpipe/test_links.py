@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from shared_pipelines import Rig, largest_error, merged, on_meta, reference, whole
+from shared_pipelines import (
+    LeaveSpectrum,
+    Rig,
+    TakeSpectrum,
+    largest_error,
+    merged,
+    on_meta,
+    reference,
+    whole,
+)
 from torch import nn
 
 from raykb.gpipe.grid import make_grid
@@ -83,20 +92,6 @@ class Take(nn.Module):
         if nothing is not None or mask.dtype != torch.bool:
             raise ArithmeticError("skips are not what they were")
         return torch.where(mask, x, turned.t().cos()) + kept
-
-
-@skippable(stash=["spectrum"])
-class LeaveSpectrum(nn.Module):
-    def forward(self, x):
-        yield stash("spectrum", torch.fft.rfft(x))
-        return x
-
-
-@skippable(pop=["spectrum"])
-class TakeSpectrum(nn.Module):
-    def forward(self, x):
-        spectrum = yield pop("spectrum")
-        return x + torch.fft.irfft(spectrum.square(), n=x.shape[1])
 
 
 class Overwrite(nn.Module):
