@@ -7,7 +7,9 @@ What may come in, and what becomes of it:
 - transparency is composited on white, as a page or a browser shows it;
 - 16-bit grey is scaled to 8 bits; palettes, CMYK and the other colour spaces become RGB;
 - an EXIF orientation is applied; of an animation the first frame is taken;
-- an image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` is refused before it is decoded.
+- an image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` is refused before it is decoded;
+- files are BMP, GIF, JPEG, PPM and its kin, PNG, TIFF, WebP or JPEG 2000, whatever their names: of
+  the others that Pillow knows some are programs (EPS, which it hands to an interpreter).
 """
 
 import io
@@ -22,6 +24,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Encoded = bytes | Path | np.ndarray | None
 """An image file's bytes, its path, or its pixels: uint8 (H, W) or (H, W, 3)."""
 
+_FORMATS = ("BMP", "GIF", "JPEG", "PPM", "PNG", "TIFF", "WEBP", "JPEG2000")
+_TILE = 256  # side of what is scaled to 8 bits at a time
 _GREY_MODES = {"1", "L", "LA", "La"}
 _ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
 _ORIENTATION_TAG = 0x0112
@@ -90,7 +94,8 @@ def _open(encoded: bytes | Path | None) -> Image.Image:
     if not encoded:
         raise BadImageError("no bytes")
     try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        with Image.open(file, formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise BadImageError(f"{image.width} x {image.height} pixels, more than {limit}")
@@ -99,7 +104,8 @@ def _open(encoded: bytes | Path | None) -> Image.Image:
     except BadImageError:
         raise
     except UnidentifiedImageError as error:  # whose text has the address of the bytes
-        raise BadImageError("no image file of a known kind") from error
+        kinds = ", ".join(_FORMATS)
+        raise BadImageError(f"no image file of a known kind ({kinds})") from error
     except Exception as error:  # a decoder fed with noise may raise anything
         raise BadImageError(f"{type(error).__name__}: {error}") from error
 
@@ -116,11 +122,21 @@ def _plain(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise BadImageError("floating-point pixels, whose black and white are unknown")
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.float64)  # 16-bit values in 16 or 32 bits
-        return Image.fromarray(np.rint(wide.clip(0, 65535) / 257).astype(np.uint8))
+        return _eight_bits(image)
     mode = "L" if image.mode in _GREY_MODES else "RGB"
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         colours = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, colours).convert(mode)
     return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit values, which are in 16 or 32 bits; by tiles, since it takes 24 bytes each."""
+    narrow = np.empty((image.height, image.width), np.uint8)
+    for top in range(0, image.height, _TILE):
+        for left in range(0, image.width, _TILE):
+            right, bottom = min(left + _TILE, image.width), min(top + _TILE, image.height)
+            wide = np.asarray(image.crop((left, top, right, bottom))).astype(np.float64)
+            narrow[top:bottom, left:right] = np.rint(wide.clip(0, 65535) / 257)
+    return Image.fromarray(narrow)

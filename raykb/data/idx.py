@@ -5,6 +5,7 @@ dimension as 32 bits.
 """
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -15,29 +16,69 @@ import numpy as np
 
 from raykb.data.records import Records, array_records
 
+_File = gzip.GzipFile | io.BufferedReader
 _UNSIGNED_BYTE = 8
+_MOST_DIMENSIONS = 4
+_MOST_BYTES = 2**31
+_MOST_INFLATED = 1032  # bytes that one of a gzipped file can become, by the format of deflate
+_BLOCK_BYTES = 2**20
 
 
 def read_idx(path: Path) -> np.ndarray:
     """Return the uint8 array of an IDX file, plain or gzipped.
 
+    No more is inflated than the header says, and the header is believed only as far as the size of
+    the file allows it, and up to 2 GiB.
+
     Raises:
-        ValueError: it is no IDX file of unsigned bytes, or it is cut short.
+        ValueError: it is no IDX file of unsigned bytes, it is cut short, or it is too large.
     """
     try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
-        zero, kind, dimensions = struct.unpack_from(">HBB", data)
-        shape = struct.unpack_from(f">{dimensions}I", data, 4)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            array = np.empty(_shape(path, file), np.uint8)
+            read = _read_into(file, array)
+            more = file.read(1)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise ValueError(f"{path}: cannot be read as an IDX file: {error}") from error
-    offset = 4 + 4 * dimensions
-    if zero != 0 or kind != _UNSIGNED_BYTE or len(data) != offset + math.prod(shape):
+    if read < array.size or more:
+        follow = f"{read} bytes follow" if read < array.size else "more follows"
         raise ValueError(
-            f"{path}: not a whole IDX file of unsigned bytes: its header says type {kind} and "
-            f"shape {shape}, and {len(data) - offset} bytes follow"
+            f"{path}: not a whole IDX file: its header says shape {array.shape}, and {follow}"
         )
-    return np.frombuffer(data, np.uint8, offset=offset).reshape(shape)
+    return array
+
+
+def _shape(path: Path, file: _File) -> tuple[int, ...]:
+    """Read the header; refuse what is no such file, or cannot be what it says."""
+    zero, kind, dimensions = struct.unpack(">HBB", file.read(4))
+    if zero != 0 or kind != _UNSIGNED_BYTE or dimensions > _MOST_DIMENSIONS:
+        raise ValueError(
+            f"{path}: not an IDX file of unsigned bytes: its header says type {kind} and "
+            f"{dimensions} dimensions after {zero}; must be type {_UNSIGNED_BYTE} and at most "
+            f"{_MOST_DIMENSIONS} dimensions after 0"
+        )
+    shape: tuple[int, ...] = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
+    size, packed = math.prod(shape), path.stat().st_size
+    if size > (most := packed * (_MOST_INFLATED if path.suffix == ".gz" else 1)):
+        raise ValueError(
+            f"{path}: not a whole IDX file: its header says shape {shape}, and a file of {packed} "
+            f"bytes holds {most} at most"
+        )
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"{path}: shape {shape}, which are {size} bytes; at most {_MOST_BYTES} are read of an "
+            "IDX file: split it, or keep such a set as Parquet shards"
+        )
+    return shape
+
+
+def _read_into(file: _File, array: np.ndarray) -> int:
+    """Fill an array from a file, as far as that goes; return the bytes that there were."""
+    flat, done = array.reshape(-1).data, 0
+    while block := file.read(min(_BLOCK_BYTES, array.size - done)):
+        flat[done : done + len(block)] = block
+        done += len(block)
+    return done
 
 
 def idx_path(root: Path, name: str) -> Path | None:

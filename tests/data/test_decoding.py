@@ -1,10 +1,11 @@
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from raykb.data.decoding import BadImageError, decode, decode_all, encode_png
 
@@ -58,6 +59,29 @@ def test_sixteen_bits_are_scaled_to_eight():
     assert decode(file_of(Image.fromarray(values)))[0, 0].tolist() == [0, 0, 100, 101, 255]
 
 
+@pytest.mark.parametrize("kind", ["I;16", "I;16B", "I"])
+@pytest.mark.parametrize("size", [(1, 1), (256, 7), (3, 520), (300, 300)])
+def test_sixteen_bits_are_scaled_alike_everywhere(kind: str, size: tuple[int, int]):
+    rng = np.random.default_rng(0)
+    values = rng.integers(*((-9, 2**17) if kind == "I" else (0, 2**16)), size, dtype=np.int64)
+    stored = values.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[kind])
+    image = Image.frombytes(kind, size[::-1], stored.tobytes())
+    expected = np.rint(values.astype(np.float64).clip(0, 65535) / 257).astype(np.uint8)
+    assert np.array_equal(decode(file_of(image, "TIFF"))[0], expected)
+
+
+@pytest.mark.parametrize("size", [(1024, 512), (1, 2**18)])
+def test_sixteen_bits_take_few_bytes_a_pixel(size: tuple[int, int]):
+    encoded = file_of(Image.fromarray(np.zeros(size, np.uint16)), "PNG")
+    tracemalloc.start()
+    try:
+        decode(encoded)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / np.prod(size) < 6  # one row is Pillow's smallest piece of a file
+
+
 def test_transparency_shows_white():
     clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
     half = Image.new("LA", (2, 2), (0, 128))
@@ -106,6 +130,35 @@ def test_an_image_of_the_size_asked_for_is_left_alone():
 def test_what_is_no_image_is_refused_with_a_reason(encoded: bytes | Path | None, reason: str):
     with pytest.raises(BadImageError, match=reason):
         decode(encoded)
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 2 2
+%%EndComments
+(out) (w) file closefile
+%%EOF
+"""
+
+
+def test_a_file_that_is_a_program_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ran: list[Any] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given: ran.append(given))
+    (tmp_path / "image.png").write_bytes(EPS)
+    for encoded in (EPS, tmp_path / "image.png"):
+        with pytest.raises(
+            BadImageError, match=r"of a known kind \(BMP, GIF, JPEG, PPM, PNG, TIFF"
+        ):
+            decode(encoded)
+    assert not ran
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "MPO", "PPM", "TIFF", "WEBP", "JPEG2000"])
+def test_files_of_pixels_are_read(kind: str):
+    image = Image.new("RGB", (8, 6), (255, 0, 255))
+    more = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
+    decoded = decode(file_of(image, kind, **more), channels=3)
+    assert decoded.shape == (3, 6, 8)
+    assert np.abs(decoded.mean((1, 2)) - [255, 0, 255]).max() < 3
 
 
 def test_an_image_cut_anywhere_is_refused_or_whole():
