@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raykb.data.source import Read
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """N labelled images of one size.
+    """N labelled images of one size; :class:`raykb.data.source.Examples` of ``images``, ``labels``.
 
     Attributes:
         images: (N, C, H, W) uint8.
@@ -63,6 +65,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def subset(self, indices: np.ndarray) -> "ImageSet":
-        """Return the images at ``indices`` (positions, not ids), copied, in that order."""
-        return ImageSet(self.images[indices], self.labels[indices], self.ids[indices], self.classes)
+    def read(self, rows: np.ndarray) -> Read:
+        """Return ``images`` (n, C, H, W) and ``labels`` (n,) of ``rows``, copied."""
+        arrays = {"images": self.images[rows], "labels": self.labels[rows]}
+        return Read(arrays, self.ids[rows], [""] * len(rows))
+
+    def subset(self, rows: np.ndarray) -> "ImageSet":
+        """Return the images at ``rows`` (positions, not ids), copied, in that order."""
+        return ImageSet(self.images[rows], self.labels[rows], self.ids[rows], self.classes)

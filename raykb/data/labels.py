@@ -4,12 +4,14 @@ A run that goes on reads the file and never draws again, since what draws may ha
 meantime, and other labels would be labels that the method was not to know.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from raykb.data.parquet import named_classes, parquet_records
 from raykb.data.records import Records
 from raykb.data.splits import stratified_subset
 from raykb.engine.arguments import at_least, misfits, refuse
@@ -80,3 +82,28 @@ def from_json(text: str | bytes, records: Records) -> list[Records]:
             )
         draws.append(records.subset(np.sort(rows)))
     return draws
+
+
+def true_labels(
+    files: Sequence[str], classes: Sequence[str], *, selected: bool = False
+) -> dict[int, int]:
+    """Return the labels by id that Parquet files have of their images.
+
+    Args:
+        files: those that are streamed, so that the labels are those of these very images.
+        classes: names of the classes, by which labels are numbered.
+        selected: whether these are some of the files' classes, or in another order: then labels
+            are found by their names, and -1 is an image of none of these.
+
+    Raises:
+        ValueError: the files have no labels, or do not name their classes where this is needed.
+    """
+    if selected and set(classes).isdisjoint(itertools.chain(*map(named_classes, files))):
+        raise ValueError(
+            "'data' selects and renumbers classes, and the files of 'unlabelled' name none of "
+            "these; pipelines/prepare_data.py writes files that name theirs"
+        )
+    records = parquet_records(files, None if selected else classes)
+    numbers = [classes.index(name) if name in classes else -1 for name in records.classes]
+    labels = np.array(numbers)[records.labels]
+    return dict(zip(records.ids.tolist(), labels.tolist(), strict=True))

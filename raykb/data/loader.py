@@ -1,75 +1,70 @@
-"""The stream of unlabelled images by torch's DataLoader: one host, no cluster."""
+"""Steps by torch's DataLoader: one host, no cluster."""
 
-import functools
-import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from raykb.data.unlabelled import CPU, Observer, Unlabelled, Views
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.data.feed import Observer, Tell, numbers
+from raykb.data.source import Fields, Piece, Source
+from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.loop import Worker
 from raykb.engine.memory import keep_freed_memory
 
-_Made = tuple[tuple[Tensor, ...], Tensor, list[str]]  # images or both views, ids, problems
 
-
-@dataclass(kw_only=True, eq=False)
-class LoaderStream(Unlabelled):
-    """Unlabelled images and their views, made by processes of a DataLoader.
+@dataclass(eq=False)
+class Loader:
+    """Reads the steps of a source by processes of a DataLoader.
 
     Args:
+        source: of the steps.
         workers: processes beside the training; 0 makes all in the training's own, where nobody
             can give up a batch after ``timeout_s``.
         prefetch: steps that each of them is ahead.
+        timeout_s: seconds that a training waits for a batch before it gives up.
+        tell: is told of each broken row that comes, once: the rank, and what is wrong.
     """
 
+    source: Source
+    _: KW_ONLY
     workers: int = 0
     prefetch: int = 2
+    timeout_s: float = 120.0
+    tell: Tell | None = None
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, workers=at_least(0), prefetch=at_least(1)))
-        super().__post_init__()
+        rules = {"workers": at_least(0), "prefetch": at_least(1), "timeout_s": above(0)}
+        refuse(misfits(self, **rules))
         self._observer = Observer(self.tell)
-        self._running: list[Iterator[Views]] = []
+        self._running: list[Iterator[Fields]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_running": [], "_observer": Observer(self.tell)}
+        return self.__dict__ | {"_running": []}
 
-    def batches(
-        self,
-        start: int,
-        rank: int = 0,
-        size: int = 1,
-        device: torch.device = CPU,
-        stop: int | None = None,
-    ) -> Iterator[Views]:
-        """Yield a rank's views of steps start, start + 1, … (see :class:`Stream`)."""
-        self.order.slice(rank, size)
-        views = self._views(start, stop, rank, size, device)
-        self._running.append(views)
-        return views
+    def batches(self, start: int, worker: Worker, stop: int | None = None) -> Iterator[Fields]:
+        """Yield a worker's share of steps start, start + 1, … (see :class:`Feed`)."""
+        self.source.order.at(start, worker.rank, worker.size)  # refuses at once
+        batches = self._batches(start, worker, stop)
+        self._running.append(batches)
+        return batches
 
     def figures(self) -> dict[str, float]:
-        """Return images per second and broken images."""
+        """Return rows per second and broken rows."""
         return self._observer.figures()
 
     def close(self) -> None:
         """End the processes."""
-        for views in self._running:
-            views.close()  # type: ignore[attr-defined]  # a generator
+        for batches in self._running:
+            batches.close()  # type: ignore[attr-defined]  # a generator
         self._running.clear()
 
-    def _views(
-        self, start: int, stop: int | None, rank: int, size: int, device: torch.device
-    ) -> Iterator[Views]:
+    def _batches(self, start: int, worker: Worker, stop: int | None) -> Iterator[Fields]:
         loader = DataLoader(
-            _Steps(self, rank, size),
+            _Steps(self.source, worker.rank, worker.size),
             batch_size=None,
-            sampler=_numbers(start, stop),
+            sampler=numbers(start, stop),
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
             timeout=self.timeout_s if self.workers else 0,
@@ -77,18 +72,15 @@ class LoaderStream(Unlabelled):
             worker_init_fn=_begin,
             generator=torch.Generator(),  # not torch's own, of which dropout draws
         )
-        batches = iter(loader)
-        for step in _numbers(start, stop):
-            made, ids, problems = self._next(batches)
-            self._observer.saw(rank, ids.numpy(), problems)
-            if self.views == "trainer":
-                made = self.both(made[0].to(device), ids.numpy(), step)
-            weak, strong = made
-            yield Views(weak, strong, ids)
+        pieces = iter(loader)
+        for _ in numbers(start, stop):
+            piece = self._next(pieces)
+            self._observer.saw(worker.rank, piece.ids, piece.problems)
+            yield self.source.finish(piece, worker.device)
 
-    def _next(self, batches: Iterator[_Made]) -> _Made:
+    def _next(self, pieces: Iterator[Piece]) -> Piece:
         try:
-            return next(batches)
+            return next(pieces)
         except RuntimeError as error:
             if "timed out" not in str(error):
                 raise
@@ -98,23 +90,16 @@ class LoaderStream(Unlabelled):
             ) from error
 
 
-class _Steps(Dataset[_Made]):
-    """What is made of each step, by its number."""
+@dataclass(frozen=True)
+class _Steps(Dataset[Piece]):
+    """A rank's share of each step, by the step's number."""
 
-    def __init__(self, source: Unlabelled, rank: int, size: int) -> None:
-        self._make = functools.partial(source.images, rank=rank, size=size)
-        self._source = source
+    source: Source
+    rank: int
+    size: int
 
-    def __getitem__(self, step: int) -> _Made:
-        images, ids, problems = self._make(step)
-        pixels = torch.from_numpy(images)
-        at_once = self._source.views == "workers"
-        made = self._source.both(pixels, ids, step) if at_once else (pixels,)
-        return made, torch.from_numpy(ids), problems
-
-
-def _numbers(start: int, stop: int | None) -> Iterable[int]:
-    return itertools.count(start) if stop is None else range(start, stop)
+    def __getitem__(self, step: int) -> Piece:
+        return self.source.read(step, self.rank, self.size)
 
 
 def _begin(worker: int) -> None:

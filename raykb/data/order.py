@@ -1,113 +1,138 @@
-"""The order in which unlabelled rows are seen: a plan that says which rows any step takes.
+"""Orders: which rows any step sees, and of which epoch, as a function of (seed, step).
 
-    epoch   the shards in an order permuted by (seed, epoch), some of them at a time as a pool, and
-            the rows of a pool permuted by (seed, epoch, its first shard)
-    step    the next ``batch_size`` rows; ranks take slices of them, so that one rank and several
-            see the same rows at each step
-    tail    the rows that fill no batch are left out; they are others in each epoch
+    Shuffled   epoch after epoch, each permuted and cut into batches of its own
+    Endless    the same without cuts between epochs: a batch may reach over several
+    ByShard    epoch after epoch, files one after another: for rows that are read from them
 
-A shard is a row group of a Parquet file. Only its number of rows is kept, so that the rows of any
-step are found without looking at those before it: to resume is to ask for another step.
+To resume is to ask for another step. All sizes of a batch are those over all ranks, and ranks see
+together what one would see.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
-from raykb.data.parquet import check_schema, named_errors, parquet_files, whole_numbers
+from raykb.data.source import Rows
+from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.engine.seeding import generator
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A row group: its file, number there, first row in the file, and number of rows."""
+class Shuffled:
+    """A permutation keyed by (seed, epoch), cut into batches; ranks take every ``size``-th row.
 
-    path: str
-    group: int
-    start: int
-    count: int
-
-
-def find_shards(paths: str | Sequence[str]) -> tuple[list[Shard], np.ndarray]:
-    """Return the row groups of Parquet files, and the ids of their rows in file order.
-
-    Args:
-        paths: files, or folders of ``*.parquet`` files; columns ``id`` and ``image`` are needed,
-            of which only the ids are read.
-
-    Raises:
-        FileNotFoundError: a path does not exist or holds no Parquet file.
-        ValueError: a file is not of this layout or empty, or an id is missing or occurs twice.
+    Attributes:
+        count: number of rows.
+        batch_size: rows of a step; where there are fewer in all, these are a batch.
+        seed: of the order.
+        keep_last: see the last, smaller batch of an epoch too; else it is left out, and with it
+            other rows in each epoch.
     """
-    shards: list[Shard] = []
-    ids: list[np.ndarray] = []
-    for path in parquet_files([paths] if isinstance(paths, str) else paths):
-        ids.append(_read_ids(path))
-        start = 0
-        with named_errors(path), pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                if count:
-                    shards.append(Shard(str(path.resolve()), group, start, count))
-                start += count
-    if not shards:
-        raise ValueError(f"{paths}: no rows; there must be at least one image")
-    every = np.concatenate(ids)
-    values, counts = np.unique(every, return_counts=True)
-    if len(values) < len(every):
-        repeated = int(values[counts > 1][0])
-        places = np.flatnonzero(every == repeated)[:2]
-        raise ValueError(
-            f"{int((counts > 1).sum())} ids occur more than once; as {repeated} in "
-            f"{' and in '.join(_place(shards, int(place)) for place in places)}. An id names one "
-            "image: renumber them, or name each file once"
-        )
-    return shards, every
+
+    count: int
+    batch_size: int
+    seed: int
+    keep_last: bool = False
+
+    def __post_init__(self) -> None:
+        refuse(misfits(self, count=at_least(1), batch_size=at_least(1)))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one pass over the rows."""
+        whole = self.count // self.batch_size
+        return max(1, -(-self.count // self.batch_size) if self.keep_last else whole)
+
+    def at(self, step: int, rank: int = 0, size: int = 1) -> Rows:
+        """Return the rows of a step for a rank."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        order = _permutation(self.count, self.seed, "order", epoch)
+        rows = order[number * self.batch_size : (number + 1) * self.batch_size][rank::size]
+        return Rows(rows, np.full(len(rows), epoch))
+
+    def batch(self, step: int) -> int:
+        """Return the number of rows of a step over all ranks."""
+        first = step % self.steps_per_epoch * self.batch_size
+        return min(self.batch_size, self.count - first)
 
 
-def _read_ids(path: Path) -> np.ndarray:
-    with named_errors(path):
-        schema = pq.read_schema(path)
-    check_schema(path, schema, ("id", "image"))
-    with named_errors(path):
-        table = pq.read_table(path, columns=["id"], page_checksum_verification=True)
-    return whole_numbers(path, table, "id")
+@dataclass(frozen=True)
+class Endless:
+    """Permutations keyed by (seed, epoch), one after another, cut into batches of one size.
+
+    A batch may reach over the end of an epoch, or over several: rows may be fewer than it has.
+    Ranks take every ``size``-th row.
+
+    Attributes:
+        count: number of rows.
+        batch_size: rows of a step.
+        seed: of the order.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        refuse(misfits(self, count=at_least(1), batch_size=at_least(1)))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that see every row at least once, were they to begin with an epoch."""
+        return -(-self.count // self.batch_size)
+
+    def at(self, step: int, rank: int = 0, size: int = 1) -> Rows:
+        """Return the rows of a step for a rank; their epochs do not descend."""
+        numbers = step * self.batch_size + np.arange(rank, self.batch_size, size)
+        epochs, places = np.divmod(numbers, self.count)
+        rows = np.empty(len(numbers), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = _permutation(self.count, self.seed, "labelled order", epoch)[places[here]]
+        return Rows(rows, epochs)
+
+    def batch(self, step: int) -> int:
+        """Return the number of rows of a step over all ranks."""
+        return self.batch_size
 
 
-def _place(shards: Sequence[Shard], position: int) -> str:
-    """Return file and row of a position among all rows."""
-    for shard in shards:
-        if position < shard.count:
-            break
-        position -= shard.count
-    return f"{shard.path}, row {shard.start + position}"
+@functools.lru_cache(maxsize=4)  # two feeds, a batch of each of which lies in two epochs at most
+def _permutation(count: int, seed: int, stream: str, epoch: int) -> np.ndarray:
+    order: np.ndarray = torch.randperm(count, generator=generator(seed, stream, epoch)).numpy()
+    order.setflags(write=False)
+    return order
 
 
-class Order:
-    """Which rows each step takes.
+class ByShard:
+    """Shard after shard, permuted, so that what is read for a step lies together.
+
+        epoch   the shards in an order permuted by (seed, epoch), some of them at a time as a pool,
+                and the rows of a pool permuted by (seed, epoch, its first shard)
+        step    the next ``batch_size`` rows; ranks take slices of them
+        tail    the rows that fill no batch are left out; they are others in each epoch
 
     Args:
-        shards: row groups, in file order.
-        batch_size: rows of one step, over all ranks.
+        counts: (S,) rows of each shard; its rows are numbered after those of the shards before.
+        batch_size: rows of a step.
         seed: of the order.
         mix_shards: shards whose rows are permuted together; more of them mix files that are sorted
             by class, and are read as often more.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], *, batch_size: int, seed: int, mix_shards: int = 1
+        self, counts: Sequence[int] | np.ndarray, *, batch_size: int, seed: int, mix_shards: int = 1
     ) -> None:
-        self.shards = tuple(shards)
-        self.count = sum(shard.count for shard in shards)
+        self._ends = np.cumsum(counts)  # (S,)
+        self._starts = self._ends - counts  # (S,)
+        self.count = int(self._ends[-1])
         if not 1 <= batch_size <= self.count:
             raise ValueError(
-                f"batch_size: {batch_size} unlabelled images of each step; must be from 1 to the "
-                f"{self.count} that there are"
+                f"batch_size: {batch_size} rows of each step; must be from 1 to the {self.count} "
+                "that there are"
             )
         if mix_shards < 1:
             raise ValueError(f"mix_shards: {mix_shards}; must be at least 1")
@@ -116,8 +141,8 @@ class Order:
         self._mix = mix_shards
         self._epoch = -1
         self._pools: list[np.ndarray] = []  # numbers of the shards of each pool
-        self._ends = np.empty(0, np.int64)  # rows up to the end of each pool
-        self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._pool_ends = np.empty(0, np.int64)  # rows up to the end of each pool
+        self._rows: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_epoch": -1, "_rows": {}}  # what is soon found again stays here
@@ -127,59 +152,60 @@ class Order:
         """Whole batches of one pass over the rows."""
         return self.count // self.batch_size
 
-    def slice(self, rank: int, size: int) -> slice:
-        """Return which rows of a step's are those of a rank.
+    def batch(self, step: int) -> int:
+        """Return the number of rows of a step over all ranks."""
+        return self.batch_size
+
+    def at(self, step: int, rank: int = 0, size: int = 1) -> Rows:
+        """Return the rows of a step for a rank.
 
         Raises:
             ValueError: the batch does not divide by the number of ranks, or there is no such rank.
         """
+        share = self._share(rank, size)
+        epoch, number = divmod(step, self.steps_per_epoch)
+        self._open(epoch)
+        start = number * self.batch_size + rank * share
+        stop = start + share
+        pool = int(np.searchsorted(self._pool_ends, start, side="right"))
+        parts = []
+        while start < stop:
+            end, permuted = int(self._pool_ends[pool]), self._permuted(pool)
+            begin = end - len(permuted)
+            parts.append(permuted[start - begin : stop - begin])
+            start, pool = end, pool + 1
+        return Rows(np.concatenate(parts), np.full(share, epoch))
+
+    def _share(self, rank: int, size: int) -> int:
+        """Return the rows of a step for each rank."""
         if size < 1 or self.batch_size % size:
             raise ValueError(
-                f"batch_size: {self.batch_size} unlabelled images of each step do not divide by "
-                f"{size} workers; it is the number over all of them"
+                f"batch_size: {self.batch_size} rows of each step do not divide by {size} workers; "
+                "it is the number over all of them"
             )
         if not 0 <= rank < size:
             raise ValueError(f"rank: {rank}; must be in 0..{size - 1}")
-        share = self.batch_size // size
-        return slice(rank * share, (rank + 1) * share)
-
-    def rows(self, step: int, rank: int = 0, size: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Return what a rank takes at a step: shard numbers and rows in the shard, (n,) each."""
-        share = self.slice(rank, size)
-        self._open(step // self.steps_per_epoch)
-        first = step % self.steps_per_epoch * self.batch_size
-        start, stop = first + share.start, first + share.stop
-        pool = int(np.searchsorted(self._ends, start, side="right"))
-        parts = []
-        while start < stop:
-            end = int(self._ends[pool])
-            begin = end - len(self._permuted(pool)[0])
-            parts.append([c[start - begin : stop - begin] for c in self._permuted(pool)])
-            start, pool = end, pool + 1
-        shards, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return shards, rows
+        return self.batch_size // size
 
     def _open(self, epoch: int) -> None:
         """Put the shards into the order of ``epoch``."""
         if epoch == self._epoch:
             return
         order = torch.randperm(
-            len(self.shards), generator=generator(self._seed, "shards", epoch)
+            len(self._ends), generator=generator(self._seed, "shards", epoch)
         ).numpy()
         self._pools = [order[i : i + self._mix] for i in range(0, len(order), self._mix)]
-        counts = [sum(self.shards[number].count for number in pool) for pool in self._pools]
-        self._ends, self._rows, self._epoch = np.cumsum(counts), {}, epoch
+        sizes = [int((self._ends - self._starts)[pool].sum()) for pool in self._pools]
+        self._pool_ends, self._rows, self._epoch = np.cumsum(sizes), {}, epoch
 
-    def _permuted(self, pool: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return shard numbers and rows of all of a pool, permuted."""
+    def _permuted(self, pool: int) -> np.ndarray:
+        """Return the rows of all of a pool, permuted."""
         if pool not in self._rows:
             numbers = self._pools[pool]
-            counts = [self.shards[number].count for number in numbers]
-            owners = np.repeat(numbers, counts)
-            rows = np.concatenate([np.arange(count) for count in counts])
+            rows = np.concatenate([np.arange(self._starts[n], self._ends[n]) for n in numbers])
             named = generator(self._seed, "rows", self._epoch, int(numbers[0]))
             order = torch.randperm(len(rows), generator=named).numpy()
             for old in list(self._rows)[:-1]:  # a batch lies in two pools, hardly ever in more
                 del self._rows[old]
-            self._rows[pool] = owners[order], rows[order]
+            self._rows[pool] = rows[order]
         return self._rows[pool]

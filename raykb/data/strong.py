@@ -55,10 +55,7 @@ class PairOfViews(Protocol):
     def __call__(
         self, images: Tensor, ids: np.ndarray | Tensor, seed: int, epoch: int
     ) -> tuple[Tensor, Tensor]:
-        """Return weak (N, C, H, W) and strong views (N, S C, H, W) of ``images``, uint8.
-
-        The S strong views of an image lie one after the other, so that a row stays an image.
-        """
+        """Return weak (N, C, H, W) and strong views (N, S, C, H, W) of ``images``, uint8."""
 
     def weak(self, images: Tensor, ids: np.ndarray | Tensor, seed: int, epoch: int) -> Tensor:
         """Return the weak views alone, as for labelled images."""
@@ -89,7 +86,7 @@ class WeakStrong:
     def __call__(
         self, images: Tensor, ids: np.ndarray | Tensor, seed: int, epoch: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the weak (N, C, H, W) and the strong views (N, S C, H, W) of uint8 images.
+        """Return the weak (N, C, H, W) and the strong views (N, S, C, H, W) of uint8 images.
 
         Args:
             images: uint8, one channel or three, on any device.
@@ -104,7 +101,7 @@ class WeakStrong:
             place = (epoch, number) if number else (epoch,)
             uniforms = keyed_uniform(stream_seed(seed, "strong view", *place), ids, draws)
             strong.append(self._strong(images, uniforms))
-        return weak, torch.cat(strong, 1)
+        return weak, torch.stack(strong, 1)
 
     def weak(self, images: Tensor, ids: np.ndarray | Tensor, seed: int, epoch: int) -> Tensor:
         """Return the weak views alone; arguments as of a call."""

@@ -30,7 +30,7 @@ _EIGENVECTORS = (
 _LUMA = (0.299, 0.587, 0.114)
 
 
-class View(Protocol):
+class ImageView(Protocol):
     """Turns uint8 images into normalised ones; all chance comes in as uniform numbers."""
 
     @property

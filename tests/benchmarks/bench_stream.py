@@ -4,10 +4,12 @@
     python tests/benchmarks/bench_stream.py wait     share of a step spent waiting for data
     python tests/benchmarks/bench_stream.py nodes    throughput over CPUs, on one raylet and on two
 
-All rivals run all the time; those that are not measured wait with full buffers.
+What the training does of each step, as normalisation, is counted with both. All rivals run all the
+time; those that are not measured wait with full buffers.
 """
 
 import argparse
+import functools
 import os
 import platform
 import statistics
@@ -25,20 +27,26 @@ import torch
 from ray.cluster_utils import Cluster
 from shared_photographs import write_photographs
 
-from raykb.data.loader import LoaderStream
+from raykb.data.feed import Feed
+from raykb.data.image_views import WeakStrongView
+from raykb.data.loader import Loader
+from raykb.data.source import Source
 from raykb.data.strong import WeakStrong
-from raykb.data.unlabelled import Unlabelled
-from raykb.runtime.streams import RayStream
+from raykb.data.unlabelled import UnlabelledImages
+from raykb.data.views import CropFlipView
+from raykb.engine.loop import Worker
+from raykb.runtime.streams import RayData
 
+PATIENCE_S = 900.0
 QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 
 
 class Rival:
-    """A stream that runs, and waits with full buffers while another is measured."""
+    """A feed that runs, and waits with full buffers while another is measured."""
 
-    def __init__(self, stream: Unlabelled) -> None:
-        self.stream, began = stream, time.perf_counter()
-        self.batches = stream.batches(0)
+    def __init__(self, feed: Feed, batch: int) -> None:
+        self.feed, self.batch, began = feed, batch, time.perf_counter()
+        self.batches = feed.batches(0, Worker())
         self.began_s = []  # until the first batch, and until the first of a process beside
         for _ in range(2):
             next(self.batches)
@@ -51,37 +59,42 @@ class Rival:
         began = time.perf_counter()
         for _ in range(steps):
             next(self.batches)
-        return steps * self.stream.batch_size / (time.perf_counter() - began)
+        return steps * self.batch / (time.perf_counter() - began)
+
+
+def source(args: argparse.Namespace, folder: str, views_by: str = "workers") -> Source:
+    unlabelled = UnlabelledImages(paths=folder, ratio=1, views_by=views_by)
+    view = WeakStrongView(WeakStrong(), CropFlipView(mean=[0.45], std=[0.25]))
+    return unlabelled.source(unlabelled.examples(0), view, args.batch, 0)
 
 
 def line(name: str, rates: list[float]) -> str:
     return f"{name:34s}{statistics.median(rates):8.0f} ({min(rates):.0f}-{max(rates):.0f})"
 
 
-def rate(args: argparse.Namespace, common: dict) -> None:
+def rate(args: argparse.Namespace, folder: str) -> None:
     """Interleave loaders and streams; with views by the workers and by the training."""
     ray.init(address="local", num_cpus=2, object_store_memory=args.store * 2**20, **QUIET)
+    beside = functools.partial(
+        RayData,
+        workers=2,
+        worker_cpus=0.5,
+        store_mib=96.0,
+        block_steps=args.block,
+        timeout_s=PATIENCE_S,
+    )
+    loader = functools.partial(Loader, workers=2, timeout_s=PATIENCE_S)
+    at_home = functools.partial(source, args, folder, "trainer")
     makers = {
-        "DataLoader, 2 workers": lambda: LoaderStream(workers=2, **common),
-        "Ray Data, 2 CPUs": lambda: RayStream(
-            workers=2, worker_cpus=0.5, store_mib=96.0, block_steps=args.block, **common
-        ),
-        "DataLoader, 2, views by trainer": lambda: LoaderStream(
-            workers=2, views="trainer", **common
-        ),
-        "Ray Data, 2, views by trainer": lambda: RayStream(
-            workers=2,
-            worker_cpus=0.5,
-            store_mib=96.0,
-            block_steps=args.block,
-            views="trainer",
-            **common,
-        ),
+        "DataLoader, 2 workers": lambda: loader(source(args, folder)),
+        "Ray Data, 2 CPUs": lambda: beside(source(args, folder)),
+        "DataLoader, 2, views by trainer": lambda: loader(at_home()),
+        "Ray Data, 2, views by trainer": lambda: beside(at_home()),
     }
     makers = {name: make for name, make in makers.items() if args.only in name}
     rivals = {}
     for name, make in makers.items():
-        rivals[name] = Rival(make())
+        rivals[name] = Rival(make(), args.batch)
         first, second = rivals[name].began_s
         print(f"{name}: first batch {first:.2f} s, first by a worker {second:.2f} s", flush=True)
     rounds: dict[str, list[float]] = {name: [] for name in rivals}
@@ -89,7 +102,7 @@ def rate(args: argparse.Namespace, common: dict) -> None:
         for name, rival in rivals.items():
             rounds[name].append(rival.measured(args.warm, args.steps))
     for rival in rivals.values():
-        rival.stream.close()
+        rival.feed.close()
     print(f"{'':34s}images/s")
     for name, figures in rounds.items():
         print(line(name, figures))
@@ -100,16 +113,21 @@ def rate(args: argparse.Namespace, common: dict) -> None:
         print(f"{ours} / {theirs}: {statistics.median(ratios):.2f} ({spread})")
 
 
-def wait(args: argparse.Namespace, common: dict) -> None:
+def wait(args: argparse.Namespace, folder: str) -> None:
     """Give each a model step of four times the loader's batch time, on a core of its own."""
     ray.init(address="local", num_cpus=2, object_store_memory=args.store * 2**20, **QUIET)
-    both = Rival(LoaderStream(workers=2, **common))
     rivals = {
-        "DataLoader, 1 worker": Rival(LoaderStream(workers=1, **common)),
-        "Ray Data, 1 CPU": Rival(
-            RayStream(workers=1, store_mib=96.0, block_steps=args.block, **common)
+        "DataLoader, 1 worker": Loader(source(args, folder), workers=1, timeout_s=PATIENCE_S),
+        "Ray Data, 1 CPU": RayData(
+            source(args, folder),
+            workers=1,
+            store_mib=96.0,
+            block_steps=args.block,
+            timeout_s=PATIENCE_S,
         ),
     }
+    both = Rival(Loader(source(args, folder), workers=2, timeout_s=PATIENCE_S), args.batch)
+    rivals = {name: Rival(feed, args.batch) for name, feed in rivals.items()}
     shares: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(args.repeats):
         step_s = 4 * args.batch / both.measured(args.warm, args.steps)
@@ -122,7 +140,7 @@ def wait(args: argparse.Namespace, common: dict) -> None:
                 work(step_s)
             shares[name].append(waited / (time.perf_counter() - began))
     for rival in (both, *rivals.values()):
-        rival.stream.close()
+        rival.feed.close()
     for name, values in shares.items():
         print(
             f"{name:24s} waits {statistics.median(values):6.1%} of a step "
@@ -153,16 +171,17 @@ def cluster(nodes: list[int], store: int) -> Iterator[None]:
         made.shutdown()
 
 
-def nodes(args: argparse.Namespace, common: dict) -> None:
+def nodes(args: argparse.Namespace, folder: str) -> None:
     """Give the views one CPU, two of one raylet, and one each of two raylets."""
     layouts = {"1 raylet of 1 CPU": [1], "1 raylet of 2 CPUs": [2], "2 raylets of 1 CPU": [1, 1]}
     rounds: dict[str, list[float]] = {name: [] for name in layouts}
     for _ in range(args.repeats):
         for name, layout in layouts.items():
             with cluster(layout, args.store):
-                rival = Rival(RayStream(block_steps=args.block, **common))
+                feed = RayData(source(args, folder), block_steps=args.block, timeout_s=PATIENCE_S)
+                rival = Rival(feed, args.batch)
                 rounds[name].append(rival.measured(args.warm, args.steps))
-                rival.stream.close()
+                rival.feed.close()
     print(f"{'':34s}images/s")
     for name, figures in rounds.items():
         print(line(name, figures))
@@ -197,9 +216,7 @@ def main() -> None:
         folder = args.photographs or write_photographs(
             Path(made), args.images, files=8, form=args.form
         )
-        common = {"batch_size": args.batch, "seed": 0, "view": WeakStrong(), "paths": str(folder)}
-        common["timeout_s"] = 900.0
-        {"rate": rate, "wait": wait, "nodes": nodes}[args.what](args, common)
+        {"rate": rate, "wait": wait, "nodes": nodes}[args.what](args, str(folder))
     print(f"load at the end {os.getloadavg()[0]:.1f}")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from raykb.data.views import VIEWS, CropFlipView, ResizedCropView, View
+from raykb.data.views import VIEWS, CropFlipView, ImageView, ResizedCropView
 
 RGB: dict[str, Any] = {"mean": (0.49, 0.48, 0.45), "std": (0.2, 0.25, 0.3)}
 GREY: dict[str, Any] = {"mean": [0.3], "std": [0.2]}
@@ -193,7 +193,7 @@ def test_no_lighting_and_no_jitter_leave_the_colours() -> None:
     assert loud(flat, torch.zeros(4, 11)).isfinite().all()  # 0 has no finite normal quantile
 
 
-VIEW_CASES: list[View] = [
+VIEW_CASES: list[ImageView] = [
     CropFlipView(**RGB, cutout=8),
     ResizedCropView(**RGB, size=24),
 ]
@@ -201,7 +201,7 @@ VIEW_CASES: list[View] = [
 
 @pytest.mark.parametrize("view", VIEW_CASES, ids=lambda view: type(view).__name__)
 class TestEveryView:
-    def test_a_row_depends_on_nothing_but_itself(self, view: View) -> None:
+    def test_a_row_depends_on_nothing_but_itself(self, view: ImageView) -> None:
         images, numbers = sample(300), uniforms(300, view.draws)
         whole = view(images, numbers)
         order = torch.randperm(300, generator=torch.Generator().manual_seed(2))
@@ -209,7 +209,7 @@ class TestEveryView:
         torch.testing.assert_close(view(images[7:8], numbers[7:8]), whole[7:8])
         torch.testing.assert_close(view.plain(images)[7:8], view.plain(images[7:8]))
 
-    def test_the_input_is_left_alone_and_the_output_is_float32(self, view: View) -> None:
+    def test_the_input_is_left_alone_and_the_output_is_float32(self, view: ImageView) -> None:
         images, numbers = sample(4), uniforms(4, view.draws)
         out, plain = view(images, numbers), view.plain(images)
         assert out.dtype == plain.dtype == torch.float32
@@ -217,19 +217,19 @@ class TestEveryView:
         assert torch.equal(images, sample(4))
         assert torch.equal(numbers, uniforms(4, view.draws))
 
-    def test_an_empty_batch_stays_empty(self, view: View) -> None:
+    def test_an_empty_batch_stays_empty(self, view: ImageView) -> None:
         images = sample(2)
         shape = view.plain(images).shape[1:]
         assert view(images[:0], uniforms(0, view.draws)).shape == (0, *shape)
         assert view.plain(images[:0]).shape == (0, *shape)
 
-    def test_wrong_uniforms_are_refused(self, view: View) -> None:
+    def test_wrong_uniforms_are_refused(self, view: ImageView) -> None:
         with pytest.raises(ValueError, match=rf"uniforms: shape \(2, 4\); .*\(2, {view.draws}\)"):
             view(sample(2), uniforms(2, 4))
         with pytest.raises(ValueError, match=r"uniforms: a number outside \[0, 1\)"):
             view(sample(2), torch.ones(2, view.draws))
 
-    def test_wrong_images_are_refused(self, view: View) -> None:
+    def test_wrong_images_are_refused(self, view: ImageView) -> None:
         with pytest.raises(TypeError, match=r"images: dtype torch.float32; must be torch.uint8"):
             view(sample(2).float(), uniforms(2, view.draws))
         with pytest.raises(ValueError, match=r"images: shape \(3, 32, 32\); .*images\[None\]"):

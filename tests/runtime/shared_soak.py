@@ -9,8 +9,12 @@ from pathlib import Path
 import ray
 import torch
 
+from raykb.data.image_views import WeakStrongView
 from raykb.data.strong import WeakStrong
-from raykb.runtime.streams import RayStream
+from raykb.data.unlabelled import UnlabelledImages
+from raykb.data.views import CropFlipView
+from raykb.engine.loop import Worker
+from raykb.runtime.streams import RayData
 
 EPOCHS, STORE_MIB = 20, 80
 
@@ -51,17 +55,20 @@ def main():
         logging_level="ERROR",
         log_to_driver=False,
     )
-    source = RayStream(batch_size=96, seed=0, view=WeakStrong(), paths=sys.argv[1])
-    batches, epochs = source.batches(0), []
+    unlabelled = UnlabelledImages(paths=sys.argv[1], ratio=1)
+    view = WeakStrongView(WeakStrong(), CropFlipView(mean=[0.3], std=[0.4]))
+    source = unlabelled.source(unlabelled.examples(0), view, 96, 0)
+    feed = RayData(source)
+    batches, epochs = feed.batches(0, Worker()), []
     for _ in range(EPOCHS):
         stores = []
-        for _ in range(source.steps_per_epoch):
+        for _ in range(source.order.steps_per_epoch):
             step = next(batches)
-            stores.append(source.figures()["stream/store_mib"])
+            stores.append(feed.figures()["stream/store_mib"])
         time.sleep(0.6)  # until the object store is looked at again
         makers, rays = descendants()
         epochs.append(
-            source.figures()
+            feed.figures()
             | {
                 "store_mib": max(stores),
                 "trainer_mib": resident_mib(os.getpid()),
@@ -69,8 +76,8 @@ def main():
                 "rays_mib": sum(map(resident_mib, rays)),
             }
         )
-    views = source.steps_per_epoch * (step.weak.numel() + step.strong.numel())
-    source.close()
+    views = source.order.steps_per_epoch * (step["weak"].numel() + step["strong"].numel())
+    feed.close()
     print(json.dumps({"views_mib": views / 2**20, "epochs": epochs}))
 
 
