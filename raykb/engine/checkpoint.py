@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 import torch
 
+from raykb.engine.names import check_part
+
 SCHEMA = 1
 _MANIFEST = "manifest.json"
 
@@ -143,6 +145,8 @@ def manifest(store: Store, folder: str) -> list[Part]:
     data = store.read(f"{folder}/{_MANIFEST}")
     try:
         parts = [Part(**part) for part in json.loads(data)["parts"]]
+        for part in parts:
+            check_part(part.name, "name of a part")
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder}/{_MANIFEST}: {error}") from error
     if not parts:

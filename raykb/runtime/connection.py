@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import socket
+import stat
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,38 @@ def cluster_address() -> str | None:
                 "--head`, or unset RAY_ADDRESS to have a local Ray"
             )
         return address
-    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    address = note.read_text().strip() if note.exists() else ""
+    address = _noted(Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster")
     # `ray start` leaves its address there, also when it has been killed since
     return address if address and _answers(address) else None
+
+
+def _noted(note: Path) -> str:
+    """Return the address in Ray's note of the current cluster; empty if there is none to follow.
+
+    Anybody may write to the folder of temporary files, and who is connected to a cluster runs what
+    it says. So a note counts if it and its folder are of this user, or of root, who can do all
+    that anyway, and if not everybody may write into it. Any other is passed over and said.
+    """
+    try:
+        file = os.fdopen(os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    else:
+        with file:
+            opened, folder = os.fstat(file.fileno()), note.parent
+            owners = {opened.st_uid, folder.stat().st_uid, folder.lstat().st_uid}
+            strangers = sorted(owners - {os.geteuid(), 0})
+            if not strangers and stat.S_ISREG(opened.st_mode) and not opened.st_mode & stat.S_IWOTH:
+                return file.read(1000).decode(errors="replace").strip()
+        problem = f"belongs to user {strangers[0]}" if strangers else "is no file of one user alone"
+    print(
+        f"{note}: {problem}, so the cluster that it names is passed over; to use that, set "
+        "RAY_ADDRESS to its address",
+        file=sys.stderr,
+    )
+    return ""
 
 
 def _answers(address: str) -> bool:
@@ -50,7 +80,13 @@ def _answers(address: str) -> bool:
 
 @contextlib.contextmanager
 def connected(where: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start a local Ray; end only what was started here."""
+    """Connect to a cluster, or start a local Ray; end only what was started here.
+
+    A process that is connected already stays so: several runs can share one Ray.
+    """
+    if ray.is_initialized():
+        yield
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # leave CUDA_VISIBLE_DEVICES alone in workers without a GPU; Ray warns where nobody has chosen
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -6,25 +6,36 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from raykb.runtime.fence import FOLDER, claim, number_of
+from raykb.runtime.secrets import redacted
+from raykb.runtime.sender import brief
 from raykb.runtime.session import Refused
-from raykb.runtime.storage import LocalStorage, Storage
-
-LEASE = "lease.json"
+from raykb.runtime.storage import LocalStorage, RemoteStorage, Storage
 
 _logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def locked(storage: Storage) -> Iterator[None]:
-    """Hold a run directory; raises :class:`Refused` where another process holds it."""
-    lock = _file_lock(storage.folder) if isinstance(storage, LocalStorage) else lease(storage)
-    with lock:
-        yield
+def locked(storage: Storage) -> Iterator[Storage]:
+    """Hold a run directory, and give it as its holder sees it.
+
+    Raises:
+        Refused: another process holds it.
+    """
+    if isinstance(storage, LocalStorage):
+        with _file_lock(storage.folder):
+            yield storage
+    else:
+        with lease(storage) as held:
+            yield held
 
 
 @contextlib.contextmanager
@@ -32,63 +43,221 @@ def _file_lock(folder: Path) -> Iterator[None]:
     """Hold a folder by a lock that ends with the process, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / ".lock").open("a+")
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise Refused(
-            f"{folder}: cannot be written ({error.strerror}); name another directory, or see to "
-            "its rights and its disk"
-        ) from error
-    with opened as file:
+        raise _refusal(folder, error) from error
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except BlockingIOError as error:
+            owner = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
             raise Refused(
-                f"{folder}: another run holds it ({file.read().strip()}); wait for it, or name "
-                "another directory"
+                f"{folder}: another run holds it ({owner}); wait for it, or name another directory"
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        except OSError as error:  # a full disk; a network disk that knows no locks
+            raise _refusal(folder, error) from error
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(folder: Path, error: OSError) -> Refused:
+    return Refused(
+        f"{folder}: cannot be written ({error.strerror}); name another directory, or see to "
+        "its rights and its disk"
+    )
 
 
 @contextlib.contextmanager
-def lease(storage: Storage, *, renew_s: float = 30.0, stale_s: float = 120.0) -> Iterator[None]:
-    """Hold an object store's folder by an object that is written anew all the while.
-
-    A holder that was killed is believed dead after ``stale_s``, or at once on its own host.
-    """
-    host, process = socket.gethostname(), os.getpid()
-    if storage.exists(LEASE):
-        holder = json.loads(storage.read(LEASE))
-        age = time.time() - holder["time"]
-        gone = holder["host"] == host and not Path(f"/proc/{holder['process']}").exists()
-        if age < stale_s and not gone:
-            raise Refused(
-                f"{storage.uri}: another run holds it (process {holder['process']} on "
-                f"{holder['host']}, {age:.0f} s ago); wait for it, name another directory, or, if "
-                f"it was killed, try again in {stale_s - age:.0f} s"
-            )
-
-    def write(now: float) -> None:
-        record = {"host": host, "process": process, "time": now}
-        storage.write(LEASE, json.dumps(record).encode())
+def lease(storage: Storage, *, renew_s: float = 10.0) -> Iterator[RemoteStorage]:
+    """Hold an object store's folder by a :class:`Claim` that is renewed all the while."""
+    claim, ended = Claim(storage), threading.Event()
+    held = claim.take()
 
     def renew() -> None:
         while not ended.wait(renew_s):
             try:
-                write(time.time())
+                if not claim.renew():
+                    _say(f"{claim} is lost to another run; this one stops when it next writes")
+                    return
             except OSError as error:
-                _logger.warning("%s: the lease could not be renewed: %s", storage.uri, error)
+                _logger.warning("%s: not renewed: %s", claim, brief(error))
 
-    ended = threading.Event()
-    write(time.time())
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()
     try:
-        yield
+        yield held
     finally:
         ended.set()
         thread.join()
-        write(0.0)
+        with contextlib.suppress(OSError):  # the next one waits until it sees that this is over
+            claim.release()
+
+
+class Claim:
+    """The claim of one process to a run directory in an object store.
+
+    ::
+
+        <run>/lease/00000007-3f2a….json     host, process, how often it was renewed, whether ended
+
+    Each writes a file of its own alone, so nobody overwrites the claim of another. To take the
+    directory is to (1) see that no claim there is alive, (2) write one with the next number, and
+    (3) see that none has come beside it since (1). Of two that do so at once, the one that comes
+    to (3) last sees the other, and withdraws; maybe both do. What was there before is then removed.
+
+    A claim is alive while it changes, within a time that the waiting process measures by itself:
+    no two hosts' clocks are compared. One of a process of this very host is known at once. Who
+    was believed dead and is not finds a newer number before it next writes (:meth:`RemoteStorage.
+    held`), also when that newer holder has ended, since its claim stays.
+
+    What is not guaranteed: the stores have writes that fail where an object is there already, but
+    pyarrow has none (25.0), and none of them can make a write depend on another object. So a write
+    that was begun by a holder, who then was not heard of for ``stale_s`` and was replaced, may
+    still land. A store whose lists lag behind its writes (S3, GCS, Azure and HDFS do not) may have
+    two holders.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        stale_s: float = 60.0,
+        look_s: float = 5.0,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._storage = RemoteStorage(storage.place)
+        self._stale_s, self._look_s, self._wait = stale_s, look_s, wait
+        self._name, self._renewed, self.number = "", 0, 0
+
+    def __str__(self) -> str:
+        return f"{redacted(self._storage.place)}: lease {self.number}"
+
+    def take(self) -> RemoteStorage:
+        """Become the holder; return the storage as this holder sees it.
+
+        Raises:
+            Refused: another process holds the directory, or wants it at the same moment.
+        """
+        before = self._settled()  # (1)
+        self.number = max(map(number_of, before), default=0) + 1
+        self._name = claim(self.number, uuid.uuid4().hex[:12])
+        self.renew()  # (2)
+        if others := self._claims().keys() - before.keys() - {self._name}:  # (3)
+            self.release()
+            raise Refused(
+                f"{self._storage.place}: another run took it at the same moment "
+                f"({', '.join(sorted(others))}); see whether that one runs, else try again"
+            )
+        for name in before:
+            self._storage.remove(f"{FOLDER}/{name}")
+        _say(f"{self}; a write that is under way when another run takes over may come after it")
+        return self._storage.held(self.number)
+
+    def renew(self) -> bool:
+        """Say that this process is alive; return False, and write nothing, if it was replaced."""
+        return self._write(ended=False)
+
+    def release(self) -> None:
+        """Say that this process has ended; its number stays, for any that come late."""
+        if not self._write(ended=True):
+            self._storage.remove(f"{FOLDER}/{self._name}")
+
+    def _write(self, ended: bool) -> bool:
+        names = self._storage.files(FOLDER)
+        if max(map(number_of, names), default=0) > self.number:
+            return False
+        self._renewed += 1
+        record = {**_this_process(), "renewed": self._renewed, "ended": ended}
+        self._storage.write(f"{FOLDER}/{self._name}", json.dumps(record).encode())
+        return True
+
+    def _settled(self) -> dict[str, bytes]:
+        """Return the claims that are there once none is alive; raise Refused where one is."""
+        before = now = self._claims()
+        waited = 0.0
+        while alive := [name for name, data in now.items() if not _is_over(data)]:
+            if changed := [n for n in alive if now[n] != before.get(n) or _is_of_here(now[n])]:
+                raise Refused(
+                    f"{self._storage.place}: another run holds it ({_owner(now[changed[0]])}); "
+                    "wait for it, or name another directory"
+                )
+            if waited >= self._stale_s:
+                break
+            if not waited:
+                _say(
+                    f"{redacted(self._storage.place)}: {_owner(now[alive[0]])} held it; looking "
+                    f"for {self._stale_s:g} s whether that run is alive"
+                )
+            self._wait(self._look_s)
+            waited += self._look_s
+            now = self._claims()
+        return now
+
+    def _claims(self) -> dict[str, bytes]:
+        """Return what each claim says, by name; nothing for one that has gone meanwhile."""
+        claims = {}
+        for name in self._storage.files(FOLDER):
+            with contextlib.suppress(FileNotFoundError):
+                claims[name] = self._storage.read(f"{FOLDER}/{name}")
+        return claims
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "kernel": _kernel(),
+        "started": _started(os.getpid()),
+    }
+
+
+def _kernel() -> str:
+    """Return what is the same for processes that see each other in ``/proc``; empty elsewhere."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(process: int) -> str:
+    """Return when a process of this host began, by its kernel's count; empty if there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    """Return what a claim says; what cannot be read says nothing, and is alive if it changes."""
+    try:
+        record = json.loads(data)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_of_here(data: bytes) -> bool:
+    """Return whether a claim is of a process of this host, which then need not be waited for."""
+    kernel = _read(data).get("kernel")
+    return bool(kernel) and kernel == _kernel()
+
+
+def _is_over(data: bytes) -> bool:
+    record = _read(data)
+    if record.get("ended") is True:
+        return True
+    started, process = record.get("started"), record.get("process")
+    return _is_of_here(data) and isinstance(process, int) and _started(process) != started
+
+
+def _owner(data: bytes) -> str:
+    record = _read(data)
+    return f"process {record.get('process', '?')} on {record.get('host', '?')}"

@@ -8,7 +8,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from raykb.runtime.sender import brief, redacted, sqlite_file
+from raykb.runtime.secrets import redacted
+from raykb.runtime.sender import brief, sqlite_file
 
 _PAGE = 1000
 _PARENT = "mlflow.parentRunId"

@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from raykb.runtime.secrets import redacted
+
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")  # trying again is no use
 _TRIES = 3  # to store an artifact, before it is passed over for the sake of what follows
 
@@ -24,11 +26,6 @@ def sqlite_file(uri: str) -> Path | None:
     """Return the file of a sqlite URI, None for other URIs."""
     path = uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(path) if uri.startswith("sqlite:///") else None
-
-
-def redacted(text: str) -> str:
-    """Return ``text`` without the user and password of its URIs."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 @dataclass
@@ -219,6 +216,6 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 def brief(error: BaseException) -> str:
-    """Return what an error says, in one line without passwords."""
+    """Return what an error says, in one line without secrets."""
     text = " ".join(redacted(str(error)).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"

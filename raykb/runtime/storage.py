@@ -1,26 +1,49 @@
-"""Where a run's files are: a folder on this host, on a shared disk, or in an object store."""
+"""Where a run's files are: a folder on this host, on a shared disk, or in an object store.
+
+A name is relative and stays below the folder: :func:`raykb.engine.names.check_path` says which.
+"""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
 import shutil
+import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow.fs
 
+from raykb.engine.names import check_part, check_path
+from raykb.runtime.fence import FOLDER, Fence, LostLease, number_of, split
+from raykb.runtime.secrets import redacted
+
 SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs")
+_FILE, _FOLDER = pyarrow.fs.FileType.File, pyarrow.fs.FileType.Directory
+
+
+class StorageError(OSError):
+    """A storage cannot be read or written; the message names reason, room where written, file."""
 
 
 class Storage(Protocol):
-    """The files of a run by relative name; a write is whole and durable when it returns."""
+    """The files of a run by relative name; a write is whole and durable when it returns.
+
+    Every method raises ValueError for a name that is none, and StorageError where the storage
+    does not do what it should.
+    """
 
     @property
     def uri(self) -> str:
-        """Where it is: an absolute path, or a URI."""
+        """What :func:`open_storage` takes to give the same storage in another process."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people and other tools: an absolute path, or a URI."""
         ...
 
     def below(self, name: str) -> "Storage":
@@ -48,7 +71,7 @@ class Storage(Protocol):
         ...
 
     def folders(self, name: str = "") -> list[str]:
-        """Return the names of the folders directly below ``name``, sorted."""
+        """Return the names of the folders directly below ``name``, sorted; odd ones left out."""
         ...
 
     def rename(self, name: str, new: str) -> None:
@@ -56,7 +79,7 @@ class Storage(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a folder with all that is in it; none is fine."""
+        """Remove a folder with all that is in it, or a file; none is fine."""
         ...
 
 
@@ -109,22 +132,27 @@ class LocalStorage:
         """The absolute path."""
         return str(self.folder)
 
+    place = uri
+
+    def _path(self, name: str) -> Path:
+        return self.folder / check_path(name, "name")
+
     def below(self, name: str) -> "LocalStorage":
         """Return the storage of the folder ``name``."""
-        return LocalStorage(self.folder / name)
+        return LocalStorage(self._path(name))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file, replacing one of that name."""
-        path = self.folder / name
-        with _named(path):
+        path = self._path(name)
+        with _written(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as file:
                 file.write(data)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append one JSON record to the log ``name``; a line cut off by a crash is cut away."""
-        path = self.folder / name
-        with _named(path):
+        path = self._path(name)
+        with _written(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab+") as file:
                 _cut_torn_line(file)
@@ -134,51 +162,57 @@ class LocalStorage:
 
     def records(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield the records of the log ``name``, but for a last line that a crash cut off."""
-        path = self.folder / name
-        if not path.exists():
-            return
-        with path.open("rb") as file:
+        path = self._path(name)
+        with _read(path), contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             for line in file:
                 if line.endswith(b"\n"):
                     yield json.loads(line)
 
     def read(self, name: str) -> bytes:
         """Return a file; raises FileNotFoundError."""
-        return (self.folder / name).read_bytes()
+        path = self._path(name)
+        with _read(path):
+            return path.read_bytes()
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file ``name``."""
-        return (self.folder / name).is_file()
+        path = self._path(name)
+        with _read(path):
+            return path.is_file()
 
     def folders(self, name: str = "") -> list[str]:
         """Return the names of the folders directly below ``name``, sorted."""
-        path = self.folder / name
-        return (
-            sorted(child.name for child in path.iterdir() if child.is_dir())
-            if path.is_dir()
-            else []
-        )
+        path = self._path(name) if name else self.folder
+        with _read(path):
+            children = path.iterdir() if path.is_dir() else ()
+            return _sound(child.name for child in children if child.is_dir())
 
     def rename(self, name: str, new: str) -> None:
         """Rename a folder."""
-        (self.folder / name).rename(self.folder / new)
+        path, target = self._path(name), self._path(new)
+        with _written(path):
+            path.rename(target)
 
     def remove(self, name: str) -> None:
-        """Remove a folder with all that is in it; a link is not followed."""
-        path = self.folder / name
-        if path.is_symlink():
-            path.unlink()
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+        """Remove a folder with all that is in it, or a file; a link is not followed."""
+        path = self._path(name)
+        with _written(path):
+            if path.is_symlink() or path.is_file():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class RemoteStorage:
     """A folder of an object store, through pyarrow; an object appears whole or not at all.
 
-    A log is a folder of one object a record, since an object cannot be appended to.
+    A log is a folder of one object a record, since an object cannot be appended to. As a holder
+    of the run directory sees it (:mod:`raykb.runtime.fence`), nothing is written once there is a
+    newer holder: :class:`LostLease` is raised instead.
     """
 
     def __init__(self, uri: str) -> None:
+        uri, self._fence = split(uri)
         self._uri = uri.rstrip("/")
         base, _, self._query = self._uri.partition("?")
         self._base = base.rstrip("/")
@@ -187,80 +221,165 @@ class RemoteStorage:
         self._counters: dict[str, Iterator[int]] = {}
 
     def __reduce__(self) -> tuple[type["RemoteStorage"], tuple[str]]:
-        return RemoteStorage, (self._uri,)
+        return RemoteStorage, (self.uri,)
 
     @property
     def uri(self) -> str:
-        """The URI."""
+        """The URI, with the number of the holder as which this writes."""
+        return f"{self._uri}{self._fence or ''}"
+
+    @property
+    def place(self) -> str:
+        """The URI alone."""
         return self._uri
+
+    def held(self, number: int) -> "RemoteStorage":
+        """Return this storage as the run directory of holder ``number``."""
+        return RemoteStorage(f"{self._uri}{Fence(number)}")
 
     def below(self, name: str) -> "RemoteStorage":
         """Return the storage of the folder ``name``."""
         query = f"?{self._query}" if self._query else ""
-        return RemoteStorage(f"{self._base}/{name}{query}")
+        place = urllib.parse.quote(check_path(name, "name"))
+        deeper = self._fence and Fence(self._fence.number, self._fence.depth + 1 + name.count("/"))
+        return RemoteStorage(f"{self._base}/{place}{query}{deeper or ''}")
+
+    def _check_held(self) -> None:
+        """Raise LostLease where the run directory has a newer holder than the one that writes."""
+        if self._fence is None:
+            return
+        number, depth = self._fence
+        run = [self._root, *self._root.parents][depth]
+        newest = max(map(number_of, self._children(str(run / FOLDER), _FILE)), default=0)
+        if newest > number:
+            raise LostLease(
+                f"{self._base}: another run has taken over the run directory (as holder {newest}, "
+                f"after {number}), for this one was not heard of; it stops and writes no more"
+            )
 
     def _path(self, name: str) -> str:
-        return str(self._root / name)
+        return str(self._root / check_path(name, "name"))
+
+    def _kind(self, name: str) -> Any:
+        with _reached(f"{self._base}/{name}"):
+            return self._files.get_file_info(self._path(name)).type
 
     def _names(self, name: str, kind: Any) -> list[str]:
-        selector = pyarrow.fs.FileSelector(self._path(name), allow_not_found=True)
-        return sorted(i.base_name for i in self._files.get_file_info(selector) if i.type == kind)
+        return self._children(self._path(name) if name else str(self._root), kind)
+
+    def _children(self, folder: str, kind: Any) -> list[str]:
+        selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
+        with _reached(f"{self._base}, in {folder}"):
+            found = self._files.get_file_info(selector)
+        return _sound(info.base_name for info in found if info.type == kind)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole object, replacing one of that name."""
-        self._files.create_dir(str(PurePosixPath(self._path(name)).parent), recursive=True)
-        with self._files.open_output_stream(self._path(name)) as stream:
-            stream.write(data)
+        self._check_held()
+        path = self._path(name)
+        with _reached(f"{self._base}/{name}"):
+            self._files.create_dir(str(PurePosixPath(path).parent), recursive=True)
+            with self._files.open_output_stream(path) as stream:
+                stream.write(data)
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Write one JSON record as the next object of the log ``name``."""
         if name not in self._counters:
-            self._counters[name] = itertools.count(len(self._names(name, pyarrow.fs.FileType.File)))
+            self._counters[name] = itertools.count(len(self.files(name)))
         number = next(self._counters[name])
         self.write(f"{name}/{number:08d}.json", json.dumps(record).encode())
 
     def records(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield the records of the log ``name`` in order."""
-        for record in self._names(name, pyarrow.fs.FileType.File):
+        for record in self.files(name):
             yield json.loads(self.read(f"{name}/{record}"))
 
     def read(self, name: str) -> bytes:
         """Return an object; raises FileNotFoundError."""
-        with self._files.open_input_stream(self._path(name)) as stream:
+        path = self._path(name)
+        with _reached(f"{self._base}/{name}"), self._files.open_input_stream(path) as stream:
             data: bytes = stream.read()
         return data
 
     def exists(self, name: str) -> bool:
         """Return whether there is an object ``name``."""
-        info = self._files.get_file_info(self._path(name))
-        return bool(info.type == pyarrow.fs.FileType.File)
+        return bool(self._kind(name) == _FILE)
+
+    def files(self, name: str) -> list[str]:
+        """Return the names of the objects directly below ``name``, sorted."""
+        return self._names(name, _FILE)
 
     def folders(self, name: str = "") -> list[str]:
         """Return the names of the folders directly below ``name``, sorted."""
-        return self._names(name, pyarrow.fs.FileType.Directory)
+        return self._names(name, _FOLDER)
 
     def rename(self, name: str, new: str) -> None:
         """Copy a folder's objects to the new name, then remove the old ones."""
-        for file in self._names(name, pyarrow.fs.FileType.File):
+        check_path(new, "name")
+        self._check_held()
+        for file in self.files(name):
             self.write(f"{new}/{file}", self.read(f"{name}/{file}"))
         self.remove(name)
 
     def remove(self, name: str) -> None:
-        """Remove a folder with all that is in it."""
-        if self._files.get_file_info(self._path(name)).type == pyarrow.fs.FileType.Directory:
-            self._files.delete_dir(self._path(name))
+        """Remove a folder with all that is in it, or an object."""
+        self._check_held()
+        path, kind = self._path(name), self._kind(name)
+        with _reached(f"{self._base}/{name}"):
+            if kind == _FOLDER:
+                self._files.delete_dir(path)
+            elif kind == _FILE:
+                self._files.delete_file(path)
+
+
+def _sound(names: Iterable[str]) -> list[str]:
+    """Return, sorted, the names that a run can have made, and no hidden folder of other tools."""
+    sound = []
+    for name in names:
+        with contextlib.suppress(ValueError):
+            sound.append(check_part(name, "name"))
+    return sorted(sound)
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _written(path: Path) -> Iterator[None]:
     """Have an error of writing name the file that was meant, and the room on its disk."""
     try:
         yield
     except OSError as error:
+        reason = f"{error.strerror or error}{_room(path)}"
+        raise StorageError(error.errno or errno.EIO, reason, str(path)) from error
+
+
+def _room(path: Path) -> str:
+    with contextlib.suppress(OSError):
         there = next(parent for parent in path.parents if parent.is_dir())
-        free = shutil.disk_usage(there).free
-        reason = f"{os.strerror(error.errno or 0)} ({free:,} bytes are free)"
-        raise OSError(error.errno, reason, str(path)) from error
+        return f" ({shutil.disk_usage(there).free:,} bytes are free)"
+    return ""
+
+
+@contextlib.contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """Have an error of reading name the file; one that is not there is for the caller."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(error.errno or errno.EIO, reason, str(path)) from error
+
+
+@contextlib.contextmanager
+def _reached(place: str) -> Iterator[None]:
+    """Have an error of an object store name the object; one that is not there is for the caller."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = " ".join(redacted(str(error)).split())
+        raise StorageError(error.errno or errno.EIO, reason, redacted(place)) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -47,7 +47,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
-from raykb.runtime.sender import Sender, brief, redacted, sqlite_file
+from raykb.runtime.secrets import HIDDEN, document, hidden, redacted
+from raykb.runtime.sender import Sender, brief, sqlite_file
 from raykb.runtime.spool import Spool, Steps
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -119,20 +120,10 @@ def _artifact_root(uri: str, given: str | None) -> str | None:
 
 # ---------------------------------------------------------------------- what is written
 
-_SECRET = re.compile(r"(?i)(?:^|[^a-z])(?:token|secret|password|credential)(?:$|[^a-z])")
-_ENTRY = re.compile(r"""(?m)^([ \t{,"']*[\w.-]+["']?[ \t]*:[ \t]*)(\S.*?)(,?)$""")
-
 
 def _value(key: str, value: Any, length: int) -> str:
-    return "***" if _SECRET.search(key) else redacted(str(value))[:length]
-
-
-def _document(text: str) -> str:
-    """Return a text file without passwords in its URIs and without values as of ``api_token:``."""
-    return _ENTRY.sub(
-        lambda entry: f'{entry[1]}"***"{entry[3]}' if _SECRET.search(entry[1]) else entry[0],
-        redacted(text),
-    )
+    plain = value if isinstance(value, Mapping | list | tuple) else str(value)
+    return str(hidden(plain, key))[:length]
 
 
 def _name(key: Any) -> str:
@@ -273,7 +264,7 @@ class Run:
     @_contained
     def text(self, text: str, name: str) -> None:
         """Store a text as the file ``name``, without the secrets in it."""
-        self.tracker._write("text", run=self.key, text=_document(text), name=_name(name))
+        self.tracker._write("text", run=self.key, text=document(text), name=_name(name))
 
     @_contained
     def finish(self, status: Status = "FINISHED") -> None:
@@ -548,7 +539,7 @@ def replay(spool: Path, *, uri: str | None = None, wait_s: float = 60.0) -> int:
     except (OSError, ValueError) as error:
         raise ValueError(f"spool: {spool} is not the spool of a run ({brief(error)})") from error
     uri = uri or state["uri"]
-    if "://***@" in uri:
+    if HIDDEN in uri:
         raise ValueError(f"uri: {uri!r} is without its password; give it whole, with --uri")
     tracker = Tracker(uri, state["experiment"], spool=spool, artifact_root=state["root"])
     return tracker.close(wait_s=wait_s)

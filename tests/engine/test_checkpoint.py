@@ -1,5 +1,6 @@
 """A checkpoint is whole or it does not count, wherever its writer was killed."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -102,6 +103,19 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(storage, 
     name = "manifest.json" if damage == "manifest" else "part-00001.pt"
     assert f"step-00000002 does not verify (step-00000002/{name}: " in caplog.text
     assert storage.folders() == ["step-00000001", "step-00000002.corrupt"]
+    assert found(storage)[0]["step"] == 1
+
+
+@pytest.mark.parametrize("name", ["../../dev/zero", "/dev/zero", "..", 5, None])
+def test_a_manifest_whose_parts_are_elsewhere_is_damaged_and_nothing_there_is_read(storage, name):
+    save(storage, 1)
+    save(storage, 2)
+    path = Path(storage.uri) / "step-00000002" / "manifest.json"
+    record = json.loads(path.read_text())
+    record["parts"][0]["name"] = name
+    path.write_text(json.dumps(record))
+    with pytest.raises(checkpoint.Damaged, match=r"manifest\.json: name of a part: "):
+        checkpoint.manifest(storage, "step-00000002")
     assert found(storage)[0]["step"] == 1
 
 

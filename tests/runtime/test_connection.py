@@ -1,5 +1,6 @@
 """Which cluster a run uses: the one that is named, one that runs on this host, or its own."""
 
+import os
 import socket
 
 import pytest
@@ -39,3 +40,39 @@ def test_a_cluster_that_has_ended_is_passed_over_where_it_was_noted_and_refused_
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(Refused, match=r"no cluster answers at '127\.0\.0\.1:9'"):
         cluster_address()
+
+
+@pytest.mark.parametrize("whose", ["ray", "ray/ray_current_cluster"])
+def test_a_note_of_another_user_is_passed_over_and_said(
+    noted, whose, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv("RAY_ADDRESS")
+    if os.geteuid() == 0:
+        other = 12345
+        os.chown(tmp_path / whose, other, -1)
+    else:  # only root can give a file away; so this process is somebody else
+        other = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: other + 1)
+    assert cluster_address() is None
+    said = capsys.readouterr().err
+    assert f"ray_current_cluster: belongs to user {other}, so the cluster that it names" in said
+    monkeypatch.setenv("RAY_ADDRESS", noted)
+    assert cluster_address() == noted
+
+
+def test_a_note_that_is_no_file_or_that_anybody_can_write_is_passed_over_and_said(
+    noted, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delenv("RAY_ADDRESS")
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.chmod(0o666)
+    assert cluster_address() is None
+    assert "is no file of one user alone" in capsys.readouterr().err
+    note.rename(tmp_path / "note")
+    note.symlink_to(tmp_path / "note")
+    assert cluster_address() is None
+    assert "cannot be read (Too many levels of symbolic links)" in capsys.readouterr().err
+    note.unlink()
+    os.mkfifo(note, 0o600)
+    assert cluster_address() is None
+    assert "is no file of one user alone" in capsys.readouterr().err

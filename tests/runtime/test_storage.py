@@ -1,5 +1,6 @@
 """Storage: whole files, logs that survive a cut, one contract for folders and object stores."""
 
+import errno
 import json
 import os
 import pickle
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raykb.runtime.storage import LocalStorage, RemoteStorage, open_storage
+from raykb.runtime.storage import LocalStorage, RemoteStorage, StorageError, open_storage
 
 
 class FileUri(RemoteStorage):
@@ -45,6 +46,40 @@ def test_folders_are_listed_renamed_and_removed(storage):
     storage.remove("y")
     assert storage.folders() == ["z"]
     assert storage.read("z/1.txt") == b""
+
+
+@pytest.mark.parametrize(
+    "name", ["../out", "a/../../out", "/tmp/out", "a//b", ".lock", "a?b", "a#7"]
+)
+def test_a_name_that_is_none_is_refused_by_every_method(storage, name):
+    for call in (
+        storage.below,
+        storage.read,
+        storage.exists,
+        storage.folders,
+        storage.remove,
+        lambda name: storage.write(name, b""),
+        lambda name: storage.append(name, {}),
+        lambda name: list(storage.records(name)),
+        lambda name: storage.rename(name, "new"),
+        lambda name: storage.rename("old", name),
+    ):
+        with pytest.raises(ValueError, match="name: "):
+            call(name)
+
+
+def test_folders_of_other_tools_are_not_listed(storage, tmp_path):
+    storage.write("a/file", b"")
+    for name in (".ipynb_checkpoints", "100%"):
+        (tmp_path / "run" / name).mkdir()
+    assert storage.folders() == ["a"]
+
+
+def test_a_name_with_spaces_and_letters_of_any_script_is_one_and_the_same_folder(storage):
+    storage.below("größe (2), +x/seed 0").write("file", b"one")
+    assert storage.read("größe (2), +x/seed 0/file") == b"one"
+    assert storage.below("größe (2), +x").below("seed 0").read("file") == b"one"
+    assert storage.folders() == ["größe (2), +x"]
 
 
 def test_records_come_back_in_order_also_for_a_second_writer(storage):
@@ -87,8 +122,37 @@ def test_a_failed_write_keeps_the_old_file_and_names_path_and_free_bytes(tmp_pat
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / "run").touch()
-    with pytest.raises(NotADirectoryError, match=rf"bytes are free\): '{tmp_path}/run/a/file'"):
+    told = rf"Not a directory \([\d,]+ bytes are free\): '{tmp_path}/run/a/file'"
+    with pytest.raises(StorageError, match=told) as caught:
         LocalStorage(tmp_path / "run").write("a/file", b"")
+    assert caught.value.errno == errno.ENOTDIR
+
+
+def test_what_a_storage_cannot_do_is_its_own_error_that_names_the_file(storage, tmp_path):
+    (tmp_path / "run" / "log" / "deep").mkdir(parents=True)
+    (tmp_path / "run" / "file").touch()
+    for call, name in (
+        (lambda: storage.read("log"), "log"),
+        (lambda: storage.write("log", b""), "log"),
+        (lambda: storage.write("file/x", b""), "file/x"),
+        (lambda: storage.append("file/x", {}), "file/x"),
+    ):
+        with pytest.raises(StorageError, match=f"run/{name}") as caught:
+            call()
+        again = pickle.loads(pickle.dumps(caught.value))  # as it comes from a worker
+        assert type(again) is StorageError
+        assert str(again) == str(caught.value)
+
+
+def test_an_error_of_an_object_store_is_told_without_secrets(tmp_path, monkeypatch):
+    class Refusing:
+        def get_file_info(self, path):
+            raise OSError("When getting s3://me:abc@b/x: AWS Error ACCESS_DENIED")
+
+    storage = FileUri(f"file://{tmp_path}")
+    storage._files = Refusing()
+    with pytest.raises(StorageError, match=r"s3://\*\*\*@b/x: AWS Error ACCESS_DENIED: 'file://"):
+        storage.exists("x")
 
 
 def test_removing_a_link_leaves_what_it_points_to(tmp_path):
