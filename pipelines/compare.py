@@ -9,15 +9,15 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 import pandas as pd
 
-from raykb import report
-from raykb.metrics.classification import paired_difference
+from raykb.report.comparison import ComparisonTable
+from raykb.report.tables import markdown
 from raykb.runtime.runs import TrackedRun, tracked_runs
 from raykb.runtime.tracking import resolve_uri
 
 USAGE = """
-Trainings are put together by a parameter, as 'method', and paired by another, as 'seed_number':
-the same number means the same labels, initial weights and order of images. Of several finished
-trainings with one method and one number the newest counts. The interval is Student's, of the mean
+Trainings are put together by a parameter, as 'label', and paired by another, as 'seed_number': the
+same number means the same labelled images, initial weights and order of images. Of several finished
+trainings with one label and one number the newest counts. The interval is Student's, of the mean
 of the paired differences, at 95 %; a difference is one only if its interval leaves out 0.
 
 examples:
@@ -26,13 +26,8 @@ examples:
   compare.py --where labels.count=40 --against fixmatch --csv table.csv
   compare.py --experiment fast-autoaugment --by augmentation --metric test/top1
 """
-PERCENT = {  # metrics that are shares
-    "test/top1": "top-1 %",
-    "pseudo_labels/correct": "correct pseudo-labels %",
-    "pseudo_labels/precision": "precision of pseudo-labels %",
-    "pseudo_labels/confident_and_correct": "confident and correct %",
-    "pseudo_labels/mask_rate": "mask rate %",
-}
+LABEL, METHOD = "label", "method"  # what names a compared training, and did in older runs
+OVER = "comparison.over"  # the parameter that says what the labels are
 DEFAULT = ("test/top1", "pseudo_labels/correct")
 IRRELEVANT = (  # to what a training reaches, or meant to differ
     "training_number",
@@ -81,7 +76,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help=f"what is compared; may be repeated (default: {' and '.join(DEFAULT)})",
     )
-    add("--by", default="method", metavar="PARAM", help="what is compared (default: %(default)s)")
+    add(
+        "--by",
+        metavar="PARAM",
+        help=f"what is compared (default: {LABEL}, or {METHOD} where no training has that)",
+    )
     add(
         "--seed",
         default="seed_number",
@@ -103,7 +102,7 @@ def pairs(given: list[str], option: str) -> dict[str, str]:
 
 
 def wanted(given: argparse.Namespace) -> list[TrackedRun]:
-    """Return the trainings that are asked for.
+    """Return the trainings that are asked for; where ``given.by`` is None, it is chosen by them.
 
     Raises:
         ValueError: there are none; what there is, is named.
@@ -113,16 +112,16 @@ def wanted(given: argparse.Namespace) -> list[TrackedRun]:
     every = tracked_runs(uri, given.experiment, params=where, tags=tags)
     parents = {run.invocation_id for run in every if run.id != run.invocation_id}
     trainings = [run for run in every if run.id not in parents]
-    runs = [run for run in trainings if given.by in run.params and given.seed in run.params]
-    chosen = [
-        run for run in runs if not given.run or {run.invocation, run.invocation_id} & set(given.run)
-    ]
+    of_run = [run for run in trainings if is_of(run, given.run)]
+    given.by = given.by or (LABEL if any(LABEL in run.params for run in of_run) else METHOD)
+    chosen = [run for run in of_run if {given.by, given.seed} <= run.params.keys()]
     if chosen:
         began = {run.invocation_id: place for place, run in reversed(list(enumerate(chosen)))}
         number = "training_number"  # children of an invocation begin at once
         return sorted(
             chosen, key=lambda run: (began[run.invocation_id], int(run.params.get(number, 0)))
         )
+    runs = [run for run in trainings if {given.by, given.seed} <= run.params.keys()]
     invocations = ", ".join(dict.fromkeys(run.invocation for run in runs))
     raise ValueError(
         f"{uri}: of {len(every)} finished runs of {given.experiment!r}"
@@ -132,8 +131,19 @@ def wanted(given: argparse.Namespace) -> list[TrackedRun]:
     )
 
 
+def is_of(run: TrackedRun, invocations: list[str]) -> bool:
+    """Return whether a run is of one of these invocations, by name or id; any is, of none."""
+    return not invocations or not {run.invocation, run.invocation_id}.isdisjoint(invocations)
+
+
+def over_of(runs: list[TrackedRun], by: str) -> str:
+    """Return what is compared: what all trainings name, if by their labels, else the parameter."""
+    named = {run.params.get(OVER) for run in runs} if by == LABEL else {by}
+    return named.pop() or by if len(named) == 1 else by
+
+
 def newest(runs: list[TrackedRun], given: argparse.Namespace) -> list[TrackedRun]:
-    """Return the newest training of each method and seed, in the order in which these began."""
+    """Return the newest training of each label and seed, in the order in which these began."""
     last: dict[tuple[str, str], TrackedRun] = {}
     for run in runs:
         key = run.params[given.by], run.params[given.seed]
@@ -148,7 +158,7 @@ def table_of(runs: list[TrackedRun], given: argparse.Namespace) -> pd.DataFrame:
         {
             "run": run.name,
             "invocation": run.invocation,
-            "method": run.params[given.by],
+            "label": run.params[given.by],
             "seed": run.params[given.seed],
             "id": run.id,
         }
@@ -182,12 +192,13 @@ def unlike(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
     Those of what is compared, as ``method.threshold``, should be alike over its seeds.
     """
     found = dict[str, None]()
+    over = over_of(runs, given.by)
     for one in (None, *dict.fromkeys(run.params[given.by] for run in runs)):
         some = [run for run in runs if one in (None, run.params[given.by])]
-        keys = {key for run in some for key in run.params} - {given.by, given.seed}
+        keys = {key for run in some for key in run.params} - {given.by, given.seed, LABEL}
         for key in sorted(key for key in keys if not key.startswith(IRRELEVANT)):
             values = sorted({run.params.get(key, "none") for run in some})
-            inner = key.startswith(f"{given.by}.")
+            inner = f"{key}.".startswith(f"{over}.")
             if len(values) > 1 and inner == (one is not None):
                 place = f"{one}: " * inner
                 found[f"{place}{key}: {', '.join(values)}"] = None
@@ -198,10 +209,10 @@ def show(runs: list[TrackedRun], passed_over: int, given: argparse.Namespace) ->
     """Print the tables, and write the file if there is to be one."""
     table = table_of(runs, given)
     names = metrics_of(runs, given)
-    methods = list(dict.fromkeys(table["method"]))
-    subject = given.against or methods[-1]
-    if subject not in methods:
-        raise ValueError(f"--against {subject}: not among {', '.join(methods)}")
+    labels = list(dict.fromkeys(table["label"]))
+    subject = given.against or labels[-1]
+    if subject not in labels:
+        raise ValueError(f"--against {subject}: not among {', '.join(labels)}")
     print(
         f"{len(runs)} trainings of {given.experiment} in "
         f"{table['invocation'].nunique()} invocations"
@@ -214,13 +225,9 @@ def show(runs: list[TrackedRun], passed_over: int, given: argparse.Namespace) ->
             + ["" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in names]
             for row in table.to_dict("records")
         ]
-        print("\n" + report.markdown(["training", "invocation", "seed", *names], cells))
-    for name in names:
-        compared = report.comparison(table, subject=subject, interval=paired_difference, value=name)
-        scale = 100.0 if name in PERCENT else 1.0
-        heading = PERCENT.get(name, name)
-        text = report.comparison_text(compared, subject=subject, heading=heading, scale=scale)
-        print("\n" + text)
+        print("\n" + markdown(["training", "invocation", "seed", *names], cells))
+    rows, over = table.to_dict("records"), over_of(runs, given.by)
+    print("\n" + ComparisonTable(rows, over=over, subject=subject, metrics=names).text())
     if differing := unlike(runs, given):
         print("\nThese trainings are not alike; choose by --run or --where:")
         print("\n".join(f"  {line}" for line in differing))

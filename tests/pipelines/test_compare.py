@@ -84,7 +84,7 @@ def test_another_parameter_can_be_compared_against_any_of_its_values(script, uri
     where = ["--where", "method=fixmatch"]
     script["main"](["--uri", uri, "--by", "steps", "--against", "10", *where])
     output = capsys.readouterr().out
-    assert "10 − method" in output
+    assert "10 − steps" in output
     # differences -20 and -19 of the seeds that both have: mean -19.5, 12.706 x 0.707 / sqrt(2)
     assert "-19.50 | -25.85 to -13.15" in output
     assert "51.00" in output
@@ -116,10 +116,43 @@ def test_methods_may_have_parameters_of_their_own_but_the_same_over_their_seeds(
         training("fixmatch", "0", **{"method.threshold": "0.95"}),
         training("fixmatch", "1", **{"method.threshold": "0.95"}),
     ]
-    given = script["parse"]([])
+    given = script["parse"](["--by", "method"])
     assert script["unlike"](runs, given) == []
     runs += [training("fixmatch", "2", **{"method.threshold": "0.8"})]
     assert script["unlike"](runs, given) == ["fixmatch: method.threshold: 0.8, 0.95"]
+
+
+def test_labels_are_headed_by_what_was_compared(script, uri, capsys):
+    client = mlflow.MlflowClient(uri)
+    experiment = client.create_experiment("widths")
+    for seed in range(2):
+        for label, top1 in (("plain", 0.6), ("wide", 0.7)):
+            run = client.create_run(experiment, run_name=f"{label}/seed-{seed}").info.run_id
+            params = {"label": label, "seed_number": seed, "method": "uda", "model.width": label}
+            for key, value in (params | {"comparison.over": "model"}).items():
+                client.log_param(run, key, value)
+            if (label, seed) != ("plain", 1):
+                client.log_metric(run, "test/top1", top1 + seed / 100)
+            client.set_terminated(run)
+    there = ["--uri", uri, "--experiment", "widths"]
+    script["main"](there)
+    output = capsys.readouterr().out
+    assert [cell.strip() for cell in output.splitlines()[2].split("|")[1:4]] == [
+        "model",
+        "seeds",
+        "top-1 %",
+    ]
+    assert "1 of 4 trainings has no result: plain/seed-1" in output
+    assert "not alike" not in output
+    script["main"]([*there, "--by", "method", "--seed", "model.width"])
+    assert "| method | top-1 % |" in capsys.readouterr().out
+
+
+def test_without_one_thing_compared_the_parameter_heads_its_values(script):
+    runs = [types.SimpleNamespace(params={"comparison.over": over}) for over in ("data", "model")]
+    assert script["over_of"](runs, "label") == "label"
+    assert script["over_of"](runs[:1], "label") == "data"
+    assert script["over_of"](runs[:1], "steps") == "steps"
 
 
 def refused(script, *arguments):

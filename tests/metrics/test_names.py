@@ -1,0 +1,25 @@
+import pytest
+
+from raykb.metrics.names import METRICS, Metric, metric
+
+
+def test_shares_are_shown_in_percent():
+    assert metric("test/top1") == Metric("top-1 %", 100, True)
+    assert all(("%" in shown.heading) == (shown.scale == 100) for shown in METRICS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "higher_is_better"),
+    [
+        ("test/loss", False),
+        ("knn/top1", True),
+        ("depth/relative_error", False),
+        ("loss/kept", True),
+    ],
+)
+def test_any_metric_has_a_direction(name, higher_is_better):
+    assert metric(name).higher_is_better == higher_is_better
+
+
+def test_an_unknown_metric_is_shown_as_it_is():
+    assert metric("knn/purity") == Metric("knn/purity", 1, True)
