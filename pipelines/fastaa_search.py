@@ -13,247 +13,279 @@ from pathlib import Path
 
 if __name__ == "__main__":  # run from a checkout that need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from raykb.runtime.command_line import answer
 
-import dataclasses
-import json
+    answer(__file__, __doc__)  # --help, before the imports below take their seconds
+
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from raykb import report
-from raykb.augment.augmentations import AUGMENTATIONS, Augmentation, FromPolicy
-from raykb.augment.classifier import classifier_training
+from raykb.assembly import Data, classifier_data, network_of, rehearse, training
+from raykb.augment.augmentations import AUGMENTATIONS, augmentation
 from raykb.augment.contact_sheet import contact_sheet
 from raykb.augment.density_matching import DensityMatching
 from raykb.augment.fast_autoaugment import SCORES, best, merge, policy_from, search_space
 from raykb.augment.fast_autoaugment import Candidate as Scored
 from raykb.augment.policy import Policy
-from raykb.augment.settings import SEARCHED, Comparison, SearchSettings
-from raykb.config import Section, build
-from raykb.data.datasets import DATASETS
+from raykb.augment.settings import SearchSettings
+from raykb.comparison import Comparison, Entry
+from raykb.config import Problems, Section, Value, build
+from raykb.data.datasets import DATASETS, open_records
 from raykb.data.images import ImageSet
+from raykb.data.loading import load
+from raykb.data.options import Options
+from raykb.data.records import Records
 from raykb.data.splits import SPLITS, stratified_chunks, stratified_subset
-from raykb.data.views import VIEWS, CropFlipView
+from raykb.data.views import VIEWS
+from raykb.engine.objective import OBJECTIVES
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES
-from raykb.engine.recipe import Recipe
+from raykb.engine.recipe import RENAMED, Recipe
 from raykb.engine.seeding import stream_seed
-from raykb.metrics.classification import paired_difference
 from raykb.models import MODELS
+from raykb.report.figures import png
+from raykb.report.images import image_columns
+from raykb.report.search import operation_use, search_history
 from raykb.runtime.job import launch
+from raykb.runtime.resources import RENAMED as RENAMED_RESOURCES
 from raykb.runtime.resources import Phase, WorkerResources
 from raykb.runtime.session import Session
 from raykb.runtime.studies import Candidate, Study, searched
-from raykb.runtime.train import Result, share
+from raykb.runtime.train import Result
 from raykb.runtime.tune import Halving
 from raykb.runtime.work import TrainJob
 
 DEFAULT = Path(__file__).parent / "configs" / "augment" / "fastaa_fashion_mnist_sample.yaml"
 THETA, SEARCH, FINAL = "theta trainings", "policy search", "final trainings"
 SCHEMA = {
-    "seed": int,
+    "seed": Value(int, 0),
     "data": DATASETS,
     "view": VIEWS,
+    "augmentation": Section(AUGMENTATIONS, given=("seed", "searched"), default="searched_policy"),
     "model": Section(MODELS, given=("classes", "channels")),
+    "method": Section(OBJECTIVES, given=("task",), default="cross_entropy"),
     "optimizer": Section(OPTIMIZERS, given=("model",)),
     "schedule": SCHEDULES,
     "splits": Section(SPLITS, given=("labels",)),
-    "theta": Recipe,
+    "theta": Section(Recipe, renamed=RENAMED),
     "search": SearchSettings,
-    "final": Recipe,
-    "comparison": Comparison,
-    "resources.theta": WorkerResources,
-    "resources.evaluators": WorkerResources,
-    "resources.final": WorkerResources,
+    "final": Section(Recipe, renamed=RENAMED),
+    "comparison": Section(Comparison, rows={"rivals": "over"}, renamed={"augmentations": "rivals"}),
+    "resources.theta": Section(WorkerResources, renamed=RENAMED_RESOURCES),
+    "resources.evaluators": Section(WorkerResources, renamed=RENAMED_RESOURCES),
+    "resources.final": Section(WorkerResources, renamed=RENAMED_RESOURCES),
 }
 
 
-def plan(config: dict[str, Any]) -> list[Phase]:
-    """Return the phases of a run: how many pieces of work, and what each of them takes."""
-    splits = config["splits"].get("splits", 5)
-    search, comparison = settings(config)
-    each = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
-    for name in ("theta", "final"):
-        build(Recipe, config[name]).check_data_parallel(each[name].workers)
-    build(OPTIMIZERS, config["optimizer"], model=torch.nn.Linear(1, 1))  # else a worker refuses
-    return [
-        Phase(THETA, splits, each["theta"]),
-        Phase(SEARCH, splits * search.evaluators_per_split, each["evaluators"]),
-        Phase(FINAL, len(comparison.augmentations) * comparison.seeds, each["final"]),
+@dataclass
+class Ready:
+    """What a run is made of before anything starts; no image is decoded yet, but for one."""
+
+    train: Records
+    test: Records
+    options: Options
+    data: Data
+    settings: SearchSettings
+    comparison: Comparison
+    resources: dict[str, WorkerResources]
+    phases: list[Phase]
+
+
+def prepare(config: dict[str, Any]) -> Ready:
+    """Open the data, and build every kind of training of the run without memory.
+
+    Raises:
+        ValueError: all that is wrong is named.
+    """
+    problems = Problems()
+    settings = build(SearchSettings, config["search"])
+    comparison = build(Comparison, config["comparison"])
+    resources = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
+    with problems.at("data", config["data"]):
+        train, test, options = open_records(**config["data"])
+        shape = load(test.subset(np.arange(1)), options).images.shape[1:]
+        data = Data(feed=None, samples=len(train), classes=len(train.classes), channels=shape[0])
+    problems.refuse("this run cannot be")
+    for phase in ("theta", "final"):
+        rehearse(
+            config | {"recipe": config[phase]},
+            OBJECTIVES,
+            data,
+            shape,
+            problems,
+            places={"recipe": phase},
+            workers=resources[phase].workers,
+        )
+    count = 0
+    with problems.at("comparison", config["comparison"]):
+        count = len(comparison.trainings(config))
+    problems.refuse("this run cannot be")
+    splits = config["splits"]["splits"]
+    phases = [
+        Phase(THETA, splits, resources["theta"]),
+        Phase(SEARCH, splits * settings.evaluators_per_split, resources["evaluators"]),
+        Phase(FINAL, count, resources["final"]),
     ]
+    return Ready(train, test, options, data, settings, comparison, resources, phases)
 
 
-def settings(config: dict[str, Any]) -> tuple[SearchSettings, Comparison]:
-    """Return the settings of the search and of the comparison."""
-    return build(SearchSettings, config["search"]), build(Comparison, config["comparison"])
-
-
-def fastaa_search(session: Session) -> None:
+def fastaa_search(session: Session, ready: Ready) -> None:
     """Run search and comparison; what an earlier run of the directory finished is not redone."""
-    config = session.config
-    choice, comparison = settings(config)
-    each = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
-    session.warm(THETA, classifier_training, each["theta"])
+    config, settings = session.config, ready.settings
+    session.warm(THETA, training, ready.resources["theta"])
     with session.reading("data"):
-        train, test = build(DATASETS, config["data"])
-        splits = draw_splits(config, train.labels)
+        train, test = load(ready.train, ready.options), load(ready.test, ready.options)
+        splits = draw_splits(config, settings, train.labels)
     tell_data(session, train, test)
-    trainings = Trainings(config, {"train": share(train), "test": share(test)})
+    images = {"train": session.machine.share(train), "test": session.machine.share(test)}
 
-    thetas = session.train(
-        THETA,
-        [trainings.theta(split, rest) for split, (rest, _) in enumerate(splits)],
-        each["theta"],
+    thetas = session.train_all(
+        THETA, [theta(ready, config, images, n, rest) for n, (rest, _) in enumerate(splits)]
     )
-    candidates = search(session, train, [held_out for _, held_out in splits], thetas)
-    kept = {study: best(scored, choice.keep) for study, scored in by_study(candidates).items()}
-    policy = merge([candidate.policy for scored in kept.values() for candidate in scored])
-    tell_search(session, candidates, kept, policy, train)
+    candidates = search(session, ready, train, [held_out for _, held_out in splits], thetas)
+    kept = {study: best(found, settings.keep) for study, found in by_study(candidates).items()}
+    policy = merge([candidate.policy for found in kept.values() for candidate in found])
+    tell_search(session, settings, candidates, kept, policy, train)
 
-    finals = session.train(
-        FINAL,
-        [
-            trainings.final(name, seed, policy, len(train))
-            for seed in range(comparison.seeds)
-            for name in comparison.augmentations
-        ],
-        each["final"],
+    entries = ready.comparison.trainings(config, "final")
+    finals = session.compare(
+        FINAL, ready.comparison, [(entry, final(ready, images, entry, policy)) for entry in entries]
     )
-    tell_comparison(session, finals)
+    rows = [
+        {"label": entry.label, "seed": entry.number} | result.metrics for entry, result in finals
+    ]
+    session.tell(ready.comparison, rows, ["test/top1"], about={"search": tell_speed(session)})
 
 
-def draw_splits(config: dict[str, Any], labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def draw_splits(
+    config: dict[str, Any], settings: SearchSettings, labels: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return each split's positions to train on and to hold out, of the images searched on."""
-    choice, _ = settings(config)
-    drawn = stratified_subset(labels, choice.images or len(labels), seed=config["seed"])
+    drawn = stratified_subset(labels, settings.images or len(labels), seed=config["seed"])
     splits = build(SPLITS, config["splits"], labels=labels[drawn])
     for _, held_out in splits:  # refused now rather than after the theta trainings
-        stratified_chunks(labels[drawn], held_out, choice.chunks)
+        stratified_chunks(labels[drawn], held_out, settings.chunks)
     return [(drawn[rest], drawn[np.sort(held_out)]) for rest, held_out in splits]
 
 
-class Trainings:
-    """Makes the jobs of a run: what differs between them is said where they are made."""
+def theta(
+    ready: Ready, config: dict[str, Any], images: dict[str, Any], split: int, rest: np.ndarray
+) -> TrainJob:
+    """Return the training of the network of ``split`` on the ``rest`` that it does not hold."""
+    seed = stream_seed(config["seed"], "theta", split)
+    return TrainJob(
+        f"theta/split-{split}",
+        training,
+        images
+        | {
+            "config": config | {"recipe": config["theta"]},
+            "methods": OBJECTIVES,
+            "data": classifier_data,
+            "rows": rest,
+            "seed": seed,
+        },
+        seed,
+        ready.resources["theta"],
+        params={"split": split},
+    )
 
-    def __init__(self, config: dict[str, Any], data: dict[str, Any]) -> None:
-        self._config = config
-        self._same = data | {name: config[name] for name in ("model", "optimizer", "schedule")}
-        self._view = build(VIEWS, config["view"])
 
-    def theta(self, split: int, rest: np.ndarray) -> TrainJob:
-        """Return the training of the network of ``split`` on the ``rest`` that it does not hold."""
-        seed = stream_seed(self._config["seed"], "theta", split)
-        default = AUGMENTATIONS["cutout"]()
-        params = {"split": split, "augmentation": "cutout"}
-        return self._job(f"theta/split-{split}", "theta", seed, default, rest, len(rest), params)
-
-    def final(self, name: str, seed: int, policy: Policy, images: int) -> TrainJob:
-        """Return the training with augmentation ``name`` on all images; same seed, same start."""
-        own_seed = stream_seed(self._config["seed"], "final", seed)
-        augmentation = self._augmentation(name, own_seed, policy)
-        params = {"augmentation": name, "seed_number": seed}
-        job = f"final/{name}/seed-{seed}"
-        return self._job(job, "final", own_seed, augmentation, None, images, params)
-
-    @staticmethod
-    def _augmentation(name: str, seed: int, policy: Policy) -> Augmentation:
-        if name == SEARCHED:
-            return FromPolicy(policy, seed)
-        if name == "random_policy":
-            return FromPolicy(Policy.random(len(policy), policy.depth, seed), seed)
-        return AUGMENTATIONS[name](**({} if name in ("none", "cutout") else {"seed": seed}))
-
-    def _job(
-        self,
-        name: str,
-        section: str,
-        seed: int,
-        augmentation: Augmentation,
-        indices: np.ndarray | None,
-        images: int,
-        params: dict[str, Any],
-    ) -> TrainJob:
-        recipe = build(Recipe, self._config[section])
-        view = self._view
-        if isinstance(view, CropFlipView) and not augmentation.cutout:
-            view = dataclasses.replace(view, cutout=0)
-        own = {"recipe": recipe, "view": view, "augmentation": augmentation, "indices": indices}
-        per_epoch = recipe.steps_per_epoch(images)
-        return TrainJob(
-            name,
-            classifier_training,
-            self._same | own | {"seed": seed},
-            seed,
-            save_every=recipe.save_every_epochs * per_epoch,
-            log_every=per_epoch,
-            params=params,
-        )
+def final(ready: Ready, images: dict[str, Any], entry: Entry, policy: Policy) -> TrainJob:
+    """Return the training of an entry of the comparison, on all images."""
+    config = entry.config | {"recipe": entry.config["final"]}
+    given = augmentation(config["augmentation"], seed=entry.seed, searched=policy)
+    if not given.cutout and "cutout" in config["view"]:
+        config["view"] = config["view"] | {"cutout": 0}
+    return TrainJob(
+        f"final/{entry.name}",
+        training,
+        images
+        | {
+            "config": config,
+            "methods": OBJECTIVES,
+            "data": classifier_data,
+            "augmentation": given,
+            "seed": entry.seed,
+        },
+        entry.seed,
+        ready.resources["final"],
+    )
 
 
 def search(
-    session: Session, train: ImageSet, held_out: Sequence[np.ndarray], thetas: Sequence[Result]
+    session: Session,
+    ready: Ready,
+    train: ImageSet,
+    held_out: Sequence[np.ndarray],
+    thetas: Sequence[Result],
 ) -> list[Candidate]:
     """Score B candidates for each split and round; return them all."""
-    config, (choice, _) = session.config, settings(session.config)
-    each = build(WorkerResources, config["resources"]["evaluators"])
-    best_so_far: dict[str, float] = {}
-
-    def on_told(candidate: Candidate) -> None:
-        fields, step = candidate.study.fields, candidate.number
-        run = session.child(f"search/split-{fields['split']}", phase=SEARCH)
-        step += fields["round"] * choice.width
-        if candidate.status == "finished":
-            top = max(best_so_far.get(run.key, -np.inf), candidate.figures["reward"])
-            best_so_far[run.key] = top
-            figures = {f"search/{name}": value for name, value in candidate.figures.items()}
-            run.log(step, figures | {"search/best": top})
-        if choice.every_candidate_a_child:
-            child = session.child(f"{candidate.study.name}/{candidate.number:04d}", phase=SEARCH)
-            child.params(candidate.params)
-            child.log(0, candidate.figures)
-            child.finish("FINISHED" if candidate.status == "finished" else "FAILED")
-
+    config, settings, each = session.config, ready.settings, ready.resources["evaluators"]
+    chunks = [
+        stratified_chunks(train.labels[part], np.arange(len(part)), settings.chunks)
+        for part in held_out
+    ]
+    studies = [
+        Study(
+            f"split-{split}/round-{turn}",
+            f"split-{split}",
+            stream_seed(config["seed"], "study", split, turn) % 2**32,
+            {"split": split, "round": turn},
+        )
+        for split in range(len(held_out))
+        for turn in range(settings.rounds)
+    ]
     return session.search(
         SEARCH,
-        len(held_out) * choice.rounds * choice.width,
-        on_told,
-        studies=[
-            Study(
-                f"split-{split}/round-{turn}",
-                f"split-{split}",
-                stream_seed(config["seed"], "study", split, turn) % 2**32,
-                {"split": split, "round": turn},
-            )
-            for split in range(len(held_out))
-            for turn in range(choice.rounds)
-        ],
-        space=search_space(choice.sub_policies, choice.operations),
-        width=choice.width,
-        sampler_name=choice.sampler,
-        per_group=choice.evaluators_per_split,
+        len(studies) * settings.width,
+        functools.partial(log_candidate, session, settings, {}),
+        studies=studies,
+        space=search_space(settings.sub_policies, settings.operations),
+        width=settings.width,
+        sampler_name=settings.sampler,
+        per_group=settings.evaluators_per_split,
         score=DensityMatching(
-            model=config["model"],
+            network=functools.partial(network_of, config, ready.data),
             view=build(VIEWS, config["view"]),
             held_out=held_out,
-            chunks=[
-                stratified_chunks(train.labels[part], np.arange(len(part)), choice.chunks)
-                for part in held_out
-            ],
-            copies=choice.copies,
-            reward=choice.reward,
+            chunks=chunks,
+            copies=settings.copies,
+            reward=settings.reward,
             seed=config["seed"],
-            batch_size=choice.batch_size,
+            batch_size=settings.batch_size,
             device=each.device,
-            autocast=choice.precision == "bf16",
+            autocast=settings.precision == "bf16",
         ),
-        shared={"train": train, "thetas": [theta.state() for theta in thetas]},
+        shared={"train": train, "thetas": [result.state() for result in thetas]},
         resources=each,
-        parts=choice.chunks,
-        halving=Halving(reduction_factor=choice.halving_factor) if choice.chunks > 1 else None,
-        retries=choice.retries,
+        parts=settings.chunks,
+        halving=Halving(reduction_factor=settings.halving_factor) if settings.chunks > 1 else None,
+        retries=settings.retries,
     )
+
+
+def log_candidate(
+    session: Session, settings: SearchSettings, best_so_far: dict[str, float], candidate: Candidate
+) -> None:
+    """Log a candidate as a step of its split's run, and as a run of its own if that is wanted."""
+    fields = candidate.study.fields
+    run = session.child(f"search/split-{fields['split']}", phase=SEARCH)
+    if candidate.status == "finished":
+        top = max(best_so_far.get(run.key, -np.inf), candidate.figures["reward"])
+        best_so_far[run.key] = top
+        figures = {f"search/{name}": value for name, value in candidate.figures.items()}
+        step = candidate.number + fields["round"] * settings.width
+        run.log(step, figures | {"search/best": top})
+    if settings.every_candidate_a_child:
+        child = session.child(f"{candidate.study.name}/{candidate.number:04d}", phase=SEARCH)
+        child.params(candidate.params)
+        child.log(0, candidate.figures)
+        child.finish("FINISHED" if candidate.status == "finished" else "FAILED")
 
 
 def by_study(candidates: Sequence[Candidate]) -> dict[str, list[Scored]]:
@@ -262,8 +294,8 @@ def by_study(candidates: Sequence[Candidate]) -> dict[str, list[Scored]]:
     for candidate in candidates:
         if candidate.status == "finished":
             policy = policy_from(candidate.params)
-            scored = Scored(candidate.number, candidate.figures["reward"], policy)
-            studies.setdefault(candidate.study.name, []).append(scored)
+            found = Scored(candidate.number, candidate.figures["reward"], policy)
+            studies.setdefault(candidate.study.name, []).append(found)
     return studies
 
 
@@ -271,36 +303,36 @@ def tell_data(session: Session, train: ImageSet, test: ImageSet) -> None:
     """Say what is trained and tested on, and what had to be left out."""
     skipped = train.skipped + test.skipped
     session.say(f"{len(train)} training images, {len(test)} test images, {len(skipped)} skipped")
-    session.parent.log(0, {"data/train": len(train), "data/test": len(test)})
-    session.parent.log(0, {"data/skipped": len(skipped)})
+    figures = {"train": len(train), "test": len(test), "skipped": len(skipped)}
+    session.parent.log(0, {f"data/{name}": count for name, count in figures.items()})
     if skipped:
         session.write("skipped.txt", "\n".join(skipped))
 
 
 def tell_search(
     session: Session,
+    settings: SearchSettings,
     candidates: Sequence[Candidate],
     kept: dict[str, list[Scored]],
     policy: Policy,
     train: ImageSet,
 ) -> None:
     """Write the policy, the history of all candidates, and the pictures of the search."""
-    choice, _ = settings(session.config)
     history = pd.DataFrame([row(candidate) for candidate in candidates])
-    scores = {study: [candidate.reward for candidate in scored] for study, scored in kept.items()}
-    session.write("policy.json", policy.to_json({"reward": choice.reward, "scores": scores}))
+    scores = {study: [candidate.reward for candidate in found] for study, found in kept.items()}
+    session.write("policy.json", policy.to_json({"reward": settings.reward, "scores": scores}))
     session.write("history.parquet", history.to_parquet())
     sheet = contact_sheet(policy, torch.from_numpy(train.images[:8]))
     figures = {
-        "search_history.png": report.search_history(history, choice.reward),
-        "operation_use.png": report.operation_use(policy.statistics().usage),
-        "contact_sheet.png": report.image_columns(sheet),
+        "search_history.png": search_history(history, settings.reward),
+        "operation_use.png": operation_use(policy.statistics().usage),
+        "contact_sheet.png": image_columns(sheet),
     }
     for name, figure in figures.items():
-        session.write(name, report.png(figure))
+        session.write(name, png(figure))
     params = {(c.study.name, c.number): c.params for c in candidates}
-    for study, scored in kept.items():
-        for rank, candidate in enumerate(scored):
+    for study, found in kept.items():
+        for rank, candidate in enumerate(found):
             child = session.child(f"policy/{study}/rank-{rank:02d}", phase=SEARCH)
             child.params(params[study, candidate.number])
             child.log(candidate.number, {"search/reward": candidate.reward})
@@ -314,37 +346,13 @@ def row(candidate: Candidate) -> dict[str, Any]:
     return candidate.study.fields | outcome | scores | candidate.params
 
 
-def tell_comparison(session: Session, finals: Sequence[Result]) -> None:
-    """Write and print what the policy is worth: mean, sd and paired difference over seeds."""
-    places = [result.name.split("/") for result in finals]  # final/<method>/seed-<number>
-    results = pd.DataFrame(
-        {
-            "method": [method for _, method, _ in places],
-            "seed": [int(seed.removeprefix("seed-")) for _, _, seed in places],
-            "top1": [result.metrics["test/top1"] for result in finals],
-        }
-    )
-    table = report.comparison(results, subject=SEARCHED, interval=paired_difference)
-    text = report.comparison_text(table, subject=SEARCHED)
-    seconds, candidates = searched(session.storage)
-    summary = {
-        "schema": 1,
-        "table": json.loads(table.to_json(orient="records")),
-        "results": json.loads(results.to_json(orient="records")),
-        "search": {
-            "candidates": candidates,
-            "seconds": seconds,
-            "evaluations_per_second": candidates / seconds,
-        },
-    }
-    session.write("results.json", json.dumps(summary, indent=1))
-    figure = report.comparison_figure(results, table, subject=SEARCHED)
-    session.write("final_comparison.png", report.png(figure))
-    for row in summary["table"]:
-        session.parent.log(0, {f"test/top1/{row['method']}": row["mean"]})
-    session.parent.log(0, {f"search/{name}": value for name, value in summary["search"].items()})
-    print(f"\n{text}\n\n{candidates} candidates in {seconds:.0f} s of search")
-    print("A difference is one only if its interval leaves out 0.")
+def tell_speed(session: Session) -> dict[str, float]:
+    """Say how long the search took; return that."""
+    seconds, count = searched(session.storage)
+    speed = {"candidates": count, "seconds": seconds, "evaluations_per_second": count / seconds}
+    session.parent.log(0, {f"search/{name}": value for name, value in speed.items()})
+    session.say(f"{count} candidates in {seconds:.0f} s of search")
+    return speed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -354,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         default=DEFAULT,
         schema=SCHEMA,
-        plan=plan,
+        prepare=prepare,
         argv=argv,
     )
 

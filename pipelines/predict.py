@@ -32,7 +32,7 @@ from raykb.data.parquet import (
     parquet_in,
     whole_numbers,
 )
-from raykb.data.views import VIEWS, View
+from raykb.data.views import VIEWS, ImageView
 from raykb.engine import checkpoint
 from raykb.models import MODELS, SEQUENTIALS
 from raykb.runtime.storage import Storage, check_new, open_storage, whole_file
@@ -77,7 +77,7 @@ class Classifier:
     """
 
     model: nn.Module
-    view: View
+    view: ImageView
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
 
@@ -206,7 +206,7 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
         raise ValueError(
             f"{training.uri}/{FINAL}: is not of the model in {RECORD}: {error}"
         ) from error
-    view: View = build(VIEWS, config["view"])
+    view: ImageView = build(VIEWS, config["view"])
     return Classifier(model.to(device).eval(), view, classes, shape)
 
 

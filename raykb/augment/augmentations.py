@@ -8,10 +8,11 @@ says whether the view is to have it. As in Fast AutoAugment (arXiv:1905.00397, t
 augmentation but ``none`` is trained with it.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -104,10 +105,30 @@ def rand_augment(seed: int = 0, num_ops: int = 2, magnitude: int = 9) -> Augment
 
 
 def random_policy(
-    seed: int = 0, num_sub_policies: int = 25, num_operations: int = 2
+    seed: int = 0,
+    searched: Policy | None = None,
+    *,
+    num_sub_policies: int | None = None,
+    num_operations: int | None = None,
 ) -> Augmentation:
-    """A policy drawn from the search space: the control that a searched one has to beat."""
-    return FromPolicy(Policy.random(num_sub_policies, num_operations, seed), seed)
+    """A policy drawn from the search space: the control that a searched one has to beat.
+
+    Args:
+        seed: of the draw.
+        searched: what it is a control for.
+        num_sub_policies: null for as many as the searched one has, or 25.
+        num_operations: of each; null for as many as the searched one has, or 2.
+    """
+    count, depth = (25, 2) if searched is None else (len(searched), searched.depth)
+    drawn = Policy.random(num_sub_policies or count, num_operations or depth, seed)
+    return FromPolicy(drawn, seed)
+
+
+def searched_policy(seed: int = 0, searched: Policy | None = None) -> Augmentation:
+    """The policy that the run has found."""
+    if searched is None:
+        raise ValueError("searched_policy: there is none before the search; give 'policy' a file")
+    return FromPolicy(searched, seed)
 
 
 def policy(policy: Policy | str | Path, seed: int = 0) -> Augmentation:
@@ -124,4 +145,21 @@ AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "rand_augment": rand_augment,
     "random_policy": random_policy,
     "policy": policy,
+    "searched_policy": searched_policy,
 }
+
+
+def augmentation(
+    section: Mapping[str, Any], *, seed: int, searched: Policy | None = None
+) -> Augmentation:
+    """Return what a section of the config describes: a row of the table, and its arguments.
+
+    Args:
+        section: ``name`` and arguments.
+        seed: of the augmentation.
+        searched: the policy that was found, for the rows that are about it.
+    """
+    row = dict(section)
+    made = AUGMENTATIONS[row.pop("name")]
+    about = {"searched": searched} if "searched" in inspect.signature(made).parameters else {}
+    return made(seed=seed, **about, **row)

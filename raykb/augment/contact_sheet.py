@@ -9,7 +9,7 @@ from raykb.engine.seeding import generator
 def contact_sheet(
     policy: Policy, images: Tensor, *, columns: int = 8, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Return what a policy does as titled columns, for :func:`raykb.report.image_columns` to draw.
+    """Return what a policy does as titled columns, drawn by :mod:`raykb.report.images`.
 
     Every operation fires, so that each column shows its sub-policy at work; the titles give the
     probability and level of its operations. The first column holds the images as they are.

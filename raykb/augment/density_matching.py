@@ -1,13 +1,13 @@
 """Density matching as a score for a search: one object that serves every split."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raykb.augment.fast_autoaugment import (
     PolicyEvaluator,
@@ -15,10 +15,8 @@ from raykb.augment.fast_autoaugment import (
     policy_from,
     reward,
 )
-from raykb.config import build
 from raykb.data.images import ImageSet
-from raykb.data.views import View
-from raykb.models import MODELS
+from raykb.data.views import ImageView
 
 
 @dataclass
@@ -29,7 +27,7 @@ class DensityMatching:
     that is scored on one more part of the data goes on from the parts before.
 
     Args:
-        model: of the thetas: a row of ``MODELS`` by ``name``, with its arguments.
+        network: builds a theta, without its weights.
         view: the default augmentation.
         held_out: positions of the held-out images, by split.
         chunks: for each split, the parts of ``held_out`` as positions in it.
@@ -41,8 +39,8 @@ class DensityMatching:
         autocast: run them in bfloat16.
     """
 
-    model: dict[str, Any]
-    view: View
+    network: Callable[[], nn.Module]
+    view: ImageView
     held_out: Sequence[np.ndarray]
     chunks: Sequence[Sequence[np.ndarray]]
     copies: int
@@ -78,9 +76,7 @@ class DensityMatching:
     def _evaluator(self, split: int) -> PolicyEvaluator:
         if split not in self._evaluators:
             train = self._train
-            theta = build(
-                MODELS, self.model, classes=len(train.classes), channels=train.images.shape[1]
-            )
+            theta = self.network()
             theta.load_state_dict(self._thetas[split])
             self._evaluators[split] = PolicyEvaluator(
                 theta,

@@ -55,7 +55,7 @@ from torch import Tensor, nn
 from raykb.augment.draws import Draws, apply_draws
 from raykb.augment.policy import Policy
 from raykb.data.operations import NAMES, rows_at_a_time
-from raykb.data.views import View
+from raykb.data.views import ImageView
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
 SCORES = ("min_loss", "mean_loss", "max_accuracy", "mean_accuracy")
@@ -193,7 +193,7 @@ class PolicyEvaluator:
         labels: np.ndarray,
         ids: np.ndarray,
         indices: np.ndarray,
-        view: View,
+        view: ImageView,
         copies: int = 5,
         seed: int = 0,
         split: int = 0,

@@ -1,22 +1,11 @@
-"""The sections of a search's configuration that are no constructor of something else."""
+"""How a policy is searched: a section of the config."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from raykb.augment.fast_autoaugment import SCORES
 from raykb.engine.arguments import above, at_least, misfits, or_none, refuse
 from raykb.engine.objective import Precision
-
-SEARCHED = "searched_policy"
-METHODS = (
-    "none",
-    "cutout",
-    "trivial_augment_wide",
-    "rand_augment",
-    "random_policy",
-    SEARCHED,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,28 +75,4 @@ class SearchSettings:
             problems.append(f"keep: {self.keep}, must be at most the width, {self.width}")
         if self.reward not in SCORES:
             problems.append(f"reward: {self.reward!r}, must be one of {', '.join(SCORES)}")
-        refuse(problems)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The final trainings: what is compared, over how many seeds.
-
-    Args:
-        augmentations: what is trained with, in the table's order; the searched policy among them.
-        seeds: trainings of each; paired, for seed s is the same network and order everywhere.
-    """
-
-    augmentations: Sequence[str] = METHODS
-    seeds: int = 3
-
-    def __post_init__(self) -> None:
-        problems = misfits(self, seeds=at_least(1))
-        unknown = [name for name in self.augmentations if name not in METHODS]
-        if unknown:
-            problems.append(f"augmentations: {unknown}, must be of {', '.join(METHODS)}")
-        if SEARCHED not in self.augmentations:
-            problems.append(f"augmentations: {list(self.augmentations)}, must have {SEARCHED}")
-        if len(set(self.augmentations)) != len(self.augmentations):
-            problems.append(f"augmentations: {list(self.augmentations)}, must differ")
         refuse(problems)

@@ -55,3 +55,18 @@ def refuse(problems: Sequence[str]) -> None:
     """Raise ValueError if there are problems; it names them all."""
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def refuse_outside(**values: tuple[float, float, float]) -> None:
+    """Raise ValueError that names every setting outside its range.
+
+    Args:
+        values: by name the value, the least and the greatest that are allowed.
+    """
+    refuse(
+        [
+            f"{name}: {value}, must be in {low:g}..{high:g}"
+            for name, (value, low, high) in values.items()
+            if not low <= value <= high
+        ]
+    )

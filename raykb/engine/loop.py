@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from raykb.engine.objective import Batch, Step
 from raykb.engine.seeding import rng_state, set_rng_state
@@ -25,6 +26,53 @@ class Worker:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation found: figures to compare, and details to keep.
+
+    Attributes:
+        figures: by name, ``{"top1": 0.9}``.
+        details: what goes beyond figures (a confusion matrix), as JSON can hold it.
+    """
+
+    figures: dict[str, float]
+    details: dict[str, Any] = {}  # noqa: RUF012  # a named tuple's default, which nobody changes
+
+
+class Evaluation(Protocol):
+    """Says what a network is worth; can be pickled, and leaves the network as it was."""
+
+    def __call__(self, network: nn.Module, device: torch.device) -> Evaluated:
+        """Evaluate a network that is on ``device`` and in evaluation mode."""
+        ...
+
+
+class Feed(Protocol):
+    """What a training takes its batches from; can be pickled until they are asked for."""
+
+    def batches(
+        self, start: int, worker: Worker, stop: int | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield a worker's share of steps start, start + 1, …, on its device: fields by name.
+
+        Args:
+            start: steps that are done.
+            worker: its place among those that share each step, and its device.
+            stop: steps in all, so that nothing is made that nobody will see; None for no end.
+
+        Raises:
+            ValueError: a step cannot be shared out so; at once, before the first is asked for.
+        """
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """Return figures of what runs beside, as ``stream/…``; cheap enough for every step."""
+        ...
+
+    def close(self) -> None:
+        """End what :meth:`batches` has started."""
+        ...
 
 
 class Stateful(Protocol):
@@ -66,9 +114,12 @@ class Training:
             step sees depends on its number alone, so the number is the data position.
         steps: optimizer steps of the whole training.
         parts: what makes up the run's state, by name.
-        evaluate: figures of the finished training, ``{"test/top1": 0.9}``; every rank calls it,
-            those of rank 0 count.
+        evaluate: ``evaluate("test")`` returns figures of the network as it is, under names such as
+            ``test/top1``; every rank calls it, what rank 0 gets counts.
         shard: where several ranks have a share of the model each; None where rank 0 has all.
+        save_every: steps between two checkpoints, 0 for none.
+        log_every: steps between two records.
+        evaluate_every: steps between two evaluations on the way, 0 for none.
     """
 
     step: Step
@@ -76,8 +127,11 @@ class Training:
     batches: Callable[[int], Iterable[Batch]]
     steps: int
     parts: dict[str, Stateful]
-    evaluate: Callable[[], dict[str, float]] = field(default=dict)
+    evaluate: Callable[[str], Evaluated] = lambda split: Evaluated({})
     shard: Shard | None = None
+    save_every: int = 0
+    log_every: int = 50
+    evaluate_every: int = 0
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the whole run state after ``step`` steps, safe for ``weights_only`` loading."""
@@ -104,8 +158,11 @@ class _Means:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
 
+    def mean(self, name: str) -> float:
+        return float(self._sums[name]) / self._count
+
     def take(self) -> dict[str, float]:
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        means = {name: self.mean(name) for name in self._sums}
         self._sums, self._count = {}, 0
         return means
 
@@ -115,21 +172,17 @@ def fit(
     *,
     start: int = 0,
     log: Log,
-    log_every: int = 50,
     save: Save | None = None,
-    save_every: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Train from step ``start`` to the end; return the number of steps that are done.
 
     Args:
-        training: what is repeated.
+        training: what is repeated; it says how often it is logged, saved and evaluated.
         start: steps already done, as :meth:`Training.restore` returns it.
-        log: gets means over ``log_every`` steps: the terms as ``train/…``, the seconds of a step
-            and its wait for data as ``time/…``.
-        log_every: steps between two calls of ``log``.
+        log: gets means over the steps since the last record: the terms as ``train/…``, the seconds
+            of a step and its wait for data as ``time/…``; and evaluations on the way, ``valid/…``.
         save: gets the whole run state; None saves nothing.
-        save_every: steps between two saves; 0 saves only on ``stop``.
         stop: is asked after each step; when it says so, the state is saved and fit returns.
 
     Raises:
@@ -137,8 +190,8 @@ def fit(
     """
     means = _Means()
     batches = iter(training.batches(start))
-    done = start
-    while done < training.steps:
+    done, last = start, training.steps
+    while done < last:
         began = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - began
@@ -150,16 +203,25 @@ def fit(
             | {"time/data_wait_s": waited, "time/step_s": time.perf_counter() - began}
         )
         stopping = stop()
-        if done % log_every == 0 or done == training.steps or stopping:
-            figures = means.take()
-            if not math.isfinite(figures["train/loss"]):
+        saving = stopping or (training.save_every > 0 and done % training.save_every == 0)
+        logging = done % training.log_every == 0 or done == last or stopping
+        if logging or saving:  # what is not finite is never saved, for nothing could go on with it
+            loss = means.mean("train/loss")
+            if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"loss: {figures['train/loss']} within the {log_every} steps up to {done}; "
-                    "lower the learning rate, or clip the gradient"
+                    f"loss: {loss} within the {training.log_every} steps up to {done}; lower the "
+                    "learning rate, or clip the gradient"
                 )
-            log(done, figures)
-        if save is not None and (stopping or (save_every and done % save_every == 0)):
+        if logging:
+            log(done, means.take())
+        if _due(training.evaluate_every, done, last):
+            log(done, training.evaluate("valid").figures)
+        if save is not None and saving:
             save(training.state(done))
         if stopping:
             break
     return done
+
+
+def _due(every: int, done: int, last: int) -> bool:
+    return every > 0 and (done % every == 0 or done == last)

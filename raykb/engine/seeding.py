@@ -9,8 +9,10 @@ pseudorandom number generators", OOPSLA 2014): a counter times an odd constant, 
 64-bit mixing function.
 """
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -85,3 +87,11 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextlib.contextmanager
+def apart(seed: int) -> Iterator[None]:
+    """Draw from a stream of its own, and leave torch's generator of the CPU as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

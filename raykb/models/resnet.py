@@ -18,15 +18,41 @@ from typing import cast
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from raykb.parts.backbone import LayeredClassifier
 from raykb.parts.skip import Namespace, Skippable, pop, skippable, stash
 
 STEMS = ("small", "large")
 Layers = OrderedDict[str, nn.Module]
 
 
+class ResidualClassifier(ResNet):  # type: ignore[misc]  # torchvision is not typed
+    """torchvision's network, in parts that a method can take one of."""
+
+    @property
+    def width(self) -> int:
+        """Width of the features."""
+        return int(self.fc.in_features)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return the last maps (N, width, h, w)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return maps
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the maps' means, (N, width)."""
+        features: Tensor = self.avgpool(self.maps(images)).flatten(1)
+        return features
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits (N, classes) of features."""
+        logits: Tensor = self.fc(features)
+        return logits
+
+
 def resnet18(
     classes: int, channels: int = 3, *, stem: str = "small", zero_init_residual: bool = False
-) -> ResNet:
+) -> ResidualClassifier:
     """Return ResNet-18, from (N, channels, H, W) to logits (N, classes).
 
     Args:
@@ -35,7 +61,7 @@ def resnet18(
         stem: ``small`` for images of about 32 pixels, ``large`` for 224.
         zero_init_residual: start every block as the identity (Goyal et al., 2017).
     """
-    network = ResNet(
+    network = ResidualClassifier(
         BasicBlock, [2, 2, 2, 2], num_classes=classes, zero_init_residual=zero_init_residual
     )
     return _with_stem(network, channels, stem)
@@ -43,15 +69,15 @@ def resnet18(
 
 def resnet50(
     classes: int, channels: int = 3, *, stem: str = "large", zero_init_residual: bool = False
-) -> ResNet:
+) -> ResidualClassifier:
     """Return ResNet-50; arguments as of :func:`resnet18`."""
-    network = ResNet(
+    network = ResidualClassifier(
         Bottleneck, [3, 4, 6, 3], num_classes=classes, zero_init_residual=zero_init_residual
     )
     return _with_stem(network, channels, stem)
 
 
-def _with_stem(network: ResNet, channels: int, stem: str) -> ResNet:
+def _with_stem(network: ResidualClassifier, channels: int, stem: str) -> ResidualClassifier:
     if stem not in STEMS:
         raise ValueError(f"stem={stem!r}: must be one of {STEMS}; 'small' for about 32 pixels")
     if stem == "small":
@@ -105,14 +131,14 @@ class Add(nn.Module):
 
 def resnet50_sequential(
     classes: int = 1000, channels: int = 3, *, stem: str = "large"
-) -> nn.Sequential:
+) -> LayeredClassifier:
     """Return ResNet-50 in 183 layers; as :func:`resnet101_sequential`."""
     return _bottlenecks((3, 4, 6, 3), classes, channels, stem)
 
 
 def resnet101_sequential(
     classes: int = 1000, channels: int = 3, *, stem: str = "large"
-) -> nn.Sequential:
+) -> LayeredClassifier:
     """Return ResNet-101 in 370 layers, from (N, channels, H, W) to logits (N, classes).
 
     It computes what torchvision's does, and has its parameters and buffers in the same order.
@@ -127,7 +153,7 @@ def resnet101_sequential(
 
 def small_resnet_sequential(
     classes: int, channels: int = 3, *, width: int = 16, dropout: float = 0.1
-) -> nn.Sequential:
+) -> LayeredClassifier:
     """Return three blocks of two convolutions in 31 layers, for images of about 28 pixels.
 
     From (N, channels, H, W) to logits (N, classes). The first convolution halves the resolution,
@@ -147,12 +173,12 @@ def small_resnet_sequential(
         stride = 2 if index else 1
         network |= _block(f"block{index}", inputs, [(outputs, 3, stride), (outputs, 3, 1)])
     network |= _head(widths[-1], classes, dropout)
-    return nn.Sequential(network)
+    return LayeredClassifier(network)
 
 
 def _bottlenecks(
     blocks: tuple[int, int, int, int], classes: int, channels: int, stem: str
-) -> nn.Sequential:
+) -> LayeredClassifier:
     if stem not in STEMS:
         raise ValueError(f"stem={stem!r}: must be one of {STEMS}; 'small' for about 32 pixels")
     small = stem == "small"
@@ -167,7 +193,7 @@ def _bottlenecks(
             network |= _block(name, inputs, [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)])
             inputs = 4 * width
     network |= _head(inputs, classes)
-    return nn.Sequential(network)
+    return LayeredClassifier(network)
 
 
 def _block(name: str, inputs: int, convolutions: list[tuple[int, int, int]]) -> Layers:

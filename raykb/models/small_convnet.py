@@ -2,8 +2,10 @@
 
 from torch import nn
 
+from raykb.parts.backbone import LayeredClassifier
 
-def small_convnet(classes: int, channels: int = 3, *, width: int = 16) -> nn.Sequential:
+
+def small_convnet(classes: int, channels: int = 3, *, width: int = 16) -> LayeredClassifier:
     """Return four convolutions and a linear layer, from (N, channels, H, W) to logits (N, classes).
 
     The first convolution halves the resolution, so a pass over 1000 grey images of 28 pixels costs
@@ -15,7 +17,7 @@ def small_convnet(classes: int, channels: int = 3, *, width: int = 16) -> nn.Seq
         channels: of the images.
         width: channels of the first convolution; the others have 2, 4 and 4 times as many.
     """
-    return nn.Sequential(
+    return LayeredClassifier(
         *_convolution(channels, width, stride=2),  # 28 pixels: 14
         *_convolution(width, 2 * width),
         nn.MaxPool2d(2),  # 7

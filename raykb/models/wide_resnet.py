@@ -18,6 +18,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from raykb.parts.backbone import LayeredClassifier
+
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     """Return a 3 x 3 convolution with bias that keeps the resolution at stride 1."""
@@ -71,7 +73,7 @@ def wide_resnet(
     dropout: float = 0.0,
     bn_momentum: float = 0.1,
     negative_slope: float = 0.0,
-) -> nn.Sequential:
+) -> LayeredClassifier:
     """Return WRN-``depth``-``width``, from (N, channels, H, W) to logits (N, classes).
 
     Args:
@@ -93,7 +95,7 @@ def wide_resnet(
             "width at least 1"
         )
     sizes = [16, 16 * width, 32 * width, 64 * width]
-    network = nn.Sequential(conv3x3(channels, sizes[0]))
+    network = LayeredClassifier(conv3x3(channels, sizes[0]))
     for group, (inputs, outputs) in enumerate(pairwise(sizes)):
         for block in range(blocks):
             network.append(
@@ -125,7 +127,7 @@ def wide_resnet(
 
 def wide_resnet_40_2(
     classes: int, channels: int = 3, *, dropout: float = 0.0, bn_momentum: float = 0.1
-) -> nn.Sequential:
+) -> LayeredClassifier:
     """Return WRN-40-2 (2.25 million parameters); arguments as of :func:`wide_resnet`."""
     return wide_resnet(
         classes, channels, depth=40, width=2, dropout=dropout, bn_momentum=bn_momentum
@@ -134,7 +136,7 @@ def wide_resnet_40_2(
 
 def wide_resnet_28_10(
     classes: int, channels: int = 3, *, dropout: float = 0.0, bn_momentum: float = 0.1
-) -> nn.Sequential:
+) -> LayeredClassifier:
     """Return WRN-28-10 (36.5 million parameters); arguments as of :func:`wide_resnet`."""
     return wide_resnet(
         classes, channels, depth=28, width=10, dropout=dropout, bn_momentum=bn_momentum
@@ -148,7 +150,7 @@ def wide_resnet_28_2(
     dropout: float = 0.0,
     bn_momentum: float = 0.1,
     negative_slope: float = 0.1,
-) -> nn.Sequential:
+) -> LayeredClassifier:
     """Return WRN-28-2 (1.47 million parameters); arguments as of :func:`wide_resnet`."""
     return wide_resnet(
         classes,
@@ -168,7 +170,7 @@ def wide_resnet_28_8(
     dropout: float = 0.0,
     bn_momentum: float = 0.1,
     negative_slope: float = 0.1,
-) -> nn.Sequential:
+) -> LayeredClassifier:
     """Return WRN-28-8 (23.4 million parameters); arguments as of :func:`wide_resnet`."""
     return wide_resnet(
         classes,

@@ -29,9 +29,7 @@ _FEWER_WAIT_S = 2.0
 _LOOK_S = "0.5"  # between looks at the workers; Ray's 2 s are lost at each start and end
 
 
-def run_group(
-    job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, retries: int
-) -> None:
+def run_group(job: TrainJob, uri: str, mailbox: Any, retries: int) -> None:
     """Run a Ray Train job; take it up again when processes or nodes died, never after a bug.
 
     Raises:
@@ -39,9 +37,9 @@ def run_group(
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _LOOK_S)
     for attempt in range(retries + 1):
-        workers = places(job.name, resources, job.group)
+        workers = places(job.name, job.resources, job.group)
         try:
-            _trainer(job, uri, resources, mailbox, workers).fit()
+            _trainer(job, uri, mailbox, workers).fit()
             open_storage(uri).remove(f"{job.name}/ray")
             return
         except (TrainingFailedError, RayError) as error:
@@ -89,23 +87,21 @@ def _each(resources: WorkerResources) -> dict[str, float]:
     return {"CPU": float(resources.cpus)} | gpus
 
 
-def _trainer(
-    job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, workers: int
-) -> TorchTrainer:
+def _trainer(job: TrainJob, uri: str, mailbox: Any, workers: int) -> TorchTrainer:
     """Return the Ray Train job of one attempt; it does not try again by itself."""
     return TorchTrainer(
         _run_member,
-        train_loop_config={"job": job, "uri": uri, "resources": resources, "mailbox": mailbox},
+        train_loop_config={"job": job, "uri": uri, "mailbox": mailbox},
         torch_config=NodeTorchConfig(timeout_s=job.group.timeout_s),
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=resources.gpus > 0,
-            resources_per_worker=_each(resources),
+            use_gpu=job.resources.gpus > 0,
+            resources_per_worker=_each(job.resources),
             placement_strategy=job.group.place.upper(),
         ),
         run_config=RunConfig(
             name=f"attempt-{time.time_ns()}",
-            storage_path=open_storage(uri).below(f"{job.name}/ray").uri,  # before a ?query
+            storage_path=open_storage(uri).below(f"{job.name}/ray").place,  # before a ?query
             failure_config=FailureConfig(
                 max_failures=0,
                 controller_failure_limit=0,  # type: ignore[call-arg]  # of Train v2
@@ -122,7 +118,6 @@ def _failures(error: Exception) -> list[Exception]:
 
 
 def _run_member(config: dict[str, Any]) -> None:
-    resources: WorkerResources = config["resources"]
     context = ray.train.get_context()
     worker = Worker(
         context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
@@ -131,7 +126,6 @@ def _run_member(config: dict[str, Any]) -> None:
         config["job"],
         config["uri"],
         worker,
-        resources,
         config["mailbox"],
         saved=lambda step: ray.train.report({"step": step}),
     )

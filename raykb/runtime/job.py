@@ -1,9 +1,9 @@
 """One invocation of a script: arguments, configuration, run directory, Ray, tracker, signals.
 
-A script hands :func:`launch` its function, its schema and its plan; the function gets a
+A script hands :func:`launch` its function, its schema and what prepares it; the function gets a
 :class:`Session` and calls :meth:`Session.train` and :meth:`Session.search` on it::
 
-    arguments -> config, checked -> plan, refused if it does not fit -> run directory, locked
+    arguments -> config, checked -> prepared, refused if it does not fit -> run directory, locked
         -> tracker (database, experiment, parent run) beside Ray -> the script -> closed, in order
 """
 
@@ -21,25 +21,43 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ray
 
 from raykb import config as configuration
-from raykb.config import build
+from raykb.config import Value, build
+from raykb.engine.faults import causes
+from raykb.engine.names import check_part
 from raykb.runtime import resources
+from raykb.runtime.command_line import parser
 from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_address, connected
+from raykb.runtime.fence import LostLease
 from raykb.runtime.lock import locked
 from raykb.runtime.resources import Phase, ResourceError
+from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
 from raykb.runtime.session import Refused, Session
-from raykb.runtime.storage import LocalStorage, Storage, open_storage
+from raykb.runtime.storage import LocalStorage, Storage, StorageError, open_storage
 from raykb.runtime.studies import LedgerError
 from raykb.runtime.tracking import Status, Tracker, environment_tags, resolve_uri, ui_command
 from raykb.runtime.tune import SearchError
 
 RECORD = "run.json"
-EXIT_FAILED, EXIT_REFUSED = 1, 2
+EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3
 _STOP_S = 15.0  # for Ray to end what runs, after a signal
+_NO_BUGS = (SearchError, StorageError, LostLease)  # they say all in a line, without a traceback
+
+
+class Ready(Protocol):
+    """What a script prepares from its configuration, before anything starts."""
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """The parts of the run: how many pieces of work, and what each of them takes."""
+        ...
+
+
+ReadyT = TypeVar("ReadyT", bound=Ready)
 
 
 class Interrupted(BaseException):
@@ -51,32 +69,34 @@ class Interrupted(BaseException):
 
 
 def launch(
-    script: Callable[[Session], None],
+    script: Callable[[Session, ReadyT], None],
     *,
     description: str,
     default: Path,
     schema: Mapping[str, Any],
-    plan: Callable[[dict[str, Any]], Sequence[Phase]],
+    prepare: Callable[[dict[str, Any]], ReadyT],
     may_change: Collection[str] = (),
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a script from its command line; return the exit status.
 
     Args:
-        script: the work; called with the session once all is set up.
+        script: the work; called with the session and what was prepared once all is set up.
         description: for ``--help``.
         default: the configuration used without ``--config``.
         schema: what :func:`raykb.config.check` takes, but for ``storage`` and ``tracking``.
-        plan: returns the phases of the run from its configuration; may raise ValueError.
+        prepare: returns what the run is made of, its phases among it, from its configuration; may
+            raise ValueError.
         may_change: sections, or dotted keys, that a resumed run may have otherwise.
         argv: the command line after the script's name.
     """
     name = Path(script.__code__.co_filename).stem
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser(name, description, default).parse_args(argv)
+    arguments = parser(name, description).parse_args(argv)
     try:
         config = _config(arguments, default, schema, may_change)
-        phases = plan(config)
+        ready = prepare(config)
+        phases = ready.phases
         if arguments.dry_run:
             _show_plan(config, phases)
             return 0
@@ -84,35 +104,12 @@ def launch(
         if address is None:
             resources.plan(phases, resources.this_host())
         where = _where(arguments, config, name)
-        return _run(script, name, config, phases, address, where)
-    except (configuration.ConfigError, ResourceError, Refused, LedgerError, ValueError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        return _run(script, ready, name, config, address, where)
+    except (ResourceError, Refused, LedgerError, ValueError, OSError) as error:
+        remedy = "; see to its rights and its room, or name another directory by --out"
+        said = f"{name}: {error}{remedy * isinstance(error, StorageError)}"
+        print(redacted(said), file=sys.stderr)
         return EXIT_REFUSED
-
-
-def _parser(name: str, description: str, default: Path) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python pipelines/{name}.py",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"Without --config the run is that of {default}. A cluster is used if RAY_ADDRESS "
-        "names one or `ray start` runs on this host; else a local Ray is started.",
-    )
-    add = parser.add_argument
-    add("--config", metavar="FILE", help="YAML file of the run (see pipelines/configs)")
-    add(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        dest="overrides",
-        help="change a key of the file, e.g. --set search.width=200; may be repeated",
-    )
-    add("--smoke", action="store_true", help="apply the file's `smoke:` part: minutes, no download")
-    add("--dry-run", action="store_true", help="print plan and resolved config; start nothing")
-    add("--out", metavar="DIR", help="run directory, a path or URI; it must be empty")
-    add("--resume", metavar="DIR", help="go on with the run in DIR from where it stopped")
-    return parser
 
 
 def _config(
@@ -124,15 +121,20 @@ def _config(
     """Return the resolved configuration, of the run to be resumed if there is one."""
     if arguments.resume and arguments.out:
         raise Refused("--out and --resume: give one of them; --resume goes on in its own DIR")
+    schema = {"storage": Value(str, "runs"), "tracking": Tracking, **schema}
     stored = _stored(arguments.resume) if arguments.resume else None
     if stored is not None and not (arguments.config or arguments.smoke):
         source = f"{arguments.resume}/{RECORD}"
-        config = configuration.override(stored, arguments.overrides, source=source)
+        config = configuration.override(stored, schema, arguments.overrides, source=source)
     else:
         source = arguments.config or str(default)
-        config = configuration.load(source, overrides=arguments.overrides, smoke=arguments.smoke)
-    configuration.check(config, {"storage": str, "tracking": Tracking, **schema}, source=source)
-    changes = configuration.diff(stored or config, config, leaving_out=may_change)
+        config = configuration.load(
+            source, schema, overrides=arguments.overrides, smoke=arguments.smoke
+        )
+    configuration.check(config, schema, source=source)
+    config = given_again(config, leaving_out="storage" if arguments.resume else "")
+    before = configuration.complete(stored, schema) if stored is not None else config
+    changes = configuration.diff(hidden(before), hidden(config), leaving_out=may_change)
     if changes:
         *most, last = may_change or [""]
         may = " and ".join(filter(None, [", ".join(most), last]))
@@ -160,21 +162,27 @@ class Tracking:
 
 
 def _stored(directory: str) -> dict[str, Any]:
-    """Return the configuration of the run in ``directory``."""
+    """Return the configuration of the run in ``directory``, which is without secrets."""
+    if "://" in directory and HIDDEN in directory:
+        raise Refused(
+            f"--resume {directory}: {HIDDEN} stands for what is not shown or kept; give it whole, "
+            "or leave it out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     storage = open_storage(_absolute(directory))
     try:
         record = json.loads(storage.read(RECORD))
+        check_part(record["key"], "key")  # it names a folder of this host
+        config: dict[str, Any] = dict(record["config"])
     except FileNotFoundError as error:
         raise Refused(
             f"--resume {directory}: there is no {RECORD}, so no run began here; start one with "
             "--out, or name the directory that the run printed"
         ) from error
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise Refused(
-            f"--resume {directory}: {RECORD} is damaged ({error}); bring it back from a copy, or "
+            f"--resume {directory}: {RECORD} is damaged ({error!r}); bring it back from a copy, or "
             "start a new run in another directory"
         ) from error
-    config: dict[str, Any] = record["config"]
     return config
 
 
@@ -211,10 +219,10 @@ def _where(arguments: argparse.Namespace, config: Mapping[str, Any], name: str) 
 
 def _show_plan(config: Mapping[str, Any], phases: Sequence[Phase]) -> None:
     """Print what a run would do; refuse what this host could not do."""
-    print(configuration.dump(config), end="")
+    print(configuration.dump(hidden(config)), end="")
     address = cluster_address()
     nodes = resources.this_host()
-    print(f"\n# plan, on {address or 'this host: ' + resources.describe(nodes)}")
+    print(f"\n# plan, on {redacted(address or '') or 'this host: ' + resources.describe(nodes)}")
     for phase in phases:
         print(f"#   {phase.name}: {phase.units} x {resources.needs(phase)}")
     if address is None:
@@ -225,29 +233,30 @@ def _show_plan(config: Mapping[str, Any], phases: Sequence[Phase]) -> None:
 
 
 def _run(
-    script: Callable[[Session], None],
+    script: Callable[[Session, ReadyT], None],
+    ready: ReadyT,
     name: str,
     config: dict[str, Any],
-    phases: Sequence[Phase],
     address: str | None,
     storage: Storage,
 ) -> int:
     """Set up everything around ``script``, run it, and close everything in order."""
-    with locked(storage), contextlib.ExitStack() as stack:
-        record = _begin(storage, name, config)
+    with locked(storage) as held, contextlib.ExitStack() as stack:
+        record = _begin(held, name, config)
         uri, files = record["tracking_uri"], _files(storage, record["key"])
-        print(f"{name}: run directory {storage.uri}", file=sys.stderr, flush=True)
+        print(f"{name}: run directory {redacted(storage.uri)}", file=sys.stderr, flush=True)
         experiment = build(Tracking, config["tracking"]).experiment
         tracker = Tracker(uri, experiment, spool=files / "tracking")
         parent = tracker.run(
             record["key"],
             name=Path(storage.uri.partition("?")[0]).name,
             params=configuration.flatten(record["config"]),  # MLflow has them once and for all
-            tags=environment_tags() | {"raykb.script": name, "raykb.storage": storage.uri},
+            tags=environment_tags()
+            | {"raykb.script": name, "raykb.storage": redacted(storage.uri)},
         )
-        if changes := configuration.diff(record["config"], config):
+        if changes := configuration.diff(hidden(record["config"]), hidden(config)):
             parent.tags({"raykb.changed": "; ".join(changes)})
-        parent.text(configuration.dump(config), "config.yaml")
+        parent.text(configuration.dump(hidden(config)), "config.yaml")
         written: list[str] = []
         status: Status = "FAILED"
         code = EXIT_FAILED
@@ -260,7 +269,8 @@ def _run(
 
         def tell(code: int) -> None:
             if told.acquire(blocking=False):
-                _last_words(name, storage, written, uri, code)
+                with _somebody_may_listen():
+                    _last_words(name, storage, written, uri, code)
 
         def end_anyway(code: int) -> None:
             close("KILLED")
@@ -271,40 +281,58 @@ def _run(
             with _signals(stopped, on_stop):
                 stack.enter_context(connected(address))
                 with _signals(stopped, on_stop):  # again, since Ray sets its own
-                    parallel = resources.plan(phases, resources.cluster())
+                    parallel = resources.plan(ready.phases, resources.cluster())
                     check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
                     session = Session(
-                        config, record["config"], storage, parallel, parent, tracker, files, written
+                        config, record["config"], held, parallel, parent, tracker, files, written
                     )
-                    script(session)
-            status, code = "FINISHED", 0
+                    script(session, ready)
+            status, code = "FINISHED", EXIT_HOLES if session.holes else 0
         except (Interrupted, Exception) as error:
             if stopped:  # what Ray's own code makes of the interruption may have another name
                 status, code = "KILLED", 128 + stopped[0].number
-            elif isinstance(error, SearchError | ResourceError | Refused | LedgerError):
+            elif isinstance(error, ResourceError | Refused | LedgerError):
                 parent.text(str(error), "error.txt")
-                if not isinstance(error, SearchError):
-                    raise
-                print(f"{name}: {error}", file=sys.stderr)
+                raise
+            elif known := [each for each in causes(error) if isinstance(each, _NO_BUGS)]:
+                parent.text(str(known[0]), "error.txt")
+                print(redacted(f"{name}: {known[0]}"), file=sys.stderr)
             else:
                 parent.text(traceback.format_exc(), "error.txt")
-                traceback.print_exc()
+                print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         finally:  # before Ray, which takes longer to end than a stopped job is given
             close(status)
         tell(code)
         return code
 
 
+@contextlib.contextmanager
+def _somebody_may_listen() -> Iterator[None]:
+    """Do without a terminal that is gone, also when Python flushes what is left at its end."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 def _last_words(name: str, storage: Storage, written: list[str], uri: str, code: int) -> None:
     """Say how to go on if the run did not end, and where everything is."""
+    where = redacted(storage.uri)
     if code > 128:
         print(f"\n{name}: stopped by {signal.Signals(code - 128).name}", file=sys.stderr)
     if code:
         python, script = shortened(sys.executable), shortened(sys.argv[0])
-        resume = shlex.join([python, script, "--resume", storage.uri])
-        print(f"{name}: nothing finished is lost; go on with\n  {resume}", file=sys.stderr)
+        resume = shlex.join([python, script, "--resume", where])
+        left_out = f"\n({HIDDEN} is to be given again)" * (where != storage.uri)
+        print(
+            f"{name}: nothing finished is lost; go on with\n  {resume}{left_out}", file=sys.stderr
+        )
     print(f"\nfiles           {', '.join(written) or 'none yet'}")
-    print(f"run directory   {storage.uri}\nMLflow          {uri}")
+    print(f"run directory   {where}\nMLflow          {redacted(uri)}")
     program = Path(sys.executable).with_name("mlflow")  # the environment need not be activated
     command = ui_command(uri)
     if command.startswith("mlflow ") and program.exists():
@@ -322,12 +350,13 @@ def _begin(storage: Storage, name: str, config: Mapping[str, Any]) -> dict[str, 
     """Write the record of a new run, or read that of the resumed one; return it.
 
     A database is recorded, so that a run resumed from another folder goes on where it was; a
-    server, whose address may hold a password, is not.
+    server is not. No secret is: a resumed run takes them again from where the user gives them.
     """
     if not storage.exists(RECORD):
-        record = {"schema": 1, "key": uuid.uuid4().hex, "script": name, "config": config}
+        record = {"schema": 1, "key": uuid.uuid4().hex, "script": name, "config": hidden(config)}
         uri = resolve_uri(config["tracking"].get("uri"), launch_dir=home())
-        record["tracking_uri"] = uri if uri.startswith("sqlite:") else None
+        kept = uri.startswith("sqlite:") and redacted(uri) == uri
+        record["tracking_uri"] = uri if kept else None
         storage.write(RECORD, json.dumps(record, indent=1).encode())
     stored: dict[str, Any] = json.loads(storage.read(RECORD))
     stored["tracking_uri"] = stored["tracking_uri"] or resolve_uri(
@@ -368,16 +397,21 @@ def _patience(last: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def _signals(stopped: list[Interrupted], on_stop: Callable[[int], None]) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted`, raised and added to ``stopped``."""
+    """Turn signals to stop into :class:`Interrupted`, raised and added to ``stopped``.
+
+    SIGHUP says that the terminal is gone; it is left alone where it is ignored, as by ``nohup``.
+    """
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
 
     def stop(number: int, frame: Any) -> None:
-        for other in (signal.SIGINT, signal.SIGTERM):
+        for other in numbers:
             signal.signal(other, signal.SIG_IGN)
         stopped.append(Interrupted(number))
         on_stop(number)
         raise stopped[0]
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

@@ -10,6 +10,9 @@ import torch
 
 from raykb.engine.arguments import among, at_least, misfits, or_none, refuse
 
+RENAMED = {"at_most": "side_by_side"}
+"""What arguments of :class:`WorkerResources` were called once, for the schemas of scripts."""
+
 
 class ResourceError(Exception):
     """A run needs more than the cluster has."""
@@ -23,22 +26,41 @@ class WorkerResources:
         cpus: CPUs of one worker, at least 1; its threads as well.
         gpus: GPUs of one worker; a share below 1 lets several of them use one GPU.
         workers: processes of one training; 1 runs it as a Ray task, more as a Ray Train job.
-        at_most: how many such units run side by side; null for as many as fit.
+        side_by_side: how many such units may run at once; null for as many as fit.
     """
 
     cpus: int = 1
     gpus: float = 0.0
     workers: int = 1
-    at_most: int | None = None
+    side_by_side: int | None = None
 
     def __post_init__(self) -> None:
         rules = {"cpus": at_least(1), "gpus": at_least(0), "workers": at_least(1)}
-        refuse(misfits(self, **rules, at_most=or_none(at_least(1))))
+        refuse(misfits(self, **rules, side_by_side=or_none(at_least(1))))
 
     @property
     def device(self) -> str:
         """The torch device of one worker."""
         return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataResources:
+    """What is kept free for data workers; a section of the config.
+
+    Args:
+        cpus: CPUs beside each worker of a training; 0 lets data workers share the trainings' CPUs.
+    """
+
+    cpus: int = 1
+
+    def __post_init__(self) -> None:
+        refuse(misfits(self, cpus=at_least(0)))
+
+    def beside(self, each: WorkerResources) -> dict[str, WorkerResources] | None:
+        """Return what a training of such workers has beside it."""
+        count = self.cpus * each.workers
+        return {"data workers": WorkerResources(workers=count)} if count else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +158,7 @@ def plan(phases: Sequence[Phase], nodes: Sequence[Node]) -> dict[str, int]:
         piece = [phase.each] * phase.each.workers
         for extra in (phase.beside or {}).values():
             piece += [extra] * extra.workers
-        limit = min(phase.units, phase.each.at_most or phase.units)
+        limit = min(phase.units, phase.each.side_by_side or phase.units)
         parallel[phase.name] = _packed(nodes, piece, limit)
         if limit and not parallel[phase.name]:
             problems.append(f"{phase.name}: one needs {needs(phase)}")

@@ -1,26 +1,54 @@
 """A run under way, as a script sees it."""
 
 import contextlib
+import dataclasses
+import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from raykb.comparison import Comparison, Entry
 from raykb.config import flatten
+from raykb.report.comparison import ComparisonTable
+from raykb.report.figures import png
 from raykb.runtime.mailbox import Letter
 from raykb.runtime.progress import Progress
 from raykb.runtime.resources import WorkerResources
+from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import LocalStorage, Storage
 from raykb.runtime.studies import Candidate
 from raykb.runtime.tracking import Run, Tracker
-from raykb.runtime.train import Result, train, warm
+from raykb.runtime.train import Result, call, share, train, warm
 from raykb.runtime.tune import search
 from raykb.runtime.work import TrainJob
+
+OnFailure = Literal["stop", "hole"]
 
 
 class Refused(Exception):
     """The run must not start; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Who does a session's work: by default Ray.
+
+    Attributes:
+        train: runs trainings, as :func:`raykb.runtime.train.train`.
+        search: runs studies, as :func:`raykb.runtime.tune.search`.
+        call: runs a function once, as :func:`raykb.runtime.train.call`.
+        share: hands a large value over to all that need it, as :func:`raykb.runtime.train.share`.
+        warm: has workers import what they will need, as :func:`raykb.runtime.train.warm`.
+    """
+
+    train: Callable[..., list[Result | None]] = train
+    search: Callable[..., list[Candidate]] = search
+    call: Callable[..., Any] = call
+    share: Callable[[Any], Any] = share
+    warm: Callable[..., None] = warm
 
 
 @dataclass
@@ -35,6 +63,8 @@ class Session:
         parent: the parent run in the tracker.
         tracker: makes child runs.
         written: names of the files that the script wrote.
+        holes: names of the trainings that failed while others went on.
+        machine: does the work.
         files: where this host has the run's files for the tracker to send.
     """
 
@@ -46,15 +76,17 @@ class Session:
     tracker: Tracker
     files: Path
     written: list[str] = field(default_factory=list)
+    holes: list[str] = field(default_factory=list)
+    machine: Machine = field(default_factory=Machine)
     _children: dict[str, Run] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         """Tell the user what happens now."""
-        print(text, file=sys.stderr, flush=True)
+        print(redacted(text), file=sys.stderr, flush=True)
 
     def warm(self, phase: str, build: Callable[..., Any], each: WorkerResources) -> None:
         """Have the workers of ``phase`` import what ``build`` needs while the driver goes on."""
-        warm(build, self.parallel[phase], each)
+        self.machine.warm(build, self.parallel[phase], each)
 
     @contextlib.contextmanager
     def reading(self, section: str) -> Iterator[None]:
@@ -64,24 +96,24 @@ class Session:
         except (ValueError, OSError) as error:
             raise Refused(f"{section}: {error}") from error
 
-    def child(self, name: str, *, phase: str, params: Mapping[str, Any] | None = None) -> Run:
-        """Return the child run ``name``; it has the parent's parameters and ``params``.
+    def child(
+        self,
+        name: str,
+        *,
+        phase: str,
+        params: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Return the child run ``name``; its parameters are a config and ``params``.
 
-        One of ``params`` stands for the whole section of its name: a child whose ``method`` is
-        another than the parent's has nothing of the parent's ``method.*``.
+        The config is the run's own, as it began, where none is given.
         """
         if name not in self._children:
-            own = dict(params or {})
-            inherited = {
-                key: value
-                for key, value in flatten(self.recorded).items()
-                if key.partition(".")[0] not in own
-            }
             self._children[name] = self.tracker.run(
                 name,
                 name=name,
                 parent=self.parent,
-                params=inherited | own,
+                params=flatten(self.recorded if config is None else config) | dict(params or {}),
                 tags={"raykb.phase": phase},
             )
         return self._children[name]
@@ -95,34 +127,44 @@ class Session:
         self.parent.artifact(self.files / name)
         self.written.append(name)
 
+    def keep(self, name: str, text: str) -> str:
+        """Return a file as the run began with it; it is ``text`` where the run begins now."""
+        if not self.storage.exists(name):
+            self.write(name, text)
+            return text
+        return self.storage.read(name).decode()
+
     def train(
-        self,
-        phase: str,
-        jobs: Sequence[TrainJob],
-        each: WorkerResources,
-    ) -> list[Result]:
+        self, phase: str, jobs: Sequence[TrainJob], *, on_failure: OnFailure = "stop"
+    ) -> list[Result | None]:
         """Run ``jobs`` with progress, each with a child run; see :func:`raykb.runtime.train.train`.
 
         Args:
             phase: its name in the plan.
             jobs: the trainings.
-            each: what one of them takes.
+            on_failure: ``stop`` at the first training that fails; with ``hole`` its result is None.
         """
         self.tracker.ready(5.0)  # database and parent run are there before anything fans out
         share = {job.name: 0.0 for job in jobs}
-        runs = {job.name: self.child(job.name, phase=phase, params=job.params) for job in jobs}
+        runs = {
+            job.name: self.child(job.name, phase=phase, params=job.params, config=job.config)
+            for job in jobs
+        }
+        found: dict[str, float] = {}  # the share that an earlier run of the directory did
         alone = len(jobs) == 1
-        with Progress(phase, 100 if alone else len(jobs), "%" if alone else "") as progress:
+        with Progress(phase, len(jobs), "trainings") as progress:
 
             def show(note: str = "") -> None:
-                done = sum(share.values())
-                progress.update(round(100 * done) if alone else done, note)
+                finished = sum(done == 1.0 for done in share.values())
+                done, before = sum(share.values()), sum(found.values())
+                progress.update(done, note, finished=finished, before=before)
 
             def on_letter(letter: Letter) -> None:
                 runs[letter.name].log(letter.step, letter.figures)
                 for line in letter.note.splitlines():
                     self.say(f"{letter.name}: {line}")
                 share[letter.name] = max(share[letter.name], letter.step / letter.steps * 0.999)
+                found.setdefault(letter.name, share[letter.name])  # the first tells where it starts
                 loss = letter.figures.get("train/loss")
                 show(f"loss {loss:.3g}" if alone and loss is not None else "")
 
@@ -130,22 +172,96 @@ class Session:
                 runs[result.name].log(result.steps, result.metrics)
                 runs[result.name].finish()
                 share[result.name] = 1.0
+                found.setdefault(result.name, 1.0)
                 show()
 
-            return train(
+            def leave_hole(job: TrainJob, error: BaseException) -> None:
+                self.holes.append(job.name)
+                told = "".join(traceback.format_exception(error))
+                runs[job.name].text(told, "error.txt")
+                runs[job.name].finish("FAILED")
+                self.say(f"{job.name}: failed, the others go on: {type(error).__name__}: {error}")
+                share[job.name] = 1.0
+                show()
+
+            return self.machine.train(
                 jobs,
                 storage=self.storage,
-                resources=each,
                 parallel=self.parallel[phase],
                 on_letter=on_letter,
                 on_result=on_result,
+                on_failure=leave_hole if on_failure == "hole" else None,
             )
+
+    def train_all(self, phase: str, jobs: Sequence[TrainJob]) -> list[Result]:
+        """Run ``jobs``, all of which must end well; see :meth:`train`."""
+        return [result for result in self.train(phase, jobs) if result is not None]
+
+    def compare(
+        self, phase: str, comparison: Comparison, jobs: Sequence[tuple[Entry, TrainJob]]
+    ) -> list[tuple[Entry, Result]]:
+        """Run the trainings of a comparison; return those that ended well, in order.
+
+        Args:
+            phase: its name in the plan.
+            comparison: what is compared; it says what becomes of failures.
+            jobs: the training of each entry.
+        """
+        recorded = comparison.entries(self.recorded)  # MLflow has them once and for all
+        told = [
+            dataclasses.replace(
+                job,
+                config=recorded[entry.label],
+                params={
+                    "label": entry.label,
+                    "seed_number": entry.number,
+                    "training_number": entry.place,
+                }
+                | job.params,
+            )
+            for entry, job in jobs
+        ]
+        results = self.train(phase, told, on_failure=comparison.on_failure)
+        pairs = zip(jobs, results, strict=True)
+        return [(entry, result) for (entry, _), result in pairs if result is not None]
+
+    def tell(
+        self,
+        comparison: Comparison,
+        rows: Sequence[Mapping[str, Any]],
+        metrics: Sequence[str],
+        *,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write and print what a comparison found: results, table and picture.
+
+        Args:
+            comparison: what was compared.
+            rows: of each training ``label``, ``seed`` and its metrics by name.
+            metrics: those that are compared; the first is in the picture.
+            about: what else stands in ``results.json``.
+        """
+        table = ComparisonTable(
+            rows,
+            over=comparison.over,
+            subject=comparison.subject(self.config),
+            metrics=metrics,
+            labels=list(comparison.entries(self.config)),
+            seeds=comparison.seeds,
+        )
+        summary = table.summary() | dict(about or {})
+        self.write("results.json", json.dumps(summary, indent=1))
+        self.write("results.md", table.text() + "\n")
+        if table.tables:
+            self.write("comparison.png", png(table.figure()))
+        self.parent.log(0, table.means())
+        print(f"\n{table.text()}")
 
     def search(
         self, phase: str, total: int, on_told: Callable[[Candidate], None], **arguments: Any
     ) -> list[Candidate]:
         """Search with progress; see :func:`raykb.runtime.tune.search`."""
-        with Progress(phase, total, "") as progress:
+        with Progress(phase, total, "candidates") as progress:
             told = 0
 
             def count(candidate: Candidate) -> None:
@@ -154,6 +270,6 @@ class Session:
                 on_told(candidate)
                 progress.update(told)
 
-            return search(
+            return self.machine.search(
                 storage=self.storage, parallel=self.parallel[phase], on_told=count, **arguments
             )

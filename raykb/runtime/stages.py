@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from raykb.config import build
 from raykb.engine.arguments import at_least, misfits, refuse
-from raykb.engine.loop import Shard, Training, Worker
+from raykb.engine.loop import Evaluated, Shard, Training, Worker
 from raykb.engine.objective import Objective
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES, NamedOptimizer, scheduled
-from raykb.engine.recipe import Recipe
+from raykb.engine.recipe import Lengths, Recipe
 from raykb.engine.seeding import seed_everything
 from raykb.gpipe.costs import By, Costs, measure
 from raykb.gpipe.feed import Fed, Feed
@@ -196,23 +196,19 @@ def layers_of(network: Callable[[], nn.Sequential], seed: int) -> list[tuple[str
 
 
 def measured(
-    network: Callable[[], nn.Sequential],
-    sample: Tensor,
-    *,
-    seed: int,
-    resources: WorkerResources,
-) -> Costs:
-    """Return what the layers of a model cost with one micro-batch, measured by a worker of Ray."""
-    task = ray.remote(_measure).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    sample = torch.zeros_like(sample, device="cpu")
-    costs: Costs = ray.get(task.remote(network, sample, seed, resources.cpus, resources.device))
-    return costs
-
-
-def _measure(
     network: Callable[[], nn.Sequential], sample: Tensor, seed: int, cpus: int, device: str
 ) -> Costs:
+    """Return what the layers of a model cost with one micro-batch, measured in this process.
+
+    Args:
+        network: builds the model.
+        sample: of the shape of a micro-batch.
+        seed: of weights and of random layers.
+        cpus: threads.
+        device: where the layers run.
+    """
     torch.set_num_threads(cpus)
+    sample = torch.zeros_like(sample, device="cpu")
     return measure(layers_of(network, seed), sample, seed=seed, device=device)
 
 
@@ -232,8 +228,7 @@ def stage_training(
     network: Callable[[], nn.Sequential],
     objective: Objective,
     source: Source,
-    steps: int,
-    warmup_steps: int,
+    lengths: Lengths,
     recipe: Recipe,
     settings: PipelineSettings,
     costs: Costs,
@@ -250,8 +245,7 @@ def stage_training(
         objective: gives the terms of a micro-batch; it is called with the identity as the model and
             (outputs, targets) as the batch, and its terms are means over samples.
         source: of batches.
-        steps: of the whole training.
-        warmup_steps: of them.
+        lengths: the recipe in steps.
         recipe: how to train.
         settings: of the pipeline.
         costs: of the layers, which the balance is made of.
@@ -260,14 +254,14 @@ def stage_training(
         seed: of weights and of random layers.
         uri: folder for the spans of the last steps.
     """
-    before = _memory(worker.device)
+    before, steps = _memory(worker.device), lengths.steps
     workers = worker.size // settings.replicas
     stages = workers * settings.stages_per_worker
     grid = make_grid(workers, settings.replicas, timeout_s=settings.timeout_s)
     objective.to(worker.device)
 
     def loss(outputs: Value, targets: Any, number: int) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = objective(_IDENTITY, (outputs, targets), number)
+        terms: dict[str, Tensor] = objective(_IDENTITY, objective.sees(outputs, targets), number)
         return terms
 
     pipeline = Pipeline(
@@ -288,7 +282,7 @@ def stage_training(
     batches = source.open(worker.device) if grid.worker == 0 else None
     stepper = build(OPTIMIZERS, optimizer, model=pipeline.module)
     scheduler = scheduled(
-        stepper, build(SCHEDULES, schedule), steps=steps, warmup_steps=warmup_steps
+        stepper, build(SCHEDULES, schedule), steps=steps, warmup_steps=lengths.warmup
     )
     scaler = LossScaler() if recipe.precision == "fp16" else None
     traces: list[list[list[Span]]] = []
@@ -305,7 +299,7 @@ def stage_training(
             traces.append(pipeline.spans())
         return terms
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(split: str) -> Evaluated:
         sums: dict[str, Tensor] = {}
         own = batches.testing(grid.replica, grid.replicas) if batches else None
         for batch in fed(own):
@@ -316,8 +310,11 @@ def stage_training(
                 for name, term in terms.items():
                     part = term.detach().double() * (batch.rows / batch.total)
                     sums[name] = sums.get(name, 0.0) + part
-        found = {f"test/{name}": float(value) for name, value in pipeline.shared(sums).items()}
-        return found | _figures(traces, pipeline, settings, worker, before, uri)
+        shared = pipeline.shared(sums)
+        found = {f"{split}/{name}": float(value) for name, value in shared.items()}
+        if split == "test":
+            found |= _figures(traces, pipeline, settings, worker, before, uri)
+        return Evaluated(found)
 
     parts: dict[str, Any] = {
         "model": pipeline.module,
@@ -334,6 +331,9 @@ def stage_training(
         parts=parts if scaler is None else parts | {"scaler": scaler},
         evaluate=evaluate,
         shard=Shard(saved=grid.replica == 0),
+        save_every=lengths.save_every,
+        log_every=lengths.log_every,
+        evaluate_every=lengths.evaluate_every,
     )
 
 

@@ -7,7 +7,7 @@ again.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayTaskError
@@ -16,11 +16,12 @@ from raykb.engine import checkpoint
 from raykb.runtime.faults import original
 from raykb.runtime.group import run_group
 from raykb.runtime.mailbox import Letter, on_this_host, open_mailbox
-from raykb.runtime.resources import WorkerResources
+from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.storage import Storage
-from raykb.runtime.work import FINAL, RESULT, TrainJob, run_alone
+from raykb.runtime.work import DETAILS, FINAL, RESULT, TrainJob, run_alone
 
 _GRACE_S = 10.0
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Result:
 
     Attributes:
         name: the job's.
-        metrics: what its ``evaluate`` returned.
+        metrics: what its evaluation found, ``{"test/top1": 0.9}``.
         steps: optimizer steps.
         seconds: from the build to the result, over all attempts of this process.
         storage: the training's folder.
@@ -40,6 +41,13 @@ class Result:
     steps: int
     seconds: float
     storage: Storage = field(repr=False, compare=False)
+
+    def details(self) -> dict[str, Any]:
+        """Return what its evaluation found beyond figures; nothing if there was no such thing."""
+        found: dict[str, Any] = (
+            json.loads(self.storage.read(DETAILS)) if self.storage.exists(DETAILS) else {}
+        )
+        return found
 
     def state(self) -> dict[str, Any]:
         """Return the trained model's state dict, on the CPU.
@@ -60,6 +68,13 @@ class Result:
 def share(value: Any) -> Any:
     """Put a large value into Ray's object store once; workers of a host share its memory."""
     return ray.put(value)
+
+
+def call(function: Callable[..., _T], *arguments: Any, resources: WorkerResources) -> _T:
+    """Return what a function returns that runs once, on a worker."""
+    task = ray.remote(function).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
+    found: _T = ray.get(task.remote(*arguments))
+    return found
 
 
 def warm(function: Callable[..., Any], count: int, resources: WorkerResources) -> None:
@@ -88,50 +103,58 @@ def train(
     jobs: Sequence[TrainJob],
     *,
     storage: Storage,
-    resources: WorkerResources,
     parallel: int,
     on_letter: Callable[[Letter], None],
     on_result: Callable[[Result], None],
+    on_failure: Callable[[TrainJob, BaseException], None] | None = None,
     retries: int = 3,
-) -> list[Result]:
+) -> list[Result | None]:
     """Run ``jobs``, at most ``parallel`` at once; return their results in order.
 
     Args:
         jobs: the trainings; those with a result in ``storage`` are not run again.
         storage: the run directory; each job has the folder of its name.
-        resources: what one worker of one training takes.
         parallel: trainings side by side, as the plan allows.
         on_letter: gets what the workers log, in the driver.
         on_result: gets each result as it comes, those found in ``storage`` too.
+        on_failure: gets each training that fails, whose result is None then; the others go on.
+            Without it, what a training raises ends all of them and is raised here.
         retries: how often a training is taken up again after its process or node died. An
-            exception that a training raises is a bug: it is raised here, as the worker met it,
-            and not retried.
+            exception that a training raises is a bug: it is told as the worker met it, and the
+            training is not taken up again.
     """
-    results = {job.name: done for job in jobs if (done := finished(storage, job.name))}
+    results: dict[str, Result | None] = {
+        job.name: done for job in jobs if (done := finished(storage, job.name))
+    }
     for done in results.values():
-        on_result(done)
+        if done is not None:
+            on_result(done)
     waiting = [job for job in jobs if job.name not in results]
     if not waiting:
         return [results[job.name] for job in jobs]
     mailbox = open_mailbox()
-    launch = _launch_task if resources.workers == 1 else _launch_group
     running: dict[Any, TrainJob] = {}
+    bugs: dict[str, BaseException] = {}
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
-                running[launch(job, storage.uri, resources, mailbox, retries)] = job
+                running[_launch(job, storage.uri, mailbox, retries)] = job
             ready, _ = ray.wait(list(running), timeout=0.5)
-            _deliver(mailbox, on_letter)
+            _deliver(mailbox, on_letter, bugs if on_failure else None)
             for reference in ready:
                 job = running.pop(reference)
-                _get(reference)
-                result = finished(storage, job.name)
-                if result is None:
-                    raise FileNotFoundError(f"{storage.uri}/{job.name}/{RESULT}: not written")
-                results[job.name] = result
-                on_result(result)
-        _deliver(mailbox, on_letter)
+                try:
+                    results[job.name] = _result(reference, storage, job)
+                except Exception as error:
+                    if on_failure is None or isinstance(error, ResourceError):
+                        raise
+                    _deliver(mailbox, on_letter, bugs)
+                    results[job.name] = None
+                    on_failure(job, bugs.get(job.name, error))
+                else:
+                    on_result(results[job.name])  # type: ignore[arg-type]
+        _deliver(mailbox, on_letter, bugs if on_failure else None)
     except Exception:
         ray.get(mailbox.close.remote())
         _end(list(running))
@@ -143,13 +166,29 @@ def train(
     return [results[job.name] for job in jobs]
 
 
-def _deliver(mailbox: Any, on_letter: Callable[[Letter], None]) -> None:
-    """Hand letters on; raise the first bug of which a worker tells."""
+def _result(reference: Any, storage: Storage, job: TrainJob) -> Result:
+    """Return what a training that has ended left; what it raised is raised as it was."""
+    try:
+        ray.get(reference)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from error
+    result = finished(storage, job.name)
+    if result is None:
+        raise FileNotFoundError(f"{storage.uri}/{job.name}/{RESULT}: not written")
+    return result
+
+
+def _deliver(
+    mailbox: Any, on_letter: Callable[[Letter], None], bugs: dict[str, BaseException] | None
+) -> None:
+    """Hand letters on; keep the first bug of each training, or raise the first of all."""
     for letter in ray.get(mailbox.take.remote()):
         if isinstance(letter, Letter):
             on_letter(letter)
         elif not letter.lost:
-            raise original(letter)
+            if bugs is None:
+                raise original(letter)
+            bugs.setdefault(letter.name, original(letter))
 
 
 def _end(running: list[Any]) -> None:
@@ -168,32 +207,18 @@ def _unfinished(running: list[Any], timeout_s: float = 0.0) -> list[Any]:
     return list(ray.wait(running, num_returns=len(running), timeout=timeout_s)[1])
 
 
-def _get(reference: Any) -> None:
-    """Wait for a task; what it raised is raised as it was, not as what Ray makes of it."""
-    try:
-        ray.get(reference)
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from error
-
-
-def _launch_task(
-    job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, retries: int
-) -> Any:
+def _launch(job: TrainJob, uri: str, mailbox: Any, retries: int) -> Any:
+    """Start a training: a task, or a Ray Train job in a task of its own beside others."""
+    if job.resources.workers > 1:
+        group = ray.remote(run_group).options(
+            name=job.name, num_cpus=0, max_retries=0, scheduling_strategy=on_this_host()
+        )
+        return group.remote(job, uri, mailbox, retries)
     task = ray.remote(run_alone).options(
         name=job.name,
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
+        num_cpus=job.resources.cpus,
+        num_gpus=job.resources.gpus,
         max_retries=retries,
         retry_exceptions=False,
     )
-    return task.remote(job, uri, resources, mailbox)
-
-
-def _launch_group(
-    job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any, retries: int
-) -> Any:
-    """Run a Ray Train job in a task of its own, so that several can run side by side."""
-    task = ray.remote(run_group).options(
-        name=job.name, num_cpus=0, max_retries=0, scheduling_strategy=on_this_host()
-    )
-    return task.remote(job, uri, resources, mailbox, retries)
+    return task.remote(job, uri, mailbox)

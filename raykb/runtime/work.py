@@ -26,6 +26,7 @@ from raykb.runtime.saving import Checkpoints
 from raykb.runtime.storage import open_storage
 
 RESULT = "result.json"
+DETAILS = "details.json"
 FINAL = "final.pt"
 
 
@@ -38,9 +39,9 @@ class TrainJob:
         build: ``build(worker, **arguments)`` returns the training; called in each worker.
         arguments: what ``build`` gets; large arrays as references from :func:`share`.
         seed: of the global generators (initial weights, dropout).
-        save_every: optimizer steps between two checkpoints; 0 saves none.
-        log_every: optimizer steps between two records of the tracker.
+        resources: what one of its workers takes.
         params: what the tracker is told of it besides the configuration.
+        config: the configuration that the tracker is told of; None for the run's own.
         group: how its workers stand together, if there are several.
     """
 
@@ -48,23 +49,22 @@ class TrainJob:
     build: Callable[..., Training]
     arguments: dict[str, Any]
     seed: int
-    save_every: int = 0
-    log_every: int = 50
+    resources: WorkerResources = field(default_factory=WorkerResources)
     params: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
     group: Group = field(default_factory=Group)
 
 
-def run_alone(job: TrainJob, uri: str, resources: WorkerResources, mailbox: Any) -> None:
+def run_alone(job: TrainJob, uri: str, mailbox: Any) -> None:
     """Run a training by itself, as a Ray task does."""
-    worker = Worker(device=torch.device(resources.device))
-    run(job, uri, worker, resources, mailbox, saved=lambda step: None)
+    worker = Worker(device=torch.device(job.resources.device))
+    run(job, uri, worker, mailbox, saved=lambda step: None)
 
 
 def run(
     job: TrainJob,
     uri: str,
     worker: Worker,
-    resources: WorkerResources,
     mailbox: Any,
     *,
     saved: Callable[[int], None],
@@ -75,13 +75,12 @@ def run(
         job: what to train.
         uri: of the run directory.
         worker: this one.
-        resources: what it has.
         mailbox: an actor that takes a :class:`Letter`, and a ``Failure`` before it is raised here.
         saved: is called by every worker when a checkpoint is committed, once per save.
     """
     try:
         try:
-            _run(job, uri, worker, resources, mailbox, saved)
+            _run(job, uri, worker, mailbox, saved)
         except SystemExit as error:  # it would end Ray's process, as if that had been lost
             raise RuntimeError(f"the training called sys.exit({error.code!r})") from error
     except Exception as error:
@@ -93,12 +92,11 @@ def _run(
     job: TrainJob,
     uri: str,
     worker: Worker,
-    resources: WorkerResources,
     mailbox: Any,
     saved: Callable[[int], None],
 ) -> None:
     began = time.perf_counter()
-    torch.set_num_threads(resources.cpus)
+    torch.set_num_threads(job.resources.cpus)
     keep_freed_memory()
     folder = open_storage(uri).below(job.name)
     seed_everything(job.seed)
@@ -124,16 +122,16 @@ def _run(
         training,
         start=start,
         log=log,
-        log_every=job.log_every,
         save=functools.partial(checkpoints.save, training),
-        save_every=job.save_every,
     )
     if training.shard is not None and checkpoints.step != training.steps:
         checkpoints.save(training, training.state(training.steps))
-    metrics = training.evaluate()
+    figures, details = training.evaluate("test")
     if worker.rank == 0:
         if (model := checkpoints.whole_model(training)) is not None:
             folder.write(FINAL, checkpoint.encode(model))
         seconds = time.perf_counter() - began
-        record = {"metrics": metrics, "steps": training.steps, "seconds": seconds}
+        if details:
+            folder.write(DETAILS, json.dumps(details).encode())
+        record = {"metrics": figures, "steps": training.steps, "seconds": seconds}
         folder.write(RESULT, json.dumps(record, indent=1).encode())

@@ -6,12 +6,13 @@ that data-parallel training takes is the gradient of the whole batch.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raykb.parts.backbone import Backbone
 from raykb.parts.gather import gather, ranks
 
 
@@ -32,11 +33,12 @@ def predictions(network: nn.Module, *images: Tensor) -> list[Tensor]:
 
 
 def predictions_and_projections(
-    network: nn.Module, *images: Tensor
+    network: nn.Module, head: nn.Module, *images: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return logits and projections where a network returns both, as :func:`predictions` does."""
-    logits, projections = network(torch.cat(images))
-    return _over_ranks(logits, images), _over_ranks(projections, images)
+    """Return logits, and a head's projections of the features, as :func:`predictions` does."""
+    backbone = cast(Backbone, network)
+    features = backbone.features(torch.cat(images))
+    return _over_ranks(backbone.classify(features), images), _over_ranks(head(features), images)
 
 
 def _over_ranks(rows: Tensor, images: Sequence[Tensor]) -> list[Tensor]:

@@ -44,15 +44,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.objective import Batch, Terms
-from raykb.engine.seeding import stream_seed
-from raykb.models.features import WithProjection, classifier_of
+from raykb.engine.arguments import refuse_outside
+from raykb.engine.objective import Batch, Objective, Task, Terms
+from raykb.parts.backbone import Backbone, require
 from raykb.parts.gather import gather
 from raykb.parts.heads import projection_head
-from raykb.semi.batch import Task, check
+from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import at_least_float32, confidence, predictions_and_projections
 from raykb.semi.fixmatch import fixmatch_loss
-from raykb.semi.method import Method
+from raykb.semi.pseudo_labels import PseudoLabelFigures
 
 Anchors = Literal["confident", "all"]
 Positives = Literal["cluster", "confident_cluster"]
@@ -96,11 +96,12 @@ def contrastive_regularization(
     valid = members.any(1)  # (N,)
     if anchors == "confident":
         valid = valid & confident
-    if not valid.any():
+    rows = valid.nonzero()[:, 0]  # the one wait for the device, for their number decides the mean
+    if not len(rows):
         return features[:0].sum()  # 0 whatever the features, and in the graph
 
-    log_share = _log_share(features, temperature, own, anchor_grad)[valid]  # (anchors, N)
-    members = members[valid]
+    log_share = _log_share(features, temperature, own, anchor_grad)[rows]  # (anchors, N)
+    members = members[rows]
     losses = -log_share.where(members, 0.0).sum(1) / members.sum(1)
     return losses.mean() if normalize == "anchors" else losses.sum() / len(features)
 
@@ -157,7 +158,7 @@ def _check_samples(features: Tensor, pseudo_labels: Tensor, confident: Tensor) -
         )
 
 
-class ContrastiveRegularization(Method):
+class ContrastiveRegularization(Objective):
     """FixMatch with contrastive regularization.
 
     Args:
@@ -175,6 +176,8 @@ class ContrastiveRegularization(Method):
         views: see the options above.
         labelled: see the options above.
     """
+
+    sees = SemiBatch
 
     def __init__(
         self,
@@ -194,7 +197,8 @@ class ContrastiveRegularization(Method):
         labelled: bool = False,
     ) -> None:
         super().__init__(task)
-        check(
+        self.pseudo_labels = PseudoLabelFigures(task)
+        refuse_outside(
             threshold=(threshold, 0.0, 1.0),
             unlabelled_weight=(unlabelled_weight, 0.0, float("inf")),
             weight=(weight, 0.0, float("inf")),
@@ -204,27 +208,16 @@ class ContrastiveRegularization(Method):
             raise ValueError(f"views: {views}, must be 1 or 2")
         self.threshold, self.temperature = threshold, temperature
         self.unlabelled_weight, self.weight = unlabelled_weight, weight
-        self.projection, self.hidden = projection, hidden
         self.anchors, self.positives, self.normalize = anchors, positives, normalize
-        self.anchor_grad, self.views, self.labelled = anchor_grad, views, labelled
+        self.anchor_grad, self.strong_views, self.labelled = anchor_grad, views, labelled
+        width = require(task.network, Backbone, "contrastive_regularization").width
+        self.head = projection_head(width, projection, hidden=hidden)
+        self.head.requires_grad_(weight > 0.0)  # else it has a part in the norm of the gradient
 
-    def network(self, classifier: nn.Module, seed: int) -> nn.Module:
-        """Return the classifier with a projection head on its features.
-
-        The head's weights are a stream of ``seed`` of their own: all else is drawn as without it.
-        With weight 0 it is not trained, so that it has no part in the norm of the gradient either.
-        """
-        width = classifier_of(classifier).in_features
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(stream_seed(seed, "projection head"))
-            head = projection_head(width, self.projection, hidden=self.hidden)
-        head.requires_grad_(self.weight > 0.0)
-        return WithProjection(classifier, head)
-
-    def forward(self, model: nn.Module, batch: Batch, step: int) -> Terms:
+    def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, its three parts, and the figures of the pseudo-labels."""
         (labelled, weak, strong, *_), (z_labelled, _, *z_strong) = predictions_and_projections(
-            model, batch.images, batch.weak, *batch.strong.chunk(self.views)
+            network, self.head, batch.images, batch.weak, *batch.strong.unbind(1)
         )
         truths = gather(batch.labels)
         highest, labels = confidence(weak)
@@ -233,7 +226,7 @@ class ContrastiveRegularization(Method):
         loss_labelled = F.cross_entropy(labelled, truths)
         loss_unlabelled = fixmatch_loss(weak, strong, self.threshold)
         features = torch.cat(z_strong)
-        clusters, sure = labels.repeat(self.views), confident.repeat(self.views)
+        clusters, sure = labels.repeat(self.strong_views), confident.repeat(self.strong_views)
         if self.labelled:
             features = torch.cat([features, z_labelled])
             clusters = torch.cat([clusters, truths])
@@ -255,4 +248,4 @@ class ContrastiveRegularization(Method):
             "loss_labelled": loss_labelled.detach(),
             "loss_unlabelled": loss_unlabelled.detach(),
             "loss_contrast": loss_contrast.detach(),
-        } | self.watch.figures(labels, confident, batch.ids)
+        } | self.pseudo_labels.figures(labels, confident, batch.ids)

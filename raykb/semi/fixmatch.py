@@ -23,16 +23,17 @@ Departures:
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.objective import Batch, Terms
+from raykb.engine.arguments import refuse_outside
+from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
-from raykb.semi.batch import Task, check
+from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import (
     check_same_shape,
     confidence,
     masked_cross_entropy,
     predictions,
 )
-from raykb.semi.method import Method
+from raykb.semi.pseudo_labels import PseudoLabelFigures
 
 
 def fixmatch_loss(logits_weak: Tensor, logits_strong: Tensor, threshold: float) -> Tensor:
@@ -51,7 +52,7 @@ def fixmatch_loss(logits_weak: Tensor, logits_strong: Tensor, threshold: float) 
     return masked_cross_entropy(logits_strong, labels, highest >= threshold)
 
 
-class FixMatch(Method):
+class FixMatch(Objective):
     """FixMatch.
 
     Args:
@@ -60,19 +61,24 @@ class FixMatch(Method):
         unlabelled_weight: lambda_u.
     """
 
+    sees = SemiBatch
+
     def __init__(
         self, task: Task, *, threshold: float = 0.95, unlabelled_weight: float = 1.0
     ) -> None:
         super().__init__(task)
-        check(
+        self.pseudo_labels = PseudoLabelFigures(task)
+        refuse_outside(
             threshold=(threshold, 0.0, 1.0),
             unlabelled_weight=(unlabelled_weight, 0.0, float("inf")),
         )
         self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
 
-    def forward(self, model: nn.Module, batch: Batch, step: int) -> Terms:
+    def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, its two parts, and the figures of the pseudo-labels."""
-        labelled, weak, strong = predictions(model, batch.images, batch.weak, batch.strong)
+        labelled, weak, strong = predictions(
+            network, batch.images, batch.weak, *batch.strong.unbind(1)
+        )
         loss_labelled = F.cross_entropy(labelled, gather(batch.labels))
         loss_unlabelled = fixmatch_loss(weak, strong, self.threshold)
         highest, labels = confidence(weak)
@@ -80,4 +86,4 @@ class FixMatch(Method):
             "loss": loss_labelled + self.unlabelled_weight * loss_unlabelled,
             "loss_labelled": loss_labelled.detach(),
             "loss_unlabelled": loss_unlabelled.detach(),
-        } | self.watch.figures(labels, highest >= self.threshold, batch.ids)
+        } | self.pseudo_labels.figures(labels, highest >= self.threshold, batch.ids)

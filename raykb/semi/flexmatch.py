@@ -29,11 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.objective import Batch, Terms
+from raykb.engine.arguments import refuse_outside
+from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
-from raykb.semi.batch import Task, check, positions
+from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import confidence, masked_cross_entropy, predictions
-from raykb.semi.method import Method
+from raykb.semi.pseudo_labels import PseudoLabelFigures, counts, ids_of, positions
 
 
 def learning_status(selected: Tensor, classes: int, *, warm_up: bool = True) -> Tensor:
@@ -41,9 +42,9 @@ def learning_status(selected: Tensor, classes: int, *, warm_up: bool = True) -> 
 
     Without ``warm_up`` the images that are not learned yet do not hold beta down.
     """
-    counts = torch.bincount(selected + 1, minlength=classes + 1)  # (1 + C,)
-    most = (counts if warm_up else counts[1:]).max()
-    return counts[1:] / most.clamp(min=1)
+    sigma = counts(selected + 1, classes + 1)  # (1 + C,)
+    most = (sigma if warm_up else sigma[1:]).max()
+    return sigma[1:] / most.clamp(min=1)
 
 
 def flexible_thresholds(status: Tensor, threshold: float) -> Tensor:
@@ -51,7 +52,7 @@ def flexible_thresholds(status: Tensor, threshold: float) -> Tensor:
     return threshold * status / (2.0 - status)
 
 
-class FlexMatch(Method):
+class FlexMatch(Objective):
     """FlexMatch.
 
     Args:
@@ -60,6 +61,8 @@ class FlexMatch(Method):
         warm_up: whether images that are not learned yet hold the thresholds down.
         unlabelled_weight: lambda_u.
     """
+
+    sees = SemiBatch
 
     ids: Tensor
     selected: Tensor
@@ -73,20 +76,23 @@ class FlexMatch(Method):
         unlabelled_weight: float = 1.0,
     ) -> None:
         super().__init__(task)
-        check(
+        self.pseudo_labels = PseudoLabelFigures(task)
+        refuse_outside(
             threshold=(threshold, 0.0, 1.0),
             unlabelled_weight=(unlabelled_weight, 0.0, float("inf")),
         )
         self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
         self.warm_up = warm_up
-        self.register_buffer("ids", task.ids, persistent=False)
-        self.register_buffer("selected", torch.full_like(task.ids, -1))
+        self.register_buffer("ids", ids_of(task), persistent=False)
+        self.register_buffer("selected", torch.full_like(self.ids, -1))
 
-    def forward(self, model: nn.Module, batch: Batch, step: int) -> Terms:
+    def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, its two parts, and the figures of the pseudo-labels."""
-        labelled, weak, strong = predictions(model, batch.images, batch.weak, batch.strong)
+        labelled, weak, strong = predictions(
+            network, batch.images, batch.weak, *batch.strong.unbind(1)
+        )
         highest, labels = confidence(weak)
-        status = learning_status(self.selected, self.classes, warm_up=self.warm_up)
+        status = learning_status(self.selected, weak.shape[1], warm_up=self.warm_up)
         confident = highest >= flexible_thresholds(status, self.threshold)[labels]
         self._learn(highest, labels, gather(batch.ids))
 
@@ -97,8 +103,10 @@ class FlexMatch(Method):
             "loss_labelled": loss_labelled.detach(),
             "loss_unlabelled": loss_unlabelled.detach(),
             "threshold": flexible_thresholds(status, self.threshold).mean(),
-        } | self.watch.figures(labels, confident, batch.ids)
+        } | self.pseudo_labels.figures(labels, confident, batch.ids)
 
     def _learn(self, highest: Tensor, labels: Tensor, ids: Tensor) -> None:
-        learned = highest >= self.threshold
-        self.selected[positions(self.ids, ids[learned])] = labels[learned]
+        learned, count = highest >= self.threshold, len(self.ids)
+        # what is not learned goes where it is cut off: to choose rows would wait for the device
+        places = positions(self.ids, ids).where(learned, count)
+        self.selected.copy_(F.pad(self.selected, (0, 1)).index_put_((places,), labels)[:count])

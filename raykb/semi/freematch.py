@@ -32,9 +32,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.objective import Batch, Terms
+from raykb.engine.arguments import refuse_outside
+from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
-from raykb.semi.batch import Task, check
+from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import (
     at_least_float32,
     average,
@@ -42,7 +43,7 @@ from raykb.semi.consistency import (
     masked_cross_entropy,
     predictions,
 )
-from raykb.semi.method import Method
+from raykb.semi.pseudo_labels import PseudoLabelFigures, counts
 
 
 class Running(NamedTuple):
@@ -59,7 +60,7 @@ def updated(
     """Return t, p and h after a batch of logits (N, C); t is at most ``clip``."""
     probabilities = at_least_float32(logits_weak.detach()).softmax(1)  # (N, C)
     highest, labels = probabilities.max(1)
-    share = torch.bincount(labels, minlength=logits_weak.shape[1]) / len(labels)
+    share = counts(labels, logits_weak.shape[1]) / len(labels)
     threshold = average(running.threshold, highest.mean(), momentum)
     return Running(
         threshold if clip is None else threshold.clamp(max=clip),
@@ -76,10 +77,11 @@ def adaptive_thresholds(running: Running) -> Tensor:
 def fairness(logits_strong: Tensor, confident: Tensor, running: Running) -> Tensor:
     """Return L_f of the logits (N, C) of strong views, of which ``confident`` (N,) count."""
     logits_strong = at_least_float32(logits_strong)
-    if not confident.any():
+    rows = confident.nonzero()[:, 0]  # (M,); the one wait for the device, for it decides the mean
+    if not len(rows):
         return logits_strong[:0].sum()  # 0 whatever the logits, and in the graph
-    chosen = logits_strong[confident].softmax(1)  # (M, C)
-    histogram = torch.bincount(chosen.argmax(1), minlength=chosen.shape[1]) / len(chosen)
+    chosen = logits_strong[rows].softmax(1)  # (M, C)
+    histogram = counts(chosen.argmax(1), chosen.shape[1]) / len(chosen)
     wanted = _balanced(running.probabilities, running.histogram)
     found = _balanced(chosen.mean(0), histogram)
     return (wanted * torch.log(found + 1e-12)).sum()
@@ -93,7 +95,7 @@ def _balanced(probabilities: Tensor, histogram: Tensor) -> Tensor:
     return ratio / ratio.sum()
 
 
-class FreeMatch(Method):
+class FreeMatch(Objective):
     """FreeMatch.
 
     Args:
@@ -103,6 +105,8 @@ class FreeMatch(Method):
         clip: greatest running threshold; None for no limit.
         unlabelled_weight: lambda_u.
     """
+
+    sees = SemiBatch
 
     threshold: Tensor
     probabilities: Tensor
@@ -118,7 +122,8 @@ class FreeMatch(Method):
         unlabelled_weight: float = 1.0,
     ) -> None:
         super().__init__(task)
-        check(
+        self.pseudo_labels = PseudoLabelFigures(task)
+        refuse_outside(
             momentum=(momentum, 0.0, 1.0),
             fairness_weight=(fairness_weight, 0.0, float("inf")),
             clip=(1.0 if clip is None else clip, 0.0, 1.0),
@@ -131,9 +136,11 @@ class FreeMatch(Method):
         self.register_buffer("probabilities", uniform.clone())
         self.register_buffer("histogram", uniform.clone())
 
-    def forward(self, model: nn.Module, batch: Batch, step: int) -> Terms:
+    def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, its three parts, and the figures of the pseudo-labels."""
-        labelled, weak, strong = predictions(model, batch.images, batch.weak, batch.strong)
+        labelled, weak, strong = predictions(
+            network, batch.images, batch.weak, *batch.strong.unbind(1)
+        )
         running = self._follow(weak)
         highest, labels = confidence(weak)
         confident = highest >= adaptive_thresholds(running)[labels]
@@ -149,7 +156,7 @@ class FreeMatch(Method):
             "loss_unlabelled": loss_unlabelled.detach(),
             "loss_fairness": loss_fairness.detach(),
             "threshold": running.threshold.clone(),
-        } | self.watch.figures(labels, confident, batch.ids)
+        } | self.pseudo_labels.figures(labels, confident, batch.ids)
 
     def _follow(self, logits_weak: Tensor) -> Running:
         running = Running(self.threshold, self.probabilities, self.histogram)

@@ -22,11 +22,12 @@ Departures:
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.objective import Batch, Terms
+from raykb.engine.arguments import refuse_outside
+from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
-from raykb.semi.batch import Task, check
+from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import confidence, masked_cross_entropy, predictions
-from raykb.semi.method import Method
+from raykb.semi.pseudo_labels import PseudoLabelFigures
 
 
 def pseudo_label_loss(logits: Tensor, threshold: float) -> Tensor:
@@ -40,7 +41,7 @@ def ramp_up(step: int, steps: int, share: float = 0.4) -> float:
     return min(1.0, step / (share * steps)) if share else 1.0
 
 
-class PseudoLabel(Method):
+class PseudoLabel(Objective):
     """Pseudo-Label.
 
     Args:
@@ -49,6 +50,8 @@ class PseudoLabel(Method):
         unlabelled_weight: lambda_u.
         ramp_up: share of the training over which the weight climbs; 0 for the full weight at once.
     """
+
+    sees = SemiBatch
 
     def __init__(
         self,
@@ -59,7 +62,8 @@ class PseudoLabel(Method):
         ramp_up: float = 0.4,
     ) -> None:
         super().__init__(task)
-        check(
+        self.pseudo_labels = PseudoLabelFigures(task)
+        refuse_outside(
             threshold=(threshold, 0.0, 1.0),
             unlabelled_weight=(unlabelled_weight, 0.0, float("inf")),
             ramp_up=(ramp_up, 0.0, 1.0),
@@ -67,9 +71,9 @@ class PseudoLabel(Method):
         self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
         self.ramp_up, self.steps = ramp_up, task.steps
 
-    def forward(self, model: nn.Module, batch: Batch, step: int) -> Terms:
+    def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, its two parts, and the figures of the pseudo-labels."""
-        labelled, weak = predictions(model, batch.images, batch.weak)
+        labelled, weak = predictions(network, batch.images, batch.weak)
         loss_labelled = F.cross_entropy(labelled, gather(batch.labels))
         loss_unlabelled = pseudo_label_loss(weak, self.threshold)
         weight = ramp_up(step, self.steps, self.ramp_up) * self.unlabelled_weight
@@ -78,4 +82,4 @@ class PseudoLabel(Method):
             "loss": loss_labelled + weight * loss_unlabelled,
             "loss_labelled": loss_labelled.detach(),
             "loss_unlabelled": loss_unlabelled.detach(),
-        } | self.watch.figures(labels, highest >= self.threshold, batch.ids)
+        } | self.pseudo_labels.figures(labels, highest >= self.threshold, batch.ids)

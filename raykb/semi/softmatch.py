@@ -33,11 +33,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.objective import Batch, Terms
+from raykb.engine.arguments import refuse_outside
+from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
-from raykb.semi.batch import Task, check
+from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import average, confidence, masked_cross_entropy, predictions
-from raykb.semi.method import Method
+from raykb.semi.pseudo_labels import PseudoLabelFigures
 
 
 class Running(NamedTuple):
@@ -70,7 +71,7 @@ def aligned(probabilities: Tensor, marginal: Tensor) -> Tensor:
     return ratio / ratio.sum(1, keepdim=True)
 
 
-class SoftMatch(Method):
+class SoftMatch(Objective):
     """SoftMatch.
 
     Args:
@@ -80,6 +81,8 @@ class SoftMatch(Method):
         align: whether confidences are those of aligned predictions.
         unlabelled_weight: lambda_u.
     """
+
+    sees = SemiBatch
 
     mean: Tensor
     variance: Tensor
@@ -95,7 +98,8 @@ class SoftMatch(Method):
         unlabelled_weight: float = 1.0,
     ) -> None:
         super().__init__(task)
-        check(
+        self.pseudo_labels = PseudoLabelFigures(task)
+        refuse_outside(
             width=(width, 1e-6, float("inf")),
             momentum=(momentum, 0.0, 1.0),
             unlabelled_weight=(unlabelled_weight, 0.0, float("inf")),
@@ -106,9 +110,11 @@ class SoftMatch(Method):
         self.register_buffer("variance", torch.tensor(1.0))
         self.register_buffer("marginal", torch.full((task.classes,), 1.0 / task.classes))
 
-    def forward(self, model: nn.Module, batch: Batch, step: int) -> Terms:
+    def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, its two parts, and the figures of the pseudo-labels."""
-        labelled, weak, strong = predictions(model, batch.images, batch.weak, batch.strong)
+        labelled, weak, strong = predictions(
+            network, batch.images, batch.weak, *batch.strong.unbind(1)
+        )
         weights = self._weights(weak)
         labels = confidence(weak).labels
         loss_labelled = F.cross_entropy(labelled, gather(batch.labels))
@@ -118,7 +124,7 @@ class SoftMatch(Method):
             "loss_labelled": loss_labelled.detach(),
             "loss_unlabelled": loss_unlabelled.detach(),
             "threshold": self.mean.clone(),
-        } | self.watch.figures(labels, weights, batch.ids)
+        } | self.pseudo_labels.figures(labels, weights, batch.ids)
 
     def _weights(self, logits_weak: Tensor) -> Tensor:
         """Follow the confidences of a batch, then weigh its samples by them."""

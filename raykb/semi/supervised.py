@@ -10,27 +10,24 @@ Departures:
     - batch norm sees labelled images alone, and unlabelled ones are not even fetched.
 """
 
-from typing import ClassVar
-
 from torch import nn
 from torch.nn import functional as F
 
-from raykb.engine.objective import Batch, Terms
+from raykb.engine.objective import Batch, LabelledBatch, Objective, Terms
 from raykb.parts.gather import gather
 from raykb.semi.consistency import predictions
-from raykb.semi.method import Method
 
 
-class Supervised(Method):
+class Supervised(Objective):
     """Cross entropy of the labelled images.
 
     Args:
         task: what it is told.
     """
 
-    unlabelled: ClassVar[bool] = False
+    sees = LabelledBatch
 
-    def forward(self, model: nn.Module, batch: Batch, step: int) -> Terms:
+    def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``."""
-        (labelled,) = predictions(model, batch.images)
+        (labelled,) = predictions(network, batch.images)
         return {"loss": F.cross_entropy(labelled, gather(batch.labels))}

@@ -30,9 +30,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from raykb.engine.objective import Batch, Terms
+from raykb.engine.arguments import refuse_outside
+from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
-from raykb.semi.batch import Task, check
+from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import (
     at_least_float32,
     check_same_shape,
@@ -40,7 +41,7 @@ from raykb.semi.consistency import (
     masked_cross_entropy,
     predictions,
 )
-from raykb.semi.method import Method
+from raykb.semi.pseudo_labels import PseudoLabelFigures
 
 Annealing = Literal["none", "linear", "exponential", "logarithmic"]
 
@@ -72,7 +73,7 @@ def annealed_loss(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
     return masked_cross_entropy(logits, labels, confidence(logits).highest <= threshold)
 
 
-class UDA(Method):
+class UDA(Objective):
     """Unsupervised data augmentation.
 
     Args:
@@ -82,6 +83,8 @@ class UDA(Method):
         annealing: of the training signal.
         unlabelled_weight: lambda_u.
     """
+
+    sees = SemiBatch
 
     def __init__(
         self,
@@ -93,7 +96,8 @@ class UDA(Method):
         unlabelled_weight: float = 1.0,
     ) -> None:
         super().__init__(task)
-        check(
+        self.pseudo_labels = PseudoLabelFigures(task)
+        refuse_outside(
             threshold=(threshold, 0.0, 1.0),
             temperature=(temperature, 1e-6, float("inf")),
             unlabelled_weight=(unlabelled_weight, 0.0, float("inf")),
@@ -104,10 +108,12 @@ class UDA(Method):
         self.annealing, self.steps = annealing, task.steps
         self.unlabelled_weight = unlabelled_weight
 
-    def forward(self, model: nn.Module, batch: Batch, step: int) -> Terms:
+    def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, its two parts, and the figures of the pseudo-labels."""
-        labelled, weak, strong = predictions(model, batch.images, batch.weak, batch.strong)
-        eta = annealed_threshold(step / self.steps, self.classes, self.annealing)
+        labelled, weak, strong = predictions(
+            network, batch.images, batch.weak, *batch.strong.unbind(1)
+        )
+        eta = annealed_threshold(step / self.steps, labelled.shape[1], self.annealing)
         loss_labelled = annealed_loss(labelled, gather(batch.labels), eta)
         loss_unlabelled = uda_loss(weak, strong, self.threshold, self.temperature)
         highest, labels = confidence(weak)
@@ -115,4 +121,4 @@ class UDA(Method):
             "loss": loss_labelled + self.unlabelled_weight * loss_unlabelled,
             "loss_labelled": loss_labelled.detach(),
             "loss_unlabelled": loss_unlabelled.detach(),
-        } | self.watch.figures(labels, highest >= self.threshold, batch.ids)
+        } | self.pseudo_labels.figures(labels, highest >= self.threshold, batch.ids)

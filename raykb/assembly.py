@@ -1,0 +1,303 @@
+"""From a resolved config to a training: the one builder of the house.
+
+    config ── model ─────▶ network ─┐
+           ── method ────▶ objective (told of the network, steps, classes, unlabelled ids)
+           ── optimizer, schedule, recipe ─┤
+    data   ── feed, evaluations ───────────┴──▶ engine.assemble ──▶ Training
+
+What is read and evaluated is a :class:`Data`; a kind of run has a function that makes one in the
+worker, and hands over its table of methods.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raykb.comparison import Comparison
+from raykb.config import Problems, build
+from raykb.data.feed import InPlace, Together
+from raykb.data.image_views import Augmentation, ClassifierView, WeakView
+from raykb.data.images import ImageSet
+from raykb.data.order import Endless, Shuffled
+from raykb.data.source import Selected, Source
+from raykb.data.strong import PAIRS
+from raykb.data.views import VIEWS
+from raykb.engine.assemble import assemble
+from raykb.engine.loop import Evaluation, Feed, Training, Worker
+from raykb.engine.objective import Objective, Task
+from raykb.engine.optim import OPTIMIZERS, SCHEDULES
+from raykb.engine.recipe import Recipe
+from raykb.engine.seeding import apart, stream_seed
+from raykb.evaluate.classification import Classification
+from raykb.models import MODELS
+
+Config = Mapping[str, Any]
+Methods = Mapping[str, Callable[..., Objective]]
+META = Worker(device=torch.device("meta"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a training reads, and what the builder has to know of it.
+
+    Attributes:
+        feed: of batches; None in a rehearsal.
+        samples: of one epoch.
+        classes: their number.
+        channels: of the images.
+        evaluations: by name, as :func:`raykb.engine.assemble.assemble` takes them.
+        ids: (U,) of all samples without labels, ascending; None where there are none.
+        truths: (U,) their true labels, for figures alone; None where they are not known.
+    """
+
+    feed: Feed | None
+    samples: int
+    classes: int
+    channels: int
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    ids: Tensor | None = None
+    truths: Tensor | None = None
+
+
+def training(
+    worker: Worker,
+    *,
+    config: Config,
+    methods: Methods,
+    seed: int,
+    data: Callable[..., Data],
+    **arguments: Any,
+) -> Training:
+    """Return the training that a config describes.
+
+    Args:
+        worker: its place.
+        config: the sections ``model``, ``method``, ``optimizer``, ``schedule`` and ``recipe``.
+        methods: the table that ``method`` is a row of.
+        seed: of what the method puts on the network; the caller seeds the network's weights.
+        data: ``data(config=…, seed=…, **arguments)`` returns what is read.
+        arguments: for ``data``.
+    """
+    given = data(config=config, seed=seed, **arguments)
+    network = network_of(config, given)
+    objective = objective_of(config, methods, network, given, seed)
+    return joined(worker, config, network, objective, given)
+
+
+def network_of(config: Config, data: Data) -> nn.Module:
+    """Return the network of the section ``model``."""
+    network: nn.Module = build(
+        MODELS, config["model"], classes=data.classes, channels=data.channels
+    )
+    return network
+
+
+def objective_of(
+    config: Config, methods: Methods, network: nn.Module, data: Data, seed: int
+) -> Objective:
+    """Return the objective of the section ``method``.
+
+    What it puts on the network is drawn from a stream of its own: all else is drawn as without it.
+    """
+    steps = build(Recipe, config["recipe"]).lengths(data.samples).steps
+    task = Task(network, steps, data.classes, data.ids, data.truths)
+    with apart(stream_seed(seed, "projection head")):  # as runs of before have it
+        objective: Objective = build(methods, config["method"], task=task)
+    return objective
+
+
+def joined(
+    worker: Worker, config: Config, network: nn.Module, objective: Objective, data: Data
+) -> Training:
+    """Return the training of a network by an objective as the other sections have it."""
+    recipe = build(Recipe, config["recipe"])
+    return assemble(
+        worker,
+        network=network,
+        objective=objective,
+        feed=data.feed,
+        optimizer=functools.partial(build, OPTIMIZERS, config["optimizer"]),
+        schedule=build(SCHEDULES, config["schedule"]),
+        recipe=recipe,
+        lengths=recipe.lengths(data.samples),
+        evaluations=data.evaluations,
+    )
+
+
+def rehearse(
+    config: Config,
+    methods: Methods,
+    data: Data,
+    shape: tuple[int, int, int],
+    problems: Problems,
+    *,
+    places: Mapping[str, str] | None = None,
+    workers: int = 1,
+) -> Objective | None:
+    """Build a training on the meta device, to hear before the start what is wrong with it.
+
+    Args:
+        config: as :func:`training` takes it.
+        methods: as :func:`training` takes it.
+        data: what will be read; nothing is read of it.
+        shape: (C, H, W) of its images.
+        problems: take what is wrong, by section.
+        places: the keys under which sections were written, where these are not their names.
+        workers: that share the training.
+
+    Returns:
+        The objective, which can say what it needs; None if it cannot be made.
+    """
+    network, objective, images = None, None, None
+    recipe: Mapping[str, Any] = {"steps": 1}  # for the method, should there be none
+
+    def at(section: str) -> contextlib.AbstractContextManager[None]:
+        return problems.at((places or {}).get(section, section), config[section])
+
+    with at("view"):
+        view = build(VIEWS, config["view"])
+        images = view.plain(torch.zeros(1, *shape, dtype=torch.uint8)).to("meta")
+    with torch.device("meta"):
+        stand_in = MODELS["small_convnet"](data.classes, data.channels)
+        with at("model"):
+            network = network_of(config, data)
+            if images is not None:
+                _check_logits(network.eval()(images), data.classes)
+        with at("optimizer"):
+            build(OPTIMIZERS, config["optimizer"], model=nn.Linear(1, 1))
+        with at("recipe"):
+            built = build(Recipe, config["recipe"])
+            recipe = config["recipe"]
+            built.check_data_parallel(workers)
+        with at("method"):
+            told = {**config, "recipe": recipe}
+            objective = objective_of(told, methods, network or stand_in, data, seed=0)
+        if not problems and network is not None and objective is not None:
+            with problems.at():
+                joined(META, config, network, objective, data)
+    return objective
+
+
+def rehearse_all(
+    comparison: Comparison,
+    config: Config,
+    methods: Methods,
+    data: Data,
+    shape: tuple[int, int, int],
+    problems: Problems,
+    *,
+    workers: int = 1,
+) -> dict[str, Objective | None]:
+    """Rehearse every entry of a comparison; return the objectives by label."""
+    made: dict[str, Objective | None] = {}
+    with problems.at("comparison", ["rivals"]):
+        for label, entry in comparison.entries(config).items():
+            rival = {comparison.over: f"comparison.rivals.{label}"}
+            made[label] = rehearse(
+                entry,
+                methods,
+                data,
+                shape,
+                problems,
+                places=rival if label in comparison.rivals else None,
+                workers=workers,
+            )
+    return made
+
+
+def _check_logits(logits: Tensor, classes: int) -> None:
+    if logits.shape != (1, classes):
+        raise ValueError(f"gives {tuple(logits.shape)} for an image, must be (1, {classes})")
+
+
+# ---------------------------------------------------------------------- what is read
+
+
+def classifier_data(
+    *,
+    config: Config,
+    seed: int,
+    train: ImageSet,
+    test: ImageSet,
+    rows: np.ndarray | None = None,
+    augmentation: Augmentation | None = None,
+) -> Data:
+    """Return labelled images in the shuffled epochs of supervised learning.
+
+    Args:
+        config: the sections ``view`` and ``recipe``.
+        seed: of order and view.
+        train: images to train on.
+        test: images to evaluate on.
+        rows: of ``train``, all that there are to the training; None for all of them.
+        augmentation: comes before the view; it has a seed of its own.
+    """
+    recipe, view = build(Recipe, config["recipe"]), build(VIEWS, config["view"])
+    examples = train if rows is None else Selected(train, rows)
+    order = Shuffled(len(examples), recipe.batch_size, seed, keep_last=recipe.keep_last)
+    source = Source(examples, order, ClassifierView(view, augmentation), seed, "trainer")
+    classes = len(test.classes)
+    return Data(
+        feed=InPlace(source),
+        samples=len(examples),
+        classes=classes,
+        channels=train.images.shape[1],
+        evaluations={"": Classification(test, ClassifierView(view), classes)},
+    )
+
+
+def semi_supervised_data(
+    *,
+    config: Config,
+    seed: int,
+    labelled: ImageSet,
+    unlabelled: Feed | None,
+    test: ImageSet,
+    ids: np.ndarray,
+    truths: Mapping[int, int] | None = None,
+) -> Data:
+    """Return few labelled images without an end, beside a stream of unlabelled ones.
+
+    Args:
+        config: the sections ``view``, ``pair`` and ``recipe``.
+        seed: of order and views of the labelled ones.
+        labelled: images to learn labels from.
+        unlabelled: the stream of the others; None where nobody looks at them.
+        test: images to evaluate on.
+        ids: (U,) of all unlabelled images.
+        truths: true labels of these by id, all of them, for figures alone; or None.
+
+    Raises:
+        ValueError: some unlabelled images have no true label among those given.
+    """
+    recipe, form = build(Recipe, config["recipe"]), build(VIEWS, config["view"])
+    own = stream_seed(seed, "labelled")
+    view = WeakView(build(PAIRS, config["pair"]), form)
+    order = Endless(len(labelled), recipe.batch_size, own)
+    first = InPlace(Source(labelled, order, view, own, "trainer"))
+    ids, classes = np.sort(ids), len(labelled.classes)
+    return Data(
+        feed=first if unlabelled is None else Together(first, unlabelled),
+        samples=len(labelled),
+        classes=classes,
+        channels=labelled.images.shape[1],
+        evaluations={"": Classification(test, view, classes)},
+        ids=torch.from_numpy(ids),
+        truths=None if truths is None else _in_order(ids, truths),
+    )
+
+
+def _in_order(ids: np.ndarray, truths: Mapping[int, int]) -> Tensor:
+    missing = [int(sample) for sample in ids if int(sample) not in truths]
+    if missing:
+        raise ValueError(
+            f"truths: none for {len(missing)} of {len(ids)} unlabelled images, as {missing[0]}; "
+            "give those of all, or None"
+        )
+    return torch.tensor([truths[int(sample)] for sample in ids])

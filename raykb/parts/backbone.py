@@ -1,0 +1,99 @@
+"""What a network offers to those who put something of their own on it.
+
+Every classifier of the house makes its logits in two parts, ``classify(features(images))``, so a
+method can take the features between them, and a method that needs more says which:
+
+    features   (N, width)          what the classifier takes of an image, as most methods do
+    maps       (N, C, h, w)        with places: regions, attention, class evidence
+    tokens     (N, T, width)       of a transformer
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A network with features, of which it makes logits."""
+
+    width: int
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return features (N, width) of images."""
+        ...
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits (N, classes) of features."""
+        ...
+
+
+@runtime_checkable
+class WithMaps(Backbone, Protocol):
+    """A backbone whose features come of maps."""
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return the last maps (N, C, h, w) of images."""
+        ...
+
+
+@runtime_checkable
+class WithTokens(Backbone, Protocol):
+    """A backbone whose features come of tokens."""
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Return the last tokens (N, T, width) of images."""
+        ...
+
+
+def require(network: nn.Module, offer: type[Any], who: str) -> Any:
+    """Return ``network``, which offers what ``who`` needs.
+
+    Raises:
+        ValueError: it does not; what is missing is named.
+    """
+    if isinstance(network, offer):
+        return network
+    wanted = sorted(
+        name
+        for kind in offer.__mro__
+        for name in (*getattr(kind, "__annotations__", ()), *vars(kind))
+        if not name.startswith("_")
+    )
+    missing = [name for name in dict.fromkeys(wanted) if not hasattr(network, name)]
+    raise ValueError(
+        f"network: {type(network).__name__} has no {', '.join(missing)}, which {who} needs; take "
+        "one that has, or give it these methods (raykb/parts/backbone.py)"
+    )
+
+
+class LayeredClassifier(nn.Sequential):
+    """Layers, one after another, that end in those of a classifier: maps, a vector, logits.
+
+    It is the plain ``nn.Sequential`` that it looks like, which can be cut into stages.
+    """
+
+    @property
+    def width(self) -> int:
+        """Width of the features."""
+        last: Any = self[-1]
+        return int(last.in_features)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the last layer takes, (N, width)."""
+        return self._through(images, 0, len(self) - 1)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return logits (N, classes) of features (N, width)."""
+        logits: Tensor = self[-1](features)
+        return logits
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return what the pooling takes that comes before the features, (N, C, h, w)."""
+        pooling = max(n for n, layer in enumerate(self) if isinstance(layer, nn.AdaptiveAvgPool2d))
+        return self._through(images, 0, pooling)
+
+    def _through(self, values: Tensor, first: int, last: int) -> Tensor:
+        for layer in list(self)[first:last]:
+            values = layer(values)
+        return values
