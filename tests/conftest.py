@@ -1,13 +1,33 @@
-"""What tests share: one local Ray for the whole session, and a home of their own."""
+"""What tests share: one local Ray for the whole session, a home of their own, and a ratchet."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import ray
+import torch
 from gloo_pool import gloo
+from in_process import PIPELINES
+from ratchet import Ratchet
 
 __all__ = ["gloo"]
+
+sys.path.append(str(PIPELINES))
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("ratchet", "the limits of tests/seconds.yaml")
+    group.addoption("--no-ratchet", action="store_true", help="let folders cost what they cost")
+    group.addoption(
+        "--record-seconds",
+        action="store_true",
+        help="write what the folders that ran whole cost into tests/seconds.yaml",
+    )
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Ratchet(config))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,16 +47,35 @@ def home(tmp_path_factory):
     os.environ.update(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Small operators on a busy machine: a second thread waits more than it brings."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
-def local_ray(home):
-    """One local Ray with more logical CPUs than the machine has, for every test that needs one."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=200 * 2**20,
-    )
+def warm_ray(home):
+    """One local Ray for the session, with more logical CPUs than the machine has.
+
+    Also a script that is run in this process (:mod:`in_process`) finds it: its workers have been
+    told of ``pipelines``, and of what a script tells the workers of a Ray that it starts itself.
+    """
+    with pytest.MonkeyPatch.context() as patch:  # workers inherit the environment of its start
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for path in (PIPELINES, PIPELINES.parent):
+            patch.setenv("PYTHONPATH", str(path), prepend=os.pathsep)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=200 * 2**20,
+        )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def local_ray(warm_ray):
+    """The same, by the name it has where functions are called and no scripts are run."""

@@ -5,7 +5,6 @@ It is no conftest because the processes import it by name, and conftest is the n
 
 import contextlib
 import datetime
-import importlib
 import os
 import sys
 import time
@@ -16,32 +15,28 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from cpu_meter import METER
 
 _HOST = "127.0.0.1"
+
+PRELOADED = ["pytest", "torch", "torchvision", "raykb.gpipe.pipeline", "raykb.runtime.stages"]
+"""Imports of the one process that all are forked from, whichever context forks them."""
 
 
 class Pool:
     """Processes that run functions of test modules side by side, in a process group of theirs."""
 
     def __init__(self):
-        self._context = multiprocessing.get_context("spawn")
+        # forked from a process that has imported what is slow to import, once for all of them
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
         self._workers = []
         self._store, self._runs = None, 0
 
     def run(self, function, *arguments, size):
         """Return what ``function(*arguments)`` returns in each of ``size`` processes, by rank."""
-        new = []
-        while len(self._workers) < size:
-            here, there = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(there, sys.path), daemon=True)
-            process.start()
-            self._workers.append((process, here))
-            new.append(here)
-        for pipe in new:  # its imports take minutes on a busy machine; then the clock starts
-            if not pipe.poll(timeout=240):
-                self.close()
-                raise TimeoutError(f"{function.__name__}: its processes do not start")
-            pipe.recv()
+        with METER.aside():
+            self._start(size)
         if self._store is None:  # of this process, so that it is there whoever is slow to end
             self._store = dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         self._runs += 1
@@ -62,6 +57,21 @@ class Pool:
                 values[waiting.pop(pipe)] = value
         return values
 
+    def _start(self, size):
+        """Start what is missing of ``size`` processes."""
+        new = []
+        while len(self._workers) < size:
+            here, there = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(there, sys.path), daemon=True)
+            process.start()
+            self._workers.append((process, here))
+            new.append(here)
+        for pipe in new:  # imports take minutes on a busy machine; then the clock starts
+            if not pipe.poll(timeout=240):
+                self.close()
+                raise TimeoutError("the processes of gloo do not start")
+            pipe.recv()
+
     def close(self):
         for process, _ in self._workers:
             process.kill()
@@ -73,7 +83,6 @@ def _serve(pipe, path):
     sys.path[:] = path
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    importlib.import_module("raykb.gpipe.pipeline")
     pipe.send("ready")
     while True:
         function, arguments, rank, size, port, number = pipe.recv()

@@ -1,5 +1,6 @@
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from zipfile import ZipFile
 
+import here
 import pytest
 import yaml
 from jsonschema import ValidationError
@@ -463,7 +465,9 @@ def test_a_file_begins_with_the_commands_to_start_use_and_end_the_cluster(name):
 def test_the_settings_that_a_file_proposes_exist(name):
     found = re.findall(r"--set (?:'([^']+)'|\"([^\"]+)\"|(\S+))", text(name))
     assert found
-    config.load(CONFIG, overrides=[a or b or c for a, b, c in found])
+    script = runpy.run_path(str(ROOT / "pipelines" / "fastaa_search.py"))
+    schema = here.schema_of(script)
+    config.load(CONFIG, schema, overrides=[a or b or c for a, b, c in found])
 
 
 # What a job takes along
@@ -523,7 +527,7 @@ def test_this_checkout_is_a_small_job(tmp_path):
 
 
 def ci(folder, readme):
-    (folder / ".ci").mkdir()
+    (folder / ".ci").mkdir(exist_ok=True)
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci")
     (folder / "README.md").write_text(readme)
     return subprocess.run(["bash", ".ci/run"], cwd=folder, capture_output=True, text=True)
@@ -537,6 +541,23 @@ def test_ci_runs_the_command_of_the_readme_and_ends_where_it_fails(tmp_path):
     assert (tmp_path / "ran").exists()
     assert "==> touch ran && exit 7" in done.stderr
     assert "slow" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "fails", [None, "ruff format --check .", "mypy ", "python -m pytest -m slow"]
+)
+def test_ci_checks_style_and_types_before_the_slow_tests_and_ends_where_it_fails(tmp_path, fails):
+    for name in ("python", "ruff", "mypy"):
+        tool = tmp_path / ".venv" / "bin" / name
+        tool.parent.mkdir(parents=True, exist_ok=True)
+        tool.write_text(f'#!/bin/bash\necho "{name} $*" >> ran; [ "{name} $*" != "{fails}" ]\n')
+        tool.chmod(0o755)
+    readme = "<!-- command: test -->\n\n```bash\necho README >> ran\n```\n"
+    done = ci(tmp_path, readme)
+    steps = ["README", "ruff check .", "ruff format --check .", "mypy ", "python -m pytest -m slow"]
+    ran = (tmp_path / "ran").read_text().splitlines()
+    assert ran == (steps if fails is None else steps[: steps.index(fails) + 1])
+    assert (done.returncode == 0) == ("all checks passed" in done.stderr) == (fails is None)
 
 
 def test_ci_says_when_the_readme_lacks_the_command(tmp_path):

@@ -16,6 +16,7 @@ from raykb.engine.seeding import keyed_uniform, stream_seed
 
 POLICY = Policy([[("Rotate", 1.0, 0.9), ("Invert", 0.5, 0.0)], [("ShearX", 1.0, 0.1)]])
 ARGUMENTS: dict[str, dict[str, Any]] = {name: {"seed": 3} for name in AUGMENTATIONS}
+ARGUMENTS["searched_policy"] |= {"searched": Policy.random(5, 2, 4)}
 ARGUMENTS["policy"]["policy"] = POLICY
 RANDOM = [name for name in AUGMENTATIONS if name not in ("none", "cutout")]
 each = pytest.mark.parametrize("name", AUGMENTATIONS)

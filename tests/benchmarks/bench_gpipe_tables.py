@@ -45,7 +45,7 @@ from raykb.gpipe.partition import flatten
 from raykb.gpipe.pipeline import Pipeline
 from raykb.models.amoebanet import amoebanet_d
 from raykb.models.unet import unet
-from raykb.report import markdown
+from raykb.report.tables import markdown
 
 GIB = 2**30
 

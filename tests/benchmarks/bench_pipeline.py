@@ -40,7 +40,7 @@ from raykb.gpipe.partition import Partition, cut, flatten
 from raykb.gpipe.pipeline import Pipeline
 from raykb.gpipe.trace import efficiency
 from raykb.models.resnet import small_resnet_sequential
-from raykb.report import markdown
+from raykb.report.tables import markdown
 
 try:
     import torchgpipe

@@ -25,7 +25,7 @@ from raykb.gpipe.grid import make_grid
 from raykb.gpipe.partition import flatten
 from raykb.gpipe.pipeline import Pipeline
 from raykb.models.resnet import resnet50_sequential, small_resnet_sequential
-from raykb.report import markdown
+from raykb.report.tables import markdown
 
 SCHEDULES = ("gpipe", "gpipe_fifo", "1f1b")
 

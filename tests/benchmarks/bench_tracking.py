@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from raykb.report import markdown
+from raykb.report.tables import markdown
 from raykb.runtime.tracking import Tracker, default_uri
 
 POINTS, REPEATS = 10_000, 5

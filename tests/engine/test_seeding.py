@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from raykb.engine.seeding import (
+    apart,
     generator,
     keyed_uniform,
     rng_state,
@@ -67,3 +68,19 @@ def test_the_state_of_all_generators_survives_a_safe_file():
     buffer.seek(0)
     set_rng_state(torch.load(buffer, weights_only=True))
     assert (random.random(), np.random.randn(), torch.rand(1).item()) == wanted
+
+
+def test_what_is_drawn_apart_is_a_stream_of_its_own_and_moves_no_other():
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    first = torch.rand(1)
+    drawn = []
+    for seed in (5, 5, 6):
+        with apart(seed):
+            drawn.append(torch.rand(3))
+    with pytest.raises(KeyError), apart(5):
+        raise KeyError
+    assert torch.equal(torch.cat([first, torch.rand(3)]), wanted)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

@@ -17,6 +17,19 @@ SCHEDULES = ("gpipe", "gpipe_fifo", "1f1b")
 CHECKPOINTS = ("never", "always", "except_last")
 
 
+def modes_of(workers, per_worker):
+    """Return (schedule, checkpoint) of a pipeline: over one to three workers, every pair of them.
+
+    Each number of workers has each schedule and each checkpoint; which meet goes round with it.
+    """
+    if per_worker > 1:
+        return [("interleaved", checkpoint) for checkpoint in CHECKPOINTS]
+    return [
+        (schedule, CHECKPOINTS[(number + workers) % len(CHECKPOINTS)])
+        for number, schedule in enumerate(SCHEDULES)
+    ]
+
+
 @skippable(stash=["spectrum"])
 class LeaveSpectrum(nn.Module):
     """Stash complex numbers."""

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from grids import thinned
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
@@ -72,10 +73,15 @@ def test_running_statistics_are_those_of_the_whole_mini_batch(momentum, chunks):
         torch.testing.assert_close(deferred.running_var, plain.running_var, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("momentum", [0.1, 1.0, None])
-@pytest.mark.parametrize("offset", [0.0, 1000.0, -1000.0])
-@pytest.mark.parametrize("drift", [0.0, 1.0])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("momentum", "offset", "drift", "memory_format"),
+    thinned(
+        [0.1, 1.0, None],
+        [0.0, 1000.0, -1000.0],
+        [0.0, 1.0],
+        [torch.contiguous_format, torch.channels_last],
+    ),
+)
 def test_statistics_do_not_cancel_where_the_mean_is_large(momentum, offset, drift, memory_format):
     spread = torch.randn(14, 4, 6, 6) + drift * torch.linspace(0, 3, 14).view(-1, 1, 1, 1)
     x = (offset + 3 + 0.1 * spread).to(memory_format=memory_format)

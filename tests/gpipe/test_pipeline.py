@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from grids import covering
 from torch import nn
 
 from raykb.engine.seeding import stream_seed
@@ -85,12 +86,12 @@ def balance_of(layers, parts):
     return [len(part) for part in torch.arange(layers).tensor_split(parts)]
 
 
-def stepped(stages, per_worker, cases, dtype):
+def stepped(stages, per_worker, cases):
     """Run each case in this process; return its loss, its gradients and its predictions."""
     grid = make_grid(stages // per_worker)
-    layers = flatten(network(dtype))
     found = []
-    for schedule, checkpoint, skip, rows in cases:
+    for schedule, checkpoint, skip, rows, dtype in cases:
+        layers = flatten(network(dtype))
         pipeline = Pipeline(
             layers,
             balance_of(len(layers), stages),
@@ -131,21 +132,30 @@ def reference(rows, dtype):
 SHAPES = [(1, 1), (2, 1), (3, 1), (2, 2), (4, 2)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("stages", "per_worker"), SHAPES)
-def test_gradients_and_predictions_are_those_of_the_unpartitioned_model(
-    gloo, stages, per_worker, dtype
-):
+def axes(per_worker):
     schedules = ["interleaved"] if per_worker == 2 else ["gpipe", "gpipe_fifo", "1f1b"]
-    cases = list(
-        itertools.product(
-            schedules, ["never", "always", "except_last"], ["portal", "tuple"], [8, 7, 3, 1]
-        )
-    )
-    by_rank = gloo.run(stepped, stages, per_worker, cases, dtype, size=stages // per_worker)
-    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    return schedules, ["never", "always", "except_last"], ["portal", "tuple"], [8, 7, 3, 1]
+
+
+@pytest.mark.parametrize(("stages", "per_worker"), SHAPES)
+def test_gradients_and_predictions_are_those_of_the_unpartitioned_model(gloo, stages, per_worker):
+    cases = covering(*axes(per_worker), [torch.float32, torch.float64])
+    check_gradients_and_predictions(gloo, stages, per_worker, cases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stages", "per_worker"), SHAPES)
+def test_so_they_are_in_every_mode_with_every_number_of_rows(gloo, stages, per_worker):
+    cases = list(itertools.product(*axes(per_worker), [torch.float64]))
+    check_gradients_and_predictions(gloo, stages, per_worker, cases)
+
+
+def check_gradients_and_predictions(gloo, stages, per_worker, cases):
+    by_rank = gloo.run(stepped, stages, per_worker, cases, size=stages // per_worker)
     for number, case in enumerate(cases):
-        total, gradients, predicted = reference(case[-1], dtype)
+        *_, rows, dtype = case
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+        total, gradients, predicted = reference(rows, dtype)
         found = {}
         for rank in by_rank:
             terms, own, output = rank[number]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from gloo_pool import PRELOADED
 from shared_pipelines import Rig, squares
 from torch import nn
 
@@ -37,7 +38,7 @@ def perish(pipe, function, arguments, rank, size, store):
 def perishing():
     """Return what runs a function in processes of its own, which the pool's would not survive."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "raykb.gpipe.pipeline"])
+    context.set_forkserver_preload(PRELOADED)  # the process that the pool's are forked from
 
     def run(function, *arguments, size, folder):
         pipes, processes = [], []

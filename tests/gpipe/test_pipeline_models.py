@@ -21,7 +21,7 @@ from raykb.models.unet import unet
 
 NETWORKS = {
     "unet": (unet, (1, 4, 2), (8, 3, 16, 12)),
-    "amoebanet": (amoebanet_d, (3, 16, 5), (8, 3, 64, 64)),
+    "amoebanet": (amoebanet_d, (3, 16, 5), (8, 3, 32, 32)),
     "resnet": (small_resnet_sequential, (5,), (8, 3, 12, 12)),
 }
 

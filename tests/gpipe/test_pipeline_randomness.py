@@ -3,11 +3,10 @@
 import pytest
 import torch
 from shared_pipelines import (
-    CHECKPOINTS,
-    SCHEDULES,
     Rig,
     largest_error,
     merged,
+    modes_of,
     on_meta,
     reference,
     whole,
@@ -52,15 +51,10 @@ def layers_of():
     return [(name, layer.double()) for name, layer in on_meta(noisy)]
 
 
-def cases_of(per_worker):
-    schedules = ["interleaved"] if per_worker == 2 else SCHEDULES
-    return [(schedule, mode) for schedule in schedules for mode in CHECKPOINTS]
-
-
 def drawn(workers, per_worker):
     grid = make_grid(workers)
     found = []
-    for schedule, checkpoint in cases_of(per_worker):
+    for schedule, checkpoint in modes_of(workers, per_worker):
         own = Rig(
             layers_of(), grid, per_worker=per_worker, schedule=schedule, checkpoint=checkpoint
         )
@@ -84,7 +78,7 @@ def test_every_pipeline_draws_the_same_numbers(gloo, workers, per_worker):
     gradients = {name: gradient.clone() for name, gradient in gradients.items()}
     other, _ = reference(part, *data(), number=6)
     assert abs(loss - other) > 1e-3
-    for number, case in enumerate(cases_of(per_worker)):
+    for number, case in enumerate(modes_of(workers, per_worker)):
         for rank in by_rank:
             found, _, kept, same, next_step = rank[number]
             assert found == pytest.approx(loss, rel=1e-12), case

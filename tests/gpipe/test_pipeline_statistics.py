@@ -1,10 +1,8 @@
 """Batch norm in a pipeline: the running statistics are those of whole mini-batches."""
 
-import itertools
-
 import pytest
 import torch
-from shared_pipelines import CHECKPOINTS, SCHEDULES, Rig, merged, on_meta, rig, whole
+from shared_pipelines import Rig, merged, modes_of, on_meta, rig, whole
 from torch import nn
 
 from raykb.gpipe.grid import make_grid
@@ -40,11 +38,10 @@ def full_batch(batches, momentum=0.1):
 ROWS = (9, 6, 8)  # three micro-batches of at least two samples
 
 
-def steps_of_every_mode(workers, per_worker):
+def steps_of(modes, workers, per_worker):
     grid = make_grid(workers)
     found = {}
-    schedules = ["interleaved"] if per_worker == 2 else SCHEDULES
-    for mode in itertools.product(schedules, CHECKPOINTS):
+    for mode in modes:
         own = Rig(
             on_meta(normed),
             grid,
@@ -66,7 +63,8 @@ def steps_of_every_mode(workers, per_worker):
 
 @pytest.mark.parametrize(("workers", "per_worker"), [(1, 1), (2, 1), (3, 1), (2, 2)])
 def test_every_step_counts_once_in_every_mode(gloo, workers, per_worker):
-    by_rank = gloo.run(steps_of_every_mode, workers, per_worker, size=workers)
+    modes = modes_of(workers, per_worker)
+    by_rank = gloo.run(steps_of, modes, workers, per_worker, size=workers)
     mean, variance = full_batch([images(rows)[0] for rows in ROWS])
     plain = on_meta(normed)
     names = set(nn.Sequential(normed()).state_dict())

@@ -13,8 +13,8 @@ from raykb.data.batches import LabelledImages
 from raykb.data.datasets import DATASETS
 from raykb.data.views import CropFlipView
 from raykb.engine.loop import Worker, fit
-from raykb.engine.objective import CrossEntropy
-from raykb.engine.recipe import Recipe
+from raykb.engine.objective import CrossEntropy, Task
+from raykb.engine.recipe import Lengths, Recipe
 from raykb.gpipe.costs import measure
 from raykb.models import SEQUENTIALS
 from raykb.runtime.saving import Checkpoints
@@ -27,13 +27,23 @@ STEPS = 6
 
 
 def trained(
-    folder, settings, *, optimizer=SGD, steps=STEPS, save_every=0, model=None, **recipe
+    folder,
+    settings,
+    *,
+    optimizer=SGD,
+    epochs=3,
+    steps=STEPS,
+    save_every=0,
+    evaluate_every=0,
+    model=None,
+    **recipe,
 ) -> tuple[list[float], dict[str, float], dict[str, torch.Tensor]]:
     """Train in this process's group; return each step's loss, the metrics and the own weights."""
     train, test = build(
         DATASETS, {"name": "fashion_mnist_sample", "train_size": 50, "test_size": 30}
     )
-    recipe = Recipe(**{"epochs": 3, "batch_size": 20, "keep_last": True} | recipe)
+    length = {"epochs": epochs, "steps": None if epochs else steps}
+    recipe = Recipe(**length | {"batch_size": 20, "keep_last": True} | recipe)
     network = functools.partial(
         build, SEQUENTIALS, model or {"name": "small_resnet_sequential", "width": 4},
         classes=10, channels=1,
@@ -43,16 +53,16 @@ def trained(
     view = CropFlipView(mean=(0.286,), std=(0.353,), padding=2, flip=True, cutout=0)
     worker = Worker(dist.get_rank(), dist.get_world_size())
     storage = open_storage(str(folder))
+    lengths = Lengths(steps, 1, save_every, log_every=1, evaluate_every=evaluate_every)
     training = stage_training(
         worker,
         network=network,
-        objective=CrossEntropy(),
+        objective=CrossEntropy(Task(nn.Identity(), steps, 10)),
         source=Source(
             LabelledImages,
-            {"train": train, "test": test, "view": view, "epochs": recipe, "seed": 3},
+            {"train": train, "test": test, "view": view, "recipe": recipe, "seed": 3},
         ),
-        steps=steps,
-        warmup_steps=1,
+        lengths=lengths,
         recipe=recipe,
         settings=settings,
         costs=costs,
@@ -63,16 +73,21 @@ def trained(
     )
     checkpoints = Checkpoints(storage, worker, lambda step: None)
     start = checkpoints.restore(training)
-    losses = []
+    losses, on_the_way = [], {}
+
+    def log(step, figures):
+        if "train/loss" in figures:
+            losses.append(figures["train/loss"])
+        else:
+            on_the_way[f"step {step}"] = figures
+
     fit(
         training,
         start=start,
-        log=lambda step, figures: losses.append(figures["train/loss"]),
-        log_every=1,
+        log=log,
         save=functools.partial(checkpoints.save, training),
-        save_every=save_every,
     )
-    metrics = training.evaluate()
+    metrics = training.evaluate("test").figures | on_the_way
     return losses, metrics, training.parts["model"].state_dict()
 
 
@@ -84,14 +99,16 @@ def whole(by_rank):
     return by_rank[0][0], by_rank[0][1], weights
 
 
-@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
-def test_a_run_goes_on_with_another_number_of_stages(gloo, tmp_path, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "later"), [(SGD, (3,)), (ADAM, (2, 3, 1))], ids=["sgd", "adam"]
+)
+def test_a_run_goes_on_with_another_number_of_stages(gloo, tmp_path, optimizer, later):
     two = PipelineSettings(stages=2, micro_batches=4, balance="parameters")
     call = functools.partial(trained, optimizer=optimizer)
     losses, metrics, weights = whole(gloo.run(call, tmp_path / "whole", two, size=2))
     half = functools.partial(call, steps=3, save_every=3)
     gloo.run(half, tmp_path / "half", two, size=2)
-    for stages in (2, 3, 1):
+    for stages in later:
         folder = tmp_path / f"on-{stages}"
         copy_tree(tmp_path / "half", folder)
         settings = PipelineSettings(stages=stages, micro_batches=4, balance="parameters")
@@ -139,6 +156,19 @@ def test_replicas_share_batches_of_any_size(gloo, tmp_path, model):
     # batch norm normalises by what a replica has, so losses are near, not equal
     assert shared == pytest.approx(alone, rel=0.2)
     assert 0.0 <= metrics["test/top1"] <= 1.0
+
+
+def test_evaluations_on_the_way_are_of_all_test_images_and_change_nothing(gloo, tmp_path):
+    settings = PipelineSettings(stages=2, micro_batches=4, balance="parameters")
+    losses, metrics, weights = whole(gloo.run(trained, tmp_path / "plain", settings, size=2))
+    call = functools.partial(trained, evaluate_every=3, epochs=None)
+    again, found, same = whole(gloo.run(call, tmp_path / "looked at", settings, size=2))
+    assert again == losses
+    assert all(torch.equal(same[name], value) for name, value in weights.items())
+    assert found["step 6"] == {
+        name.replace("test/", "valid/"): metrics[name] for name in ("test/loss", "test/top1")
+    }
+    assert found["step 3"] != found["step 6"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,7 +1,6 @@
 import copy
 import inspect
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,17 +12,9 @@ from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
 from raykb.models import MODELS, small_convnet, wide_resnet
 from raykb.models.wide_resnet import WideBlock
+from raykb.parts.backbone import Backbone, WithMaps, WithTokens
 
 SMALL: dict[str, dict[str, Any]] = {"wide_resnet": {"depth": 10, "width": 1}}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small operators on a busy machine: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def parameters_of(model: nn.Module) -> int:
@@ -76,6 +67,38 @@ def test_every_parameter_receives_a_gradient(name: str):
     for label, parameter in model.named_parameters():
         assert parameter.grad is not None, label
         assert parameter.grad.isfinite().all(), label
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_features_and_what_they_come_of_have_the_axes_that_they_say(name: str):
+    model: Any = on_meta(name, 7, 1, **SMALL.get(name, {}))
+    images = torch.empty(2, 1, 32, 32, device="meta")
+    assert isinstance(model, Backbone)
+    assert model.features(images).shape == (2, model.width)
+    assert model.classify(torch.empty(5, model.width, device="meta")).shape == (5, 7)
+    assert isinstance(model, WithMaps | WithTokens)
+    if isinstance(model, WithMaps):
+        count, channels, _, _ = model.maps(images).shape
+        assert count == 2
+        assert model.width % channels == 0  # the places that are left by the pooling
+    if isinstance(model, WithTokens):
+        tokens = model.tokens(images).shape
+        assert (tokens[0], len(tokens), tokens[2]) == (2, 3, model.width)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_logits_are_those_of_the_features_bit_for_bit(name: str):
+    torch.manual_seed(0)
+    model: Any = MODELS[name](7, 1, **SMALL.get(name, {}))
+    twin, images = copy.deepcopy(model), torch.rand(3, 1, 8, 8)
+    for network in (model, twin):
+        network.train()
+    assert torch.equal(twin.classify(twin.features(images)), model(images))
+    for label, value in model.named_buffers():  # of batch norm
+        assert torch.equal(twin.get_buffer(label), value), label
+    model.eval()
+    with torch.inference_mode():
+        assert torch.equal(model.classify(model.features(images)), model(images))
 
 
 # Wide residual networks

@@ -6,6 +6,8 @@ import json
 import runpy
 import signal
 
+import here
+import in_process
 import mlflow
 import pandas as pd
 import pytest
@@ -30,7 +32,7 @@ TINY = [
     "--set=data.train_size=240",
     "--set=search.rounds=2",
     "--set=search.width=4",
-    "--set=comparison.augmentations=[cutout, searched_policy]",
+    "--set=comparison.rivals={cutout: {name: cutout}}",
     "--set=comparison.seeds=1",
 ]
 
@@ -60,9 +62,10 @@ def test_it_leaves_policy_history_results_and_pictures(whole):
     assert set(rows.status) == {"finished"}
     assert (rows.max_accuracy >= rows.mean_accuracy).all()
     results = json.loads((directory / "results.json").read_text())
-    assert [row["method"] for row in results["table"]] == ["cutout", "searched_policy"]
+    table = results["tables"]["test/top1"]
+    assert [row["label"] for row in table] == ["cutout", "searched_policy"]
     assert results["search"]["candidates"] == 16
-    for name in ("search_history", "operation_use", "contact_sheet", "final_comparison"):
+    for name in ("search_history", "operation_use", "contact_sheet", "comparison"):
         assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "searched_policy" in done.stdout
     last = done.stdout.strip().splitlines()[-3:]
@@ -114,7 +117,6 @@ def spool(directory):
 
 
 MOMENTS = {
-    "theta": lambda directory: (directory / "theta" / "split-0" / "result.json").exists(),
     "search": lambda directory: told(directory) >= 5,
     "final": lambda directory: any(directory.glob("final/*/*/result.json")),
     # the driver waits for its first trainings, inside Ray's own code
@@ -122,33 +124,33 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "moment", ["search", *(pytest.param(m, marks=pytest.mark.slow) for m in ("theta", "final"))]
-)
-def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(whole, moment):
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["search", "final"])
+def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(warm_ray, whole, moment):
     folder, _ = whole
     status, _ = killed_when(folder, f"killed-{moment}", MOMENTS[moment], signal.SIGKILL)
     assert status == -signal.SIGKILL
     directory = folder / f"killed-{moment}"
     thetas = [path.stat().st_mtime_ns for path in directory.glob("theta/*/result.json")]
     before = told(directory)
-    run(folder, "--resume", directory)
+    in_process.run("fastaa_search", folder, "--resume", directory)
     assert (directory / "policy.json").read_text() == (folder / "run/policy.json").read_text()
     pd.testing.assert_frame_equal(history(directory), history(folder / "run"))
     again = [path.stat().st_mtime_ns for path in directory.glob("theta/*/result.json")]
     assert set(thetas) <= set(again)
     assert told(directory) == 16 >= before
     tables = [
-        json.loads((d / "results.json").read_text())["table"] for d in (directory, folder / "run")
+        json.loads((d / "results.json").read_text())["tables"] for d in (directory, folder / "run")
     ]
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "moment", "child"),
     [
         (signal.SIGTERM, "search", "search/split-0"),
-        pytest.param(signal.SIGINT, "waiting", "theta/split-0", marks=pytest.mark.slow),
+        (signal.SIGINT, "waiting", "theta/split-0"),
     ],
 )
 def test_a_signal_closes_the_runs_as_killed_and_says_how_to_go_on(whole, number, moment, child):
@@ -178,14 +180,46 @@ REFUSED = {
     ),
     "both": (["--resume", "a", "--out", "b"], "--out and --resume: give one of them"),
     "scheme": (["--out", "ftp://host/run"], "must be a path or one of file://"),
-    "kept more than searched": (["--set", "search.keep=100"], "must be at most the width, 60"),
+    "kept more than searched": (["--set", "search.keep=101"], "must be at most the width, 100"),
 }
 
 
 @pytest.fixture(scope="module")
-def script():
+def module():
     """The script as a module, so that what it refuses costs no new process."""
-    return runpy.run_path(str(SCRIPT))["main"]
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture(scope="module")
+def script(module):
+    return module["main"]
+
+
+OLD = {
+    "final.save_every_epochs=5": "is called final.save_every now",
+    "theta.warmup_epochs=1": "is called theta.warmup now",
+    "theta.label_smoothing=0.1": "is called method.label_smoothing now",
+    "comparison.augmentations=[none]": "is called comparison.rivals now",
+}
+
+
+@pytest.mark.parametrize("change", OLD)
+def test_an_old_key_is_refused_with_the_new_one(script, tmp_path, monkeypatch, capsys, change):
+    monkeypatch.chdir(tmp_path)
+    assert script(["--smoke", f"--set={change}"]) == 2
+    assert OLD[change] in capsys.readouterr().err
+
+
+def test_it_may_compare_networks_as_well(module, tmp_path):
+    config = here.resolved(
+        module,
+        DEFAULT,
+        "search.width=2",
+        "comparison={over: model, rivals: {slim: {name: small_convnet, width: 4}}}",
+    )
+    here.run(module, "fastaa_search", config, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["label"] for row in results["results"]] == ["slim", "small_convnet"]
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -209,8 +243,9 @@ def test_a_cluster_that_does_not_answer_is_refused(script, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_chunks_than_held_out_images_are_refused_before_the_trainings(tmp_path):
-    done = run(tmp_path, *TINY, "--set", "search.chunks=999", "--out", "run", status=2)
+def test_more_chunks_than_held_out_images_are_refused_before_the_trainings(warm_ray, tmp_path):
+    chunks = ["--set", "search.chunks=999"]
+    done = in_process.run("fastaa_search", tmp_path, *TINY, *chunks, "--out", "run", status=2)
     assert "data: chunks=999: must be in 1..96" in done.stderr
     assert not (tmp_path / "run" / "theta").exists()
 
@@ -245,7 +280,7 @@ def test_a_directory_that_another_process_runs_in_is_refused(whole):
     folder, _ = whole
     with (folder / "run" / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = run(folder, "--resume", "run", status=2)
+        done = in_process.run("fastaa_search", folder, "--resume", "run", status=2)
     assert "another run holds it" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -268,10 +303,3 @@ def test_help_names_every_option_and_says_what_they_do(script, capsys):
     text = capsys.readouterr().out
     for option in ("--config", "--set", "--smoke", "--dry-run", "--out", "--resume"):
         assert option in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c != DEFAULT], ids=lambda path: path.stem)
-def test_every_config_has_a_smoke_run_that_needs_no_download(tmp_path, config):
-    run(tmp_path, "--config", config, "--smoke", "--out", "run")
-    assert (tmp_path / "run" / "results.json").exists()

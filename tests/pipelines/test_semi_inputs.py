@@ -12,14 +12,13 @@ import running
 import torch
 
 from raykb import config as configuration
+from raykb.config import ConfigError
 from raykb.data.datasets import open_records
 from raykb.data.decoding import encode_png
-from raykb.data.loader import LoaderStream
 from raykb.data.parquet import write_shards
-from raykb.data.strong import WeakStrong
+from raykb.data.sharded_images import ShardedImages
 from raykb.data.views import CropFlipView
 from raykb.models import MODELS
-from raykb.runtime.session import Refused
 
 CLASSES = ["cat", "dog", "eel"]
 SAMPLE = str(running.PIPELINES.parent / "raykb" / "data" / "samples" / "fashion_mnist_test.parquet")
@@ -46,10 +45,10 @@ def picture(number, height=8, width=8):
 def truths(semi_train, path, **wanted):
     """Return the true labels of what is streamed, those of the training set, and what was said."""
     train, _, options = open_records("parquet", train=path, test=path, **wanted)
-    stream = LoaderStream(batch_size=4, seed=0, view=WeakStrong(), paths=path)
-    ready = types.SimpleNamespace(streams=[stream], train=train, options=options)
+    examples = ShardedImages(paths=path)
+    ready = types.SimpleNamespace(examples=examples, train=train, options=options)
     said = []
-    found = semi_train["true_labels"](types.SimpleNamespace(say=said.append), ready)
+    found = semi_train["known_labels"](types.SimpleNamespace(say=said.append), ready)
     return found, dict(zip(train.ids.tolist(), train.labels.tolist(), strict=True)), said
 
 
@@ -66,7 +65,7 @@ def test_true_labels_without_names_are_left_out_where_classes_are_renumbered(sem
     pq.write_table(pq.read_table(path).replace_schema_metadata(), path)
     found, known, said = truths(semi_train, str(path), classes=["1", "0"])
     assert found is None
-    assert "the files of 'stream' name none of these; pipelines/prepare_data.py" in said[0]
+    assert "the files of 'unlabelled' name none of these; pipelines/prepare_data.py" in said[0]
     found, known, said = truths(semi_train, str(path))
     assert found == known == {number: number % 2 for number in range(8)}
 
@@ -74,12 +73,12 @@ def test_true_labels_without_names_are_left_out_where_classes_are_renumbered(sem
 def test_what_keeps_true_labels_away_is_said_with_its_facts(semi_train, tmp_path):
     [path] = write_shards(tmp_path, [(n, picture(n), n % 2) for n in range(8)], CLASSES[:2])
     ready = types.SimpleNamespace(
-        streams=[types.SimpleNamespace(files=[str(path)])],
+        examples=types.SimpleNamespace(files=[str(path)]),
         train=types.SimpleNamespace(classes=("ape", "bee")),
         options=types.SimpleNamespace(classes=None, num_classes=None),
     )
     said = []
-    assert semi_train["true_labels"](types.SimpleNamespace(say=said.append), ready) is None
+    assert semi_train["known_labels"](types.SimpleNamespace(say=said.append), ready) is None
     assert "the names given, or those of the training set: ['ape', 'bee']" in said[0]
     assert f"{path}: ['cat', 'dog']" in said[0]
 
@@ -89,9 +88,10 @@ def test_what_keeps_true_labels_away_is_said_with_its_facts(semi_train, tmp_path
 
 def test_a_stream_without_paths_is_refused_but_for_the_embedded_sample(semi_train):
     data = f"data={{name: parquet, train: {SAMPLE}, test: {SAMPLE}}}"
-    config = configuration.load(semi_train["DEFAULT"], smoke=True, overrides=[data])
-    message = r"stream\.paths: names no shards; .*it is parquet.*prepare_data\.py"
-    with pytest.raises(Refused, match=message):
+    schema = semi_train["SCHEMA"]
+    config = configuration.load(semi_train["DEFAULT"], schema, smoke=True, overrides=[data])
+    message = r"unlabelled\.paths: names no shards; .*it is parquet.*prepare_data\.py"
+    with pytest.raises(ConfigError, match=message):
         semi_train["prepare"](config)
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from raykb.engine.faults import add_note
-from raykb.engine.loop import Shard, Training
+from raykb.engine.loop import Evaluated, Shard, Training
 from raykb.engine.optim import NamedOptimizer, cosine, scheduled, sgd, updater
 from raykb.engine.seeding import generator
 from raykb.runtime.resources import Group, WorkerResources
@@ -98,9 +98,9 @@ def build(worker, *, steps=STEPS, fault=None, marks=None, replicas=1):
         loss.backward()
         return {"loss": summed(loss)}
 
-    def evaluate():
+    def evaluate(split):
         weights = [part.weight.double().sum() for part in model.values()]
-        return {"test/weight": float(summed(torch.stack(weights).sum()))}
+        return Evaluated({f"{split}/weight": float(summed(torch.stack(weights).sum()))})
 
     return Training(
         step=step,
@@ -114,15 +114,20 @@ def build(worker, *, steps=STEPS, fault=None, marks=None, replicas=1):
         },
         evaluate=evaluate,
         shard=Shard(saved=replica == 0),
+        save_every=4,
+        log_every=6,
     )
 
 
+def job(name="tiny", *, workers, group=None, **arguments):
+    each = WorkerResources(workers=workers)
+    return TrainJob(name, build, arguments, 0, each, group=group or Group())
+
+
 def run(folder, *, workers, group=None, letters=None, **arguments):
-    job = TrainJob("tiny", build, arguments, 0, save_every=4, log_every=6, group=group or Group())
     (result,) = train(
-        [job],
+        [job(workers=workers, group=group, **arguments)],
         storage=LocalStorage(Path(folder)),
-        resources=WorkerResources(workers=workers),
         parallel=1,
         on_letter=(letters if letters is not None else []).append,
         on_result=lambda result: None,

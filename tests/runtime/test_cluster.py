@@ -24,10 +24,11 @@ TINY = [
     "--smoke",
     "--set=data.train_size=240",
     "--set=search.width=3",
-    "--set=comparison.augmentations=[searched_policy]",
+    "--set=comparison.rivals={}",
     "--set=comparison.seeds=1",
 ]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+slow = pytest.mark.slow
+pytestmark = pytest.mark.timeout(600)
 
 
 def free_port():
@@ -127,6 +128,7 @@ def submit(interpreter, environment, *arguments, status=0):
     return done.stdout
 
 
+@slow
 def test_a_job_needs_no_raykb_on_the_nodes_and_its_results_stay(interpreter, head):
     folder, environment = head
     output = submit(interpreter, environment, *TINY)
@@ -137,6 +139,7 @@ def test_a_job_needs_no_raykb_on_the_nodes_and_its_results_stay(interpreter, hea
     assert (home / "mlflow.db").exists()
 
 
+@slow
 def test_a_client_without_the_token_is_turned_away(interpreter, head):
     _, environment = head
     bare = {k: v for k, v in environment.items() if k != "RAY_AUTH_TOKEN"}
@@ -147,7 +150,7 @@ def test_a_client_without_the_token_is_turned_away(interpreter, head):
 
 @pytest.fixture
 def two_nodes():
-    ray.shutdown()
+    """A cluster of two nodes with one CPU each, beside the session's local Ray."""
     cluster = ray.cluster_utils.Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
@@ -156,6 +159,7 @@ def two_nodes():
     cluster.shutdown()
 
 
+@slow
 def test_the_script_uses_both_nodes_of_a_cluster_that_runs(two_nodes, tmp_path):
     environment = os.environ | {"RAY_ADDRESS": two_nodes.address}
     arguments = [*TINY, "--out", tmp_path / "run", "--set=comparison.seeds=2"]

@@ -1,7 +1,9 @@
 """Trainings shared by several workers: in shares, killed, moved, ended by a bug."""
 
 import dataclasses
+import functools
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -79,12 +81,27 @@ def test_two_workers_killed_go_on_from_their_checkpoint_and_end_as_one(alone, tm
     ]
 
 
+@pytest.fixture(scope="module")
+def stopped(local_ray, tmp_path_factory):
+    """What one worker, and what two, leave that a bug has stopped after step 12, and the bug."""
+
+    @functools.cache
+    def stop(workers):
+        folder = tmp_path_factory.mktemp("stopped")
+        with pytest.raises(ArithmeticError) as caught:
+            run(folder, workers=workers, fault="bug", marks=str(folder))
+        return folder, caught.value
+
+    return stop
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "replicas"), [(1, 2, 1), (2, 1, 1), (2, 4, 2)])
-def test_what_some_workers_saved_others_go_on_with(alone, tmp_path, before, after, replicas):
+def test_what_some_workers_saved_others_go_on_with(
+    alone, stopped, tmp_path, before, after, replicas
+):
     _, single = alone
-    with pytest.raises(ArithmeticError):
-        run(tmp_path, workers=before, fault="bug", marks=str(tmp_path))
+    shutil.copytree(stopped(before)[0] / "tiny", tmp_path / "tiny")
     letters = []
     again = run(tmp_path, workers=after, letters=letters, replicas=replicas)
     assert [letter.step for letter in letters] == [12, 18, 24]
@@ -92,10 +109,9 @@ def test_what_some_workers_saved_others_go_on_with(alone, tmp_path, before, afte
 
 
 @pytest.mark.slow
-def test_a_damaged_share_sets_the_checkpoint_aside_for_every_worker(alone, tmp_path):
+def test_a_damaged_share_sets_the_checkpoint_aside_for_every_worker(alone, stopped, tmp_path):
     _, single = alone
-    with pytest.raises(ArithmeticError):
-        run(tmp_path, workers=2, fault="bug", marks=str(tmp_path))
+    shutil.copytree(stopped(2)[0] / "tiny", tmp_path / "tiny")
     part = tmp_path / "tiny" / "step-00000012" / "part-00001.pt"
     part.write_bytes(part.read_bytes()[:-1])
     letters = []
@@ -106,33 +122,29 @@ def test_a_damaged_share_sets_the_checkpoint_aside_for_every_worker(alone, tmp_p
 
 
 @pytest.mark.slow
-def test_a_bug_of_one_of_two_workers_is_raised_as_it_was_within_seconds(local_ray, tmp_path, marks):
-    with pytest.raises(ArithmeticError) as caught:
-        run(tmp_path, workers=2, fault="bug", marks=str(marks))
-    (raised,) = marks.glob("raised-*")  # once: it was not tried again
-    assert time.time() - float(raised.name.removeprefix("raised-")) < 30.0
-    assert caught.type is ArithmeticError
-    assert str(caught.value) == "a bug in step 13"
-    assert notes(caught.value) == ["stage 1, micro-batch 3, forward", "training 'tiny', rank 1"]
-    assert isinstance(caught.value.__cause__, WorkerTraceback)
-    assert "failed to run forward" in str(caught.value.__cause__)
+def test_a_bug_of_one_of_two_workers_is_raised_once_as_it_was(stopped):
+    folder, error = stopped(2)
+    assert len(list(folder.glob("raised-*"))) == 1  # it was not tried again
+    assert type(error) is ArithmeticError
+    assert str(error) == "a bug in step 13"
+    assert notes(error) == ["stage 1, micro-batch 3, forward", "training 'tiny', rank 1"]
+    assert isinstance(error.__cause__, WorkerTraceback)
+    assert "failed to run forward" in str(error.__cause__)
 
 
-@pytest.mark.slow
 def test_a_bug_that_pickle_does_not_bring_back_keeps_its_type(local_ray, tmp_path):
     with pytest.raises(Exception, match=r"^number 13 for a test") as caught:
-        run(tmp_path, workers=2, fault="unpicklable", marks=str(tmp_path))
+        run(tmp_path, workers=1, fault="unpicklable", marks=str(tmp_path))
     assert caught.type.__name__ == "Unpicklable"
 
 
-def test_places_that_will_not_come_are_refused_with_numbers(local_ray):
+def test_places_that_will_not_come_are_refused_with_numbers(local_ray, monkeypatch):
+    monkeypatch.setattr(groups, "_FEWER_WAIT_S", 0.1)
     each = WorkerResources(cpus=3, workers=3)
-    began = time.monotonic()
     with pytest.raises(ResourceError) as caught:
-        groups.places("tiny", each, Group(wait_s=0.5, fewer=(2,)))
-    assert time.monotonic() - began < 10.0
+        groups.places("tiny", each, Group(wait_s=0.1, fewer=(2,)))
     assert str(caught.value).startswith(
-        "tiny: needs 2 workers of 3 CPU and 0 GPU, and after 0.5 s there is 1 node with 4 CPU; "
+        "tiny: needs 2 workers of 3 CPU and 0 GPU, and after 0.1 s there is 1 node with 4 CPU; "
     )
 
 
@@ -204,6 +216,5 @@ def test_with_a_node_lost_it_goes_on_with_the_workers_that_are_left(two_nodes, t
     assert min(steps) == 12  # the last checkpoint of the two
     alone = build(Worker())
     fit(alone, log=lambda step, figures: None)
-    assert found["metrics"]["test/weight"] == pytest.approx(
-        alone.evaluate()["test/weight"], abs=1e-12
-    )
+    weight = alone.evaluate("test").figures["test/weight"]
+    assert found["metrics"]["test/weight"] == pytest.approx(weight, abs=1e-12)

@@ -1,38 +1,49 @@
 """How an invocation of a script ends when it is told to."""
 
+import contextlib
+import errno
+import io
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+import types
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from raykb.runtime import job
+
+# MLflow's own use of SQLAlchemy
+pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
+
 STUBBORN = """
     import sys
     import time
+    import types
     from pathlib import Path
 
     from raykb.runtime import job
 
     job._STOP_S = 1.0
 
-    def stubborn(session):
+    def stubborn(session, ready):
         print("begun", flush=True)
         try:
             time.sleep(600)
         finally:
             time.sleep(600)  # like a Ray that has got the signal too, and does not answer
 
+    ready = types.SimpleNamespace(phases=[])
     options = {"description": "", "default": Path("config.yaml"), "schema": {}}
-    sys.exit(job.launch(stubborn, **options, plan=lambda config: []))
+    sys.exit(job.launch(stubborn, **options, prepare=lambda config: ready))
 """
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
-)
 def test_a_run_that_does_not_come_to_its_end_is_closed_and_says_how_to_go_on(tmp_path):
     (tmp_path / "stubborn.py").write_text(textwrap.dedent(STUBBORN))
     (tmp_path / "config.yaml").write_text("storage: runs\ntracking: {}\n")
@@ -56,3 +67,197 @@ def test_a_run_that_does_not_come_to_its_end_is_closed_and_says_how_to_go_on(tmp
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     experiments = [found.experiment_id for found in client.search_experiments()]
     assert [run.info.status for run in client.search_runs(experiments)] == ["KILLED"]
+
+
+def data(*, root: str, api_key: str = "", tokens: int = 3) -> None:
+    """Stand for a section of the configuration."""
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """Launch a script, by default one that does nothing, on a small configuration."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "connected", lambda where: contextlib.nullcontext())
+    Path("config.yaml").write_text("storage: runs\ntracking: {uri: null}\ndata: {root: x}\n")
+
+    def launch(*argv, script=lambda session: None):
+        options = {"description": "", "default": Path("config.yaml"), "schema": {"data": data}}
+        ready = types.SimpleNamespace(phases=[])
+        return job.launch(
+            lambda session, ready: script(session),
+            **options,
+            prepare=lambda config: ready,
+            argv=argv,
+        )
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"key": "../../elsewhere", "config": {"storage": "runs", "tracking": {}}},
+        {"key": "x"},
+        {"config": {}},
+        [],
+    ],
+)
+def test_a_foreign_record_is_refused_before_any_name_in_it_becomes_a_path(launch, record, capsys):
+    Path("run").mkdir()
+    Path("run", "run.json").write_text(json.dumps(record))
+    assert launch("--resume", "run") == job.EXIT_REFUSED
+    assert "--resume run: run.json is damaged (" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["config.yaml", "run"]
+
+
+SECRETS = ("--set", "data={root: 's3://me:abc/d@ef@b/x?sig=abc', api_key: abc, tokens: 7}")
+
+
+def test_a_dry_run_and_a_refusal_print_no_secret(launch, capsys):
+    server = ("--set", "tracking={uri: 'http://me:abc@127.0.0.1:9'}")
+    assert launch("--dry-run", *SECRETS, *server) == 0
+    shown = capsys.readouterr()
+    assert "http://***@127.0.0.1:9" in shown.out
+    assert launch("--out", "s3://me:abc/d@b/x", *SECRETS) == job.EXIT_REFUSED
+    refused = capsys.readouterr()
+    assert "s3://***@b/x" in refused.err
+    for text in (*shown, *refused):
+        assert "abc" not in text
+        assert "d@" not in text
+
+
+def failing(session):
+    raise RuntimeError("no route to http://me:abc@host?sig=abc")
+
+
+def test_a_run_keeps_its_secrets_to_itself_and_goes_on_with_those_given_again(
+    launch, local_ray, capsys
+):
+    assert launch("--out", "run", *SECRETS, script=failing) == job.EXIT_FAILED
+    kept = json.loads(Path("run", "run.json").read_text())["config"]
+    assert kept["data"] == {"root": "s3://***@b/x?sig=***", "api_key": "***", "tokens": 7}
+
+    assert launch("--resume", "run") == job.EXIT_REFUSED
+    assert "data.root: 's3://***@b/x?sig=***', where ***" in capsys.readouterr().err
+    other = (SECRETS[0], SECRETS[1].replace("7", "8"))
+    assert launch("--resume", "run", *other) == job.EXIT_REFUSED
+    said = capsys.readouterr()
+    assert "data.tokens: 7 -> 8" in said.err
+    assert "data.root" not in said.err
+    seen = []
+    assert launch("--resume", "run", *SECRETS, script=lambda s: seen.append(s.config["data"])) == 0
+    assert seen == [{"root": "s3://me:abc/d@ef@b/x?sig=abc", "api_key": "abc", "tokens": 7}]
+
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    assert {"mlflow.db", "config.yaml", "error.txt"} <= {path.name for path in files}
+    for text in [
+        *said,
+        *capsys.readouterr(),
+        *(path.read_bytes().decode("latin-1") for path in files),
+    ]:
+        assert "abc" not in text
+
+
+# ---------------------------------------------------------------------- storage and terminal
+
+
+def full(monkeypatch):
+    def fails(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fails)
+
+
+def test_a_storage_that_fails_before_the_start_is_refused_with_a_remedy(
+    launch, monkeypatch, capsys
+):
+    Path("broken", "run.json").mkdir(parents=True)
+    assert launch("--resume", "broken") == job.EXIT_REFUSED
+    assert "/broken/run.json'; see to its rights and its room" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        full(patched)
+        assert launch("--out", "run") == job.EXIT_REFUSED
+    said = capsys.readouterr().err
+    assert "No space left on device (" in said
+    assert "bytes are free): " in said
+    assert "/run/run.json'; see to its rights and its room, or name another directory" in said
+    assert "Traceback" not in said
+
+
+def test_a_storage_that_fails_later_ends_the_run_with_its_words_and_no_traceback(
+    launch, local_ray, monkeypatch, capsys
+):
+    def script(session):
+        with monkeypatch.context() as patched:
+            full(patched)
+            try:
+                session.write("results.json", "{}")
+            except OSError as error:
+                raise RuntimeError("as a library would wrap it") from error
+
+    assert launch("--out", "run", script=script) == job.EXIT_FAILED
+    said = capsys.readouterr().err
+    assert re.search(r"No space left on device \([\d,]+ bytes are free\): '.*/results\.json'", said)
+    assert "nothing finished is lost; go on with" in said
+    assert "Traceback" not in said
+    assert statuses() == ["FAILED"]
+
+
+def statuses():
+    client = MlflowClient(tracking_uri=f"sqlite:///{Path.cwd()}/mlflow.db")
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    return [run.info.status for run in client.search_runs(experiments)]
+
+
+def test_a_terminal_that_is_closed_ends_a_run_as_killed(launch, local_ray, capsys):
+    def script(session):
+        signal.raise_signal(signal.SIGHUP)
+
+    before = signal.getsignal(signal.SIGHUP)
+    assert launch("--out", "run", script=script) == 128 + signal.SIGHUP
+    assert "stopped by SIGHUP" in capsys.readouterr().err
+    assert statuses() == ["KILLED"]
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_under_nohup_a_run_goes_on_without_its_terminal(launch, local_ray):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert launch("--out", "run", script=lambda _: signal.raise_signal(signal.SIGHUP)) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert statuses() == ["FINISHED"]
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed; what is written to it would go to ``file``."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.fileno = file.fileno
+
+    def write(self, text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_words_to_a_terminal_that_is_gone_are_no_error_and_go_nowhere_from_then_on(
+    tmp_path, monkeypatch
+):
+    nowhere = Path(os.devnull).stat().st_rdev
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", Gone(out))
+            patched.setattr(sys, "stderr", Gone(err))
+            with job._somebody_may_listen():
+                print("last words")
+        assert [os.fstat(file.fileno()).st_rdev for file in (out, err)] == [nowhere, nowhere]
+
+
+def test_last_words_say_where_everything_is_without_secrets(capsys):
+    place = types.SimpleNamespace(uri="s3://me:abc@bucket/run?region=eu")
+    job._last_words("x", place, [], "postgresql://me:abc@host/db", job.EXIT_FAILED)
+    said = capsys.readouterr()
+    assert "--resume 's3://***@bucket/run?region=eu'\n(*** is to be given again)" in said.err
+    assert "run directory   s3://***@bucket/run?region=eu\nMLflow          postgresql" in said.out
+    assert "abc" not in said.out + said.err

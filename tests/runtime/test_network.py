@@ -121,6 +121,7 @@ def test_a_training_over_two_hosts_ends_as_one_without_ray(two_hosts, tmp_path):
     alone = build(Worker())
     fit(alone, log=lambda step, figures: None)
     found = json.loads(done.stdout.splitlines()[-1])["metrics"]
-    assert found["test/weight"] == pytest.approx(alone.evaluate()["test/weight"], abs=1e-12)
+    weight = alone.evaluate("test").figures["test/weight"]
+    assert found["test/weight"] == pytest.approx(weight, abs=1e-12)
     manifest = (tmp_path / "tiny" / f"step-{STEPS:08d}" / "manifest.json").read_text()
     assert len(json.loads(manifest)["parts"]) == 2

@@ -24,7 +24,7 @@ def phase(units=4, beside=None, **each):
         ([Node(2, 0)], {}, 2),
         ([Node(2, 0)], {"cpus": 2}, 1),
         ([Node(16, 0)], {}, 4),
-        ([Node(16, 0)], {"at_most": 3}, 3),
+        ([Node(16, 0)], {"side_by_side": 3}, 3),
         ([Node(3, 0), Node(3, 0)], {"cpus": 2}, 2),
         ([Node(8, 1)], {"gpus": 0.25}, 4),
         ([Node(8, 1)], {"gpus": 0.5}, 2),
@@ -69,7 +69,7 @@ def test_this_host_has_a_processor():
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"), [("cpus", 0), ("gpus", -1), ("workers", 0), ("at_most", 0)]
+    ("argument", "value"), [("cpus", 0), ("gpus", -1), ("workers", 0), ("side_by_side", 0)]
 )
 def test_resources_out_of_range_are_refused(argument, value):
     with pytest.raises(ValueError, match=f"{argument}: {value}, must be at least"):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from raykb.engine.faults import notes
-from raykb.engine.objective import CrossEntropy
+from raykb.engine.objective import CrossEntropy, Task
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import generator
 from raykb.gpipe.costs import measure
@@ -83,16 +83,16 @@ def run(folder, *, fault=None, optimizer="sgd", settings=None):
     )
     model = functools.partial(network, fault, str(folder))
     sample = torch.zeros(3, 6, device="meta")
+    recipe = Recipe(steps=STEPS, batch_size=12, save_every=4, log_every=1)
     job = TrainJob(
         "pipe",
         stage_training,
         {
             "network": model,
-            "objective": CrossEntropy(),
+            "objective": CrossEntropy(Task(nn.Identity(), STEPS)),
             "source": Source(Numbers, {}),
-            "steps": STEPS,
-            "warmup_steps": 0,
-            "recipe": Recipe(epochs=1, batch_size=12),
+            "lengths": recipe.lengths(12),
+            "recipe": recipe,
             "settings": settings,
             "costs": measure(layers_of(model, 0), sample, seed=0, timeout=0.0),
             "optimizer": {"name": optimizer, "lr": 0.05}
@@ -102,15 +102,13 @@ def run(folder, *, fault=None, optimizer="sgd", settings=None):
             "uri": str(folder),
         },
         0,
-        save_every=4,
-        log_every=1,
+        WorkerResources(workers=settings.workers),
         group=settings.group,
     )
     letters = []
     (result,) = train(
         [job],
         storage=LocalStorage(Path(folder)),
-        resources=WorkerResources(workers=settings.workers),
         parallel=1,
         on_letter=letters.append,
         on_result=lambda result: None,
@@ -126,8 +124,7 @@ def losses(letters):
 def test_what_a_layer_raises_reaches_the_driver_with_its_place(local_ray, tmp_path):
     with pytest.raises(ArithmeticError, match=r"^the seventh step") as caught:
         run(tmp_path, fault="bug")
-    (mark,) = tmp_path.glob("raised-*")  # once: a bug is not tried again
-    assert time.time() - float(mark.name.removeprefix("raised-")) < 30.0
+    assert len(list(tmp_path.glob("raised-*"))) == 1  # a bug is not tried again
     assert "stage 1, micro-batch 2, forward" in notes(caught.value)
 
 

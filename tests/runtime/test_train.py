@@ -1,9 +1,10 @@
 """Trainings on Ray: alone or shared, killed and taken up again, never run twice."""
 
+import dataclasses
+import math
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raykb.engine.loop import Training
-from raykb.engine.objective import CrossEntropy, objective_step
+from raykb.engine.faults import notes
+from raykb.engine.loop import Evaluated, Training
+from raykb.engine.objective import CrossEntropy, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.optim import cosine, scheduled, sgd, updater
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.storage import LocalStorage
@@ -25,14 +27,15 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers canno
 STEPS, BATCH = 24, 8
 
 
-def build(worker, *, data, fault=None, marks=None):
+def build(worker, *, data, fault=None, marks=None, evaluate_every=0):
     """A small training of which the batch of a step depends on the step alone."""
     model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, 3))
     if worker.size > 1:
         model[1].p = 0.0  # ranks draw their own dropout, so it cannot equal one worker's
     optimizer = sgd(model, lr=0.1)
     scheduler = scheduled(optimizer, cosine(), steps=STEPS)
-    trained = model if worker.size == 1 else DistributedDataParallel(model)
+    learner = Learner(model, CrossEntropy(Task(model, STEPS, 3)))
+    wrapped = learner if worker.size == 1 else DistributedDataParallel(learner)
 
     def batches(start):
         for step in range(start, STEPS):
@@ -44,20 +47,28 @@ def build(worker, *, data, fault=None, marks=None):
                 sys.exit(3)
             if fault == "kill" and step == 13 and not Path(marks, "killed").exists():
                 Path(marks, "killed").touch()
-                time.sleep(0.5)
                 os.kill(os.getpid(), signal.SIGKILL)
             numbers = torch.Generator().manual_seed(step)
             rows = torch.randint(len(data), (BATCH,), generator=numbers)
             rows = rows[worker.rank :: worker.size]
-            yield torch.from_numpy(data[rows.numpy()]), rows % 3
+            scale = math.nan if fault == "nan" and step >= 13 else 1.0
+            yield LabelledBatch(scale * torch.from_numpy(data[rows.numpy()]), rows % 3)
+
+    def evaluate(split):
+        weights = model[0].weight.detach()
+        details = {"rows": weights.sum(1).tolist()} if split == "test" else {}
+        return Evaluated({f"{split}/weight": float(weights.sum())}, details)
 
     return Training(
-        step=objective_step(CrossEntropy(), trained),
+        step=learning_step(wrapped),
         update=updater(model.parameters(), optimizer, scheduler),
         batches=batches,
         steps=STEPS,
         parts={"model": model, "optimizer": optimizer, "scheduler": scheduler},
-        evaluate=lambda: {"test/weight": float(model[0].weight.sum())},
+        evaluate=evaluate,
+        save_every=4,
+        log_every=6,
+        evaluate_every=evaluate_every,
     )
 
 
@@ -66,11 +77,10 @@ def data(local_ray):
     return share(torch.randn(32, 4, generator=torch.Generator().manual_seed(0)).numpy())
 
 
-def run(folder, jobs, *, workers=1, letters=None, results=None, **arguments):
+def run(folder, jobs, *, letters=None, results=None, **arguments):
     return train(
         jobs,
         storage=LocalStorage(folder),
-        resources=WorkerResources(workers=workers),
         parallel=2,
         on_letter=(letters if letters is not None else []).append,
         on_result=(results if results is not None else []).append,
@@ -78,15 +88,15 @@ def run(folder, jobs, *, workers=1, letters=None, results=None, **arguments):
     )
 
 
-def job(name, data, seed=0, **own):
-    return TrainJob(name, build, {"data": data} | own, seed, save_every=4, log_every=6)
+def job(name, data, seed=0, *, workers=1, build=build, **own):
+    return TrainJob(name, build, {"data": data} | own, seed, WorkerResources(workers=workers))
 
 
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     letters = []
-    (result,) = run(folder, [job("a", data)], letters=letters)
+    (result,) = run(folder, [job("a", data, evaluate_every=12)], letters=letters)
     return folder, result, letters
 
 
@@ -95,11 +105,27 @@ def test_a_training_leaves_its_result_weights_and_letters(alone):
     assert result.metrics.keys() == {"test/weight"}
     assert result.steps == STEPS
     assert float(result.state()["0.weight"].sum()) == result.metrics["test/weight"]
-    assert [letter.step for letter in letters] == [0, 6, 12, 18, 24]
+    assert [letter.step for letter in letters] == [0, 6, 12, 12, 18, 24, 24]
     assert letters[0].figures.keys() == {"time/build_s"}
     assert all(letter.steps == STEPS for letter in letters)
-    assert all("train/loss" in letter.figures for letter in letters[1:])
+    logged = [letter.step for letter in letters if "train/loss" in letter.figures]
+    assert logged == [6, 12, 18, 24]
     assert (folder / "a" / FINAL).exists()
+
+
+def test_what_goes_beyond_figures_is_kept_beside_them(alone):
+    _, result, _ = alone
+    assert result.details() == {"rows": result.state()["0.weight"].sum(1).tolist()}
+    bare = dataclasses.replace(result, storage=result.storage.below("elsewhere"))
+    assert bare.details() == {}
+
+
+def test_evaluations_on_the_way_are_logged_as_such(alone):
+    _, result, letters = alone
+    found = {e.step: e.figures for e in letters if "valid/weight" in e.figures}
+    assert found.keys() == {12, 24}
+    assert found[24] == {"valid/weight": result.metrics["test/weight"]}
+    assert found[12] != found[24]
 
 
 def test_same_seed_same_weights_under_any_name_and_another_seed_others(alone, data, tmp_path):
@@ -144,6 +170,37 @@ def test_an_exit_is_a_bug_of_the_training_and_no_lost_process(data, tmp_path):
     assert len(list(marks.glob("0-13-*"))) == 1
 
 
+def test_one_of_several_that_fails_leaves_a_hole_and_the_others_end(alone, data, tmp_path):
+    _, result, _ = alone
+    told, results = [], []
+    jobs = [job("nan", data, fault="nan"), job("a", data), job("exit", data, fault="exit")]
+    found = run(tmp_path, jobs, results=results, on_failure=lambda *failure: told.append(failure))
+    assert [one and one.metrics for one in found] == [None, result.metrics, None]
+    assert results == [found[1]]
+    errors = {failed.name: error for failed, error in told}
+    assert errors.keys() == {"nan", "exit"}
+    assert type(errors["nan"]) is FloatingPointError
+    assert "nan within the 6 steps up to 16" in str(errors["nan"])
+    assert notes(errors["nan"]) == ["training 'nan', rank 0"]
+    assert "sys.exit(3)" in str(errors["exit"])
+    letters = []
+    (again,) = run(tmp_path, [job("nan", data)], letters=letters)  # it goes on where it was good
+    assert (letters[0].step, again.metrics) == (12, result.metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray Train's own
+def test_a_group_that_fails_leaves_a_hole_beside_one_that_ends(alone, data, tmp_path):
+    _, result, _ = alone
+    told = []
+    jobs = [job("two", data, workers=2, fault="nan"), job("a", data)]
+    found = run(tmp_path, jobs, on_failure=lambda *failure: told.append(failure))
+    assert [one and one.metrics for one in found] == [None, result.metrics]
+    ((failed, error),) = told
+    assert (failed.name, type(error)) == ("two", FloatingPointError)
+    assert notes(error)[-1] in ("training 'two', rank 0", "training 'two', rank 1")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray Train's own
 def test_two_workers_train_as_one_and_survive_a_kill(data, tmp_path):
@@ -152,13 +209,11 @@ def test_two_workers_train_as_one_and_survive_a_kill(data, tmp_path):
         training.parts["model"][1].p = 0.0
         return training
 
-    one = TrainJob("one", without_dropout, {"data": data}, 0, save_every=4)
-    (single,) = run(tmp_path, [one])
+    (single,) = run(tmp_path, [job("one", data, build=without_dropout)])
     marks = tmp_path / "marks"
     marks.mkdir()
-    shared = {"data": data, "fault": "kill", "marks": str(marks)}
-    two = TrainJob("one", build, shared, 0, save_every=4)
-    (double,) = run(tmp_path / "two", [two], workers=2)
+    two = job("one", data, workers=2, fault="kill", marks=str(marks))
+    (double,) = run(tmp_path / "two", [two])
     assert (marks / "killed").exists()
     assert double.metrics["test/weight"] == pytest.approx(single.metrics["test/weight"], rel=1e-5)
     first = min(int(m.name.split("-")[1]) for m in marks.glob("1-*"))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 
+from raykb.runtime import searcher
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.searcher import StudySearcher
 from raykb.runtime.storage import LocalStorage
@@ -47,7 +48,7 @@ class Parabola:
         return {"reward": reward, "total": self.total, "budget": float(budget)}
 
 
-def run(folder, *, score=None, width=5, studies=STUDIES, told=None, **arguments):
+def run(folder, *, score=None, width=5, studies=STUDIES, told=None, parallel=1, **arguments):
     return search(
         studies,
         space=SPACE,
@@ -56,7 +57,7 @@ def run(folder, *, score=None, width=5, studies=STUDIES, told=None, **arguments)
         shared={"values": np.arange(4)},
         storage=LocalStorage(folder),
         resources=WorkerResources(),
-        parallel=2,
+        parallel=parallel,
         on_told=(told if told is not None else []).append,
         **arguments,
     )
@@ -76,7 +77,7 @@ def cut(folder, lines):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, local_ray):
     folder = tmp_path_factory.mktemp("whole")
-    return folder, run(folder)
+    return folder, run(folder, parallel=2)
 
 
 def test_every_study_has_its_width_and_its_own_candidates(whole):
@@ -103,6 +104,7 @@ def test_rounds_of_a_split_follow_each_other_with_one_candidate_in_flight(whole)
     "lines", [2, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 9, 20, 41))]
 )
 def test_resumed_anywhere_it_is_the_uninterrupted_search(whole, tmp_path, lines):
+    """With fewer evaluators, too: a study asks one after the other."""
     folder, candidates = whole
     (tmp_path / LEDGER).write_text((folder / LEDGER).read_text())
     cut(tmp_path, lines)
@@ -177,12 +179,17 @@ def test_halving_stops_candidates_early_and_resumes_alike(local_ray, tmp_path):
     assert summary(run(tmp_path / "again", **arguments)) == summary(candidates)
 
 
-def test_evaluators_that_never_work_end_the_search_with_their_error(local_ray, tmp_path):
+def test_evaluators_that_never_work_end_the_search_with_their_error(
+    local_ray, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(searcher, "_HOPELESS", 2)  # each failure is a process
+
     class Broken(Parabola):
         def setup(self, values):
             raise ImportError("no such theta")
 
-    with pytest.raises(SearchError, match=r"no candidate could be scored.*no such theta"):
+    found = r"no candidate could be scored; the first 2 failed .*no such theta"
+    with pytest.raises(SearchError, match=found):
         run(tmp_path, score=Broken(), retries=0)
 
 

@@ -3,8 +3,12 @@
 import torch
 from torch import nn
 
+from raykb.engine.assemble import filled
+from raykb.engine.objective import Task
+from raykb.engine.seeding import apart, stream_seed
+from raykb.parts.backbone import LayeredClassifier
 from raykb.semi import METHODS
-from raykb.semi.batch import SemiBatch, Task
+from raykb.semi.batch import SemiBatch
 
 CLASSES = 3
 IDS = torch.tensor([5, 8, 13, 21, 34, 55, 89, 144])
@@ -13,17 +17,20 @@ OPTIONS = {"contrastive_regularization": {"projection": 4}}
 
 
 def task(steps=20, truths=TRUTHS):
-    return Task(CLASSES, steps, IDS, truths)
+    return Task(classifier(), steps, CLASSES, IDS, truths)
 
 
-def method(name, **options):
-    return METHODS[name](task(), **OPTIONS.get(name, {}) | options)
+def method(name, *, told=None, seed=0, **options):
+    """Return a method; what it puts on the network is drawn as a training of ``seed`` does."""
+    told = told or task()
+    with apart(stream_seed(seed, "projection head")):
+        return METHODS[name](told, **OPTIONS.get(name, {}) | options)
 
 
 def classifier(seed=0):
     """Return a network without batch norm, dropout or anything that looks at other samples."""
     torch.manual_seed(seed)
-    return nn.Sequential(
+    return LayeredClassifier(
         nn.Conv2d(1, 4, 3, padding=1),
         nn.Tanh(),
         nn.Flatten(),
@@ -31,10 +38,6 @@ def classifier(seed=0):
         nn.Tanh(),
         nn.Linear(6, CLASSES),
     )
-
-
-def network(objective, seed=0):
-    return objective.network(classifier(seed), seed)
 
 
 def batch(labelled=4, unlabelled=6, seed=1, views=1):
@@ -48,17 +51,19 @@ def batch(labelled=4, unlabelled=6, seed=1, views=1):
         images(labelled),
         torch.arange(labelled) % CLASSES,
         images(unlabelled),
-        images(views * unlabelled),
+        images(views * unlabelled).unflatten(0, (views, unlabelled)).transpose(0, 1),
         IDS[torch.randperm(len(IDS), generator=numbers)[:unlabelled]],
     )
 
 
+def seen_by(objective, whole):
+    """Return what a method looks at of a batch."""
+    return filled(objective, whole._asdict())
+
+
 def share(whole, rank, size):
     """Return a rank's share of a batch."""
-    parts = whole._replace(strong=torch.arange(len(whole.ids)))
-    own = SemiBatch(*(part.chunk(size)[rank] for part in parts))
-    strong = whole.strong.unflatten(0, (-1, len(whole.ids)))  # (views, N, C, H, W)
-    return own._replace(strong=strong[:, own.strong].flatten(0, 1))
+    return SemiBatch(*(part.chunk(size)[rank] for part in whole))
 
 
 def logits(*rows):

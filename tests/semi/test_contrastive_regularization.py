@@ -3,8 +3,9 @@ import math
 
 import pytest
 import torch
-from shared_methods import batch, classifier, method, network
+from shared_methods import IDS, batch, classifier, method
 
+from raykb.engine.objective import Learner, Task
 from raykb.semi.contrastive_regularization import contrastive_regularization
 from raykb.semi.fixmatch import fixmatch_loss
 
@@ -244,50 +245,66 @@ def test_options_that_do_not_exist_are_refused_together():
 
 
 def run(objective, model, steps):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    optimizer = torch.optim.SGD(
+        Learner(model, objective).parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2
+    )
     for number in range(steps):
         objective(model, batch(seed=number), number)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    return model
+    return model.state_dict()
 
 
 def test_weight_0_is_fixmatch_bit_for_bit():
-    plain = method("fixmatch", threshold=0.35)
-    torch.manual_seed(0)
-    fixmatch = run(plain, plain.network(classifier(), 5), 8)
+    fixmatch = run(method("fixmatch", threshold=0.35), classifier(), 8)
     after = torch.rand(3)
-    objective = method("contrastive_regularization", threshold=0.35, weight=0.0)
-    torch.manual_seed(0)
-    regularized = run(objective, objective.network(classifier(), 5), 8)
+    zero = method("contrastive_regularization", threshold=0.35, weight=0.0)
+    regularized = run(zero, classifier(), 8)
     assert torch.equal(torch.rand(3), after)  # nor was anything drawn from the global generator
-    for name, value in fixmatch.state_dict().items():
-        assert torch.equal(value, regularized.classifier.state_dict()[name])
-    one = method("contrastive_regularization", threshold=0.35, weight=1.0)
-    other = run(one, one.network(classifier(), 5), 8).classifier.state_dict()
-    assert not all(torch.equal(value, other[name]) for name, value in fixmatch.state_dict().items())
+    for name, value in fixmatch.items():
+        assert torch.equal(value, regularized[name])
+    one = run(method("contrastive_regularization", threshold=0.35, weight=1.0), classifier(), 8)
+    assert not all(torch.equal(value, one[name]) for name, value in fixmatch.items())
 
 
-def test_the_head_is_a_stream_of_the_seed():
-    objective = method("contrastive_regularization", projection=3, hidden=5)
-    first, same, other = (objective.network(classifier(), seed).head for seed in (0, 0, 1))
-    assert torch.equal(first[0].weight, same[0].weight)
-    assert not torch.equal(first[0].weight, other[0].weight)
-    assert (first[0].out_features, first[2].out_features) == (5, 3)
+def test_the_head_has_the_widths_asked_for_and_that_of_the_features():
+    head = method("contrastive_regularization", projection=3, hidden=5).head
+    assert (head[0].in_features, head[0].out_features, head[2].out_features) == (6, 5, 3)
+    head = method("contrastive_regularization", projection=3).head
+    assert (head[0].in_features, head[0].out_features, head[2].out_features) == (6, 6, 3)
+
+
+def test_the_head_of_weight_0_is_not_trained():
+    head = method("contrastive_regularization", weight=0.0).head
+    assert not any(parameter.requires_grad for parameter in head.parameters())
+
+
+def test_a_network_without_features_is_refused_by_name():
+    plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    told = Task(plain, 20, 3, IDS)
+    with pytest.raises(
+        ValueError,
+        match="network: Sequential has no classify, features, width, which "
+        "contrastive_regularization needs; take one that has",
+    ):
+        method("contrastive_regularization", told=told)
+
+
+def projected(objective, model, images):
+    return objective.head(model.features(images))
 
 
 def test_the_loss_is_made_of_its_parts():
     objective = method(
         "contrastive_regularization", threshold=0.35, weight=3.0, unlabelled_weight=2.0
     )
-    model, seen = network(objective), batch()
+    model, seen = classifier(), batch()
     terms = objective(model, seen, 0)
     total = terms["loss_labelled"] + 2.0 * terms["loss_unlabelled"] + 3.0 * terms["loss_contrast"]
     assert terms["loss"].item() == pytest.approx(total.item())
-    logits, _ = model(seen.weak)
-    highest, labels = logits.softmax(1).max(1)
-    _, projected = model(seen.strong)
-    wanted = contrastive_regularization(projected, labels, highest >= 0.35, 0.1)
+    highest, labels = model(seen.weak).softmax(1).max(1)
+    features = projected(objective, model, seen.strong[:, 0])
+    wanted = contrastive_regularization(features, labels, highest >= 0.35, 0.1)
     assert terms["loss_contrast"].item() == pytest.approx(wanted.item(), rel=1e-5)
     assert wanted > 0
 
@@ -304,7 +321,7 @@ def test_the_loss_is_made_of_its_parts():
 )
 def test_every_option_reaches_the_loss(option):
     default = method("contrastive_regularization", threshold=0.4)
-    model = network(default)
+    model = classifier()
     other = method("contrastive_regularization", threshold=0.4, **option)
     first, second = (o(model, batch(), 0)["loss_contrast"] for o in (default, other))
     assert first > 0
@@ -318,36 +335,36 @@ def test_stopped_anchors_have_the_same_loss_and_another_gradient():
         objective = method(
             "contrastive_regularization", threshold=0.35, anchor_grad=anchor_grad, weight=5.0
         )
-        model = network(objective)
+        model = classifier()
         terms = objective(model, batch(), 0)
         terms["loss"].backward()
-        gradients.append((terms["loss"].item(), model.head[0].weight.grad))
+        gradients.append((terms["loss"].item(), objective.head[0].weight.grad))
     assert gradients[0][0] == gradients[1][0]
     assert not torch.equal(gradients[0][1], gradients[1][1])
 
 
 def test_labelled_images_join_as_confident_members():
     objective = method("contrastive_regularization", threshold=1.0, labelled=True)
-    model, seen = network(objective), batch()
+    model, seen = classifier(), batch()
     terms = objective(model, seen, 0)
-    logits, _ = model(seen.weak)
-    projected = torch.cat([model(seen.strong)[1], model(seen.images)[1]])
-    labels = torch.cat([logits.argmax(1), seen.labels])
+    features = projected(objective, model, torch.cat([seen.strong[:, 0], seen.images]))
+    labels = torch.cat([model(seen.weak).argmax(1), seen.labels])
     sure = torch.tensor([False] * 6 + [True] * 4)
-    wanted = contrastive_regularization(projected, labels, sure, 0.1)
+    wanted = contrastive_regularization(features, labels, sure, 0.1)
     assert terms["loss_contrast"].item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_a_second_strong_view_joins_with_the_pseudo_label_of_its_image():
     objective = method("contrastive_regularization", threshold=0.35, views=2)
-    model, seen = network(objective), batch(views=2)
+    model, seen = classifier(), batch(views=2)
     terms = objective(model, seen, 0)
-    highest, labels = model(seen.weak)[0].softmax(1).max(1)
-    (logits, _), (_, projected) = model(seen.strong[:6]), model(seen.strong)
+    first, second = seen.strong.unbind(1)
+    highest, labels = model(seen.weak).softmax(1).max(1)
+    features = projected(objective, model, torch.cat([first, second]))
     sure = highest >= 0.35
-    wanted = contrastive_regularization(projected, labels.repeat(2), sure.repeat(2), 0.1)
+    wanted = contrastive_regularization(features, labels.repeat(2), sure.repeat(2), 0.1)
     assert terms["loss_contrast"].item() == pytest.approx(wanted.item(), rel=1e-5)
-    wanted = fixmatch_loss(model(seen.weak)[0], logits, 0.35)
+    wanted = fixmatch_loss(model(seen.weak), model(first), 0.35)
     assert terms["loss_unlabelled"].item() == pytest.approx(wanted.item(), rel=1e-5)
 
 

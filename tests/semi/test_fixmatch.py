@@ -1,6 +1,6 @@
 import pytest
 import torch
-from shared_methods import STRONG, WEAK, batch, method, network
+from shared_methods import STRONG, WEAK, batch, classifier, method
 
 from raykb.semi.consistency import confidence, masked_cross_entropy
 from raykb.semi.fixmatch import fixmatch_loss
@@ -72,7 +72,7 @@ def test_means_divide_by_all_samples_and_not_by_the_weights():
 
 def test_the_loss_is_made_of_its_parts():
     objective = method("fixmatch", threshold=0.3, unlabelled_weight=2.0)
-    terms = objective(network(objective), batch(), 0)
+    terms = objective(classifier(), batch(), 0)
     assert terms["loss_unlabelled"] > 0
     assert terms["loss"].item() == pytest.approx(
         (terms["loss_labelled"] + 2.0 * terms["loss_unlabelled"]).item()

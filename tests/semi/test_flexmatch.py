@@ -1,6 +1,6 @@
 import pytest
 import torch
-from shared_methods import CLASSES, IDS, batch, method, network
+from shared_methods import CLASSES, IDS, batch, classifier, method
 
 from raykb.semi.consistency import confidence
 from raykb.semi.flexmatch import flexible_thresholds, learning_status
@@ -30,7 +30,7 @@ def test_a_class_is_learned_as_far_as_it_is_selected(selected, warm_up, wanted):
 def test_it_is_fixmatch_where_all_classes_are_learned_alike():
     objective, plain = method("flexmatch", threshold=0.4), method("fixmatch", threshold=0.4)
     objective.selected[:6] = torch.arange(6) % CLASSES
-    model = network(objective)
+    model = classifier()
     flexible, fixed = objective(model, batch(), 0), plain(model, batch(), 0)
     assert 0 < fixed["mask_rate"] < 1
     assert torch.equal(flexible["loss"], fixed["loss"])
@@ -38,7 +38,7 @@ def test_it_is_fixmatch_where_all_classes_are_learned_alike():
 
 def test_what_passes_is_remembered_by_id_and_counts_from_the_next_step_on():
     objective = method("flexmatch", threshold=0.4)
-    model, seen = network(objective), batch()
+    model, seen = classifier(), batch()
     highest, labels = confidence(model(seen.weak))
     assert 0 < (highest >= 0.4).sum() < len(labels)
     first = objective(model, seen, 0)
@@ -52,3 +52,17 @@ def test_what_passes_is_remembered_by_id_and_counts_from_the_next_step_on():
     slow = method("flexmatch", threshold=0.4, warm_up=False)
     slow(model, seen, 0)
     assert slow(model, seen, 1)["threshold"] >= second["threshold"]
+
+
+def test_an_image_that_a_batch_has_twice_is_learned_if_one_of_its_views_is():
+    objective, seen = method("flexmatch", threshold=0.4), batch()
+    highest, _ = confidence(classifier()(seen.weak))
+    sure, unsure = highest.argmax(), highest.argmin()
+    assert highest[unsure] < 0.4 <= highest[sure]
+    for order in ([sure, unsure], [unsure, sure]):
+        objective.selected.fill_(-1)
+        part = [rows[torch.stack(order)] for rows in (seen.weak, seen.strong)]
+        twice = seen._replace(weak=part[0], strong=part[1], ids=IDS[[3, 3]])
+        objective(classifier(), twice, 0)
+        assert objective.selected[3] >= 0
+        assert (objective.selected >= 0).sum() == 1

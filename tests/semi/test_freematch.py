@@ -1,6 +1,6 @@
 import pytest
 import torch
-from shared_methods import WEAK, batch, logits, method, network
+from shared_methods import WEAK, batch, classifier, logits, method
 
 from raykb.semi.consistency import confidence
 from raykb.semi.freematch import Running, adaptive_thresholds, fairness, updated
@@ -34,7 +34,7 @@ def test_the_threshold_can_be_clipped():
     assert updated(start(), sure, 0.0).threshold == 1.0
     assert updated(start(), sure, 0.0, clip=0.95).threshold == pytest.approx(0.95)
     objective = method("freematch", momentum=0.0, clip=0.4)
-    objective(network(objective), batch(), 0)
+    objective(classifier(), batch(), 0)
     assert objective.threshold == pytest.approx(0.4)
 
 
@@ -96,7 +96,7 @@ def test_fairness_has_gradient_where_samples_are_confident():
 
 def test_the_objective_follows_before_it_decides_and_adds_up():
     objective = method("freematch", fairness_weight=0.5, unlabelled_weight=2.0, momentum=0.9)
-    model, seen = network(objective), batch()
+    model, seen = classifier(), batch()
     terms = objective(model, seen, 0)
     highest, _ = confidence(model(seen.weak))
     assert terms["threshold"].item() == pytest.approx(0.9 / 3 + 0.1 * highest.mean().item())

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from shared_methods import STRONG, WEAK, batch, method, network
+from shared_methods import STRONG, WEAK, batch, classifier, method
 
 from raykb.semi.fixmatch import fixmatch_loss
 from raykb.semi.pseudo_label import pseudo_label_loss, ramp_up
@@ -26,7 +26,7 @@ def test_the_weight_climbs_over_the_first_share_of_the_training(step, share, wei
 
 def test_the_strong_view_is_not_looked_at_and_the_ramp_counts():
     objective = method("pseudo_label", threshold=0.3, unlabelled_weight=2.0, ramp_up=0.5)
-    model = network(objective)
+    model = classifier()
     seen = batch()
     terms = objective(model, seen, 5)  # of 20, half way up
     blind = objective(model, seen._replace(strong=torch.full_like(STRONG, torch.nan)), 5)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-from shared_methods import batch, method, network, share
+from shared_methods import batch, classifier, method, seen_by, share
 from torch.nn.parallel import DistributedDataParallel
 
+from raykb.engine.objective import Learner
 from raykb.semi import METHODS
 
 SURE = {"threshold": 0.4}
@@ -22,16 +23,17 @@ OPTIONS = {
 
 def run(name, rank=0, size=1, steps=3):
     """Return the terms and the gradients of some steps, and the state that is left."""
-    objective = method(name, **OPTIONS.get(name, {}))
-    model = network(objective)
-    trained = model if size == 1 else DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    options = OPTIONS.get(name, {})
+    objective, views = method(name, **options), options.get("views", 1)
+    learner = Learner(classifier(), objective)
+    trained = learner if size == 1 else DistributedDataParallel(learner)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.5, momentum=0.9)
     seen = []
     for number in range(steps):
-        seen_here = share(batch(seed=number, views=objective.views), rank, size)
-        terms = objective(trained, seen_here, number)
+        here = share(batch(seed=number, views=views), rank, size)
+        terms = trained(seen_by(objective, here), number)
         terms["loss"].backward()
-        gradients = {label: p.grad.clone() for label, p in model.named_parameters()}
+        gradients = {label: p.grad.clone() for label, p in learner.named_parameters()}
         seen.append(({label: term.item() for label, term in terms.items()}, gradients))
         optimizer.step()
         optimizer.zero_grad()

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from shared_methods import WEAK, batch, method, network
+from shared_methods import WEAK, batch, classifier, method
 
 from raykb.semi.consistency import confidence
 from raykb.semi.softmatch import Running, aligned, gaussian_weights, updated
@@ -48,12 +48,12 @@ def test_alignment_divides_by_the_running_mean():
 def test_labels_are_those_without_alignment_and_weights_those_with():
     seen = batch()
     plain = method("softmatch", align=False, momentum=0.5, width=3.0)
-    model = network(plain)
+    model = classifier()
     highest, labels = confidence(model(seen.weak))
     terms = plain(model, seen, 0)
     running = updated(Running(torch.tensor(1 / 3), torch.tensor(1.0)), highest, 0.5)
     weights = gaussian_weights(highest, running, 3.0)
-    losses = torch.nn.functional.cross_entropy(model(seen.strong), labels, reduction="none")
+    losses = torch.nn.functional.cross_entropy(model(seen.strong[:, 0]), labels, reduction="none")
     assert terms["loss_unlabelled"].item() == pytest.approx((weights * losses).mean().item())
     assert terms["threshold"].item() == pytest.approx(running.mean.item())
     assert torch.equal(plain.marginal, torch.full((3,), 1 / 3))

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from shared_methods import STRONG, WEAK, batch, logits, method, network
+from shared_methods import STRONG, WEAK, batch, classifier, logits, method
 
 from raykb.semi.uda import annealed_loss, annealed_threshold, uda_loss
 
@@ -49,7 +49,7 @@ def test_labelled_samples_that_are_known_too_well_are_dropped():
 
 def test_annealing_reaches_the_objective():
     objective = method("uda", annealing="linear", threshold=0.3)
-    model = network(objective)
+    model = classifier()
     early, late = (objective(model, batch(), step)["loss_labelled"] for step in (0, 19))
     assert early == 0
     assert late > 0

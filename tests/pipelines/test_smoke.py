@@ -1,0 +1,91 @@
+"""Every configuration is right and short, and its smoke run ends, in this process."""
+
+import json
+import runpy
+
+import here
+import pytest
+import running
+import torch
+import torch.distributed as dist
+import yaml
+
+from raykb import config as configuration
+from raykb.config import build
+from raykb.models import MODELS, SEQUENTIALS
+
+SCRIPTS = {"augment": "fastaa_search", "semi": "semi_train", "gpipe": "gpipe_train"}
+CONFIGS = sorted((running.PIPELINES / "configs").glob("*/*.yaml"))
+LONG = "gpipe_imagenet_resnet101"  # 370 layers, half a minute
+HERE = {  # what a run in one process has otherwise
+    "semi": ["stream={name: in_place}"],
+    "gpipe": ["pipeline.stages=1", "pipeline.balance=time"],
+}
+ids = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Each script as a module, made once."""
+    return {
+        room: runpy.run_path(str(running.PIPELINES / f"{name}.py"))
+        for room, name in SCRIPTS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """A process group of this process alone, as a pipeline of one worker has it."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def leaves(part):
+    if isinstance(part, dict) and part:
+        return sum(leaves(value) for value in part.values())
+    return 1
+
+
+@ids
+def test_a_configuration_is_right_without_its_smoke_part_and_says_no_more_than_it_must(
+    scripts, path
+):
+    script = scripts[path.parent.name]
+    here.resolved(script, path, smoke=False)
+    written = yaml.safe_load(path.read_text())
+    written.pop("smoke")
+    assert leaves(written) - leaves(written.get("comparison", {}).get("rivals", {})) <= 40
+
+
+@pytest.mark.parametrize("room", SCRIPTS)
+def test_every_default_of_a_script_can_be_written_in_a_file(scripts, room):
+    assert configuration.unwritable(scripts[room]["SCHEMA"]) == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow if p.stem == LONG else ()) for p in CONFIGS],
+    ids=lambda path: path.stem,
+)
+def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_path, path, capsys):
+    room = path.parent.name
+    config = here.resolved(scripts[room], path, *HERE.get(room, []))
+    session = here.run(scripts[room], SCRIPTS[room], config, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    finals = sorted(tmp_path.rglob("final.pt"))
+    assert set(session.written) <= {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
+    if room == "gpipe":
+        assert {"test/loss", "test/top1"} <= results["metrics"].keys()
+        assert "timeline.png" in session.written
+    else:
+        labels = [*config["comparison"]["rivals"], results["subject"]]
+        assert list(dict.fromkeys(row["label"] for row in results["results"])) == labels
+        assert len(results["results"]) == len(labels) * config["comparison"]["seeds"]
+        assert results["missing"] == []
+        assert {"comparison.png", "results.md"} <= set(session.written)
+        assert (tmp_path / "results.md").read_text().strip() in capsys.readouterr().out
+    weights = torch.load(finals[-1], weights_only=True)
+    classes, channels = 10, config["data"]["channels"] or 1
+    model = build(MODELS | SEQUENTIALS, config["model"], classes=classes, channels=channels)
+    model.load_state_dict(weights)

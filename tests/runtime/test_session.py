@@ -1,0 +1,113 @@
+"""What a session does for a script, with all work in this process."""
+
+import functools
+import math
+
+import here
+import pytest
+import torch
+from torch import nn
+
+from raykb.comparison import Comparison
+from raykb.engine.loop import Evaluated, Training
+from raykb.runtime.session import Refused
+from raykb.runtime.work import TrainJob
+
+CONFIG = {"seed": 3, "method": {"name": "own", "factor": 2.0}}
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Return a session on the run directory; on the same one each time."""
+
+    def open_session(config=CONFIG):
+        script = {"prepare": lambda config: None, "begin": lambda session, ready: None}
+        return here.run(script, "begin", config, tmp_path)
+
+    return open_session
+
+
+def training(worker, *, factor):
+    """A training of one weight without steps to it; a factor of nan is a loss of nan."""
+    model = nn.Linear(1, 1)
+    return Training(
+        step=lambda batch, number: {"loss": torch.tensor(factor)},
+        update=lambda step: {},
+        batches=lambda start: iter([None]),
+        steps=1,
+        parts={"model": model},
+        evaluate=lambda split: Evaluated({f"{split}/top1": factor / 4}),
+        log_every=1,
+    )
+
+
+def jobs(comparison, config):
+    return [
+        (entry, TrainJob(entry.name, training, {"factor": entry.config["method"]["factor"]}, 0))
+        for entry in comparison.trainings(config)
+    ]
+
+
+COMPARED = functools.partial(
+    Comparison, rivals={"half": {"name": "own", "factor": 1.0}, "ill": {"factor": math.nan}}
+)
+
+
+def test_a_file_stays_as_the_run_began_with_it(opened):
+    assert opened().keep("notes.txt", "first") == "first"
+    again = opened()
+    assert again.keep("notes.txt", "second") == "first"
+    assert again.written == []
+
+
+def test_what_a_section_names_and_is_not_there_is_refused_under_its_name(opened):
+    with pytest.raises(Refused, match="data: no such folder"), opened().reading("data"):
+        raise FileNotFoundError("no such folder")
+    with pytest.raises(KeyError), opened().reading("data"):
+        raise KeyError("a bug")
+
+
+def test_a_comparison_runs_each_entry_under_its_own_config(opened):
+    session, comparison = opened(), Comparison(rivals={"half": {"name": "own", "factor": 1.0}})
+    found = session.compare("trainings", comparison, jobs(comparison, CONFIG))
+    assert [(e.label, r.metrics["test/top1"]) for e, r in found] == [("half", 0.25), ("own", 0.5)]
+    runs = session.tracker.runs
+    assert runs["half/seed-0"].given["method.factor"] == "1.0"
+    assert runs["own/seed-0"].given["method.factor"] == "2.0"
+    told = {name: runs["own/seed-0"].given[name] for name in ("label", "seed_number")}
+    assert told == {"label": "own", "seed_number": 0}
+    assert {run.status for name, run in runs.items() if name != "parent"} == {"FINISHED"}
+
+
+def test_a_comparison_says_whether_a_failure_stops_it_or_leaves_a_hole(opened):
+    comparison = COMPARED()
+    with pytest.raises(FloatingPointError, match="loss: nan"):
+        opened().compare("trainings", comparison, jobs(comparison, CONFIG))
+    session, comparison = opened(), COMPARED(on_failure="hole")
+    found = session.compare("trainings", comparison, jobs(comparison, CONFIG))
+    assert [entry.label for entry, _ in found] == ["half", "own"]
+    assert session.holes == ["ill/seed-0"]
+    failed = session.tracker.runs["ill/seed-0"]
+    assert (failed.status, set(failed.texts)) == ("FAILED", {"error.txt"})
+    assert "FloatingPointError: loss: nan" in failed.texts["error.txt"]
+
+
+def test_all_of_trainings_are_asked_for_or_none(opened):
+    ill = TrainJob("ill", training, {"factor": math.nan}, 0)
+    with pytest.raises(FloatingPointError):
+        opened().train_all("trainings", [ill])
+    well = TrainJob("well", training, {"factor": 1.0}, 0)
+    (result,) = opened().train_all("trainings", [well])
+    assert result.metrics == {"test/top1": 0.25}
+
+
+def test_what_was_found_is_written_printed_and_told_to_the_tracker(opened, tmp_path, capsys):
+    session, comparison = opened(), COMPARED()
+    rows = [{"label": "half", "seed": 0, "test/top1": 0.25}]
+    session.tell(comparison, rows, ["test/top1"], about={"images": 9})
+    assert session.written == ["results.json", "results.md", "comparison.png"]
+    table = (tmp_path / "results.md").read_text()
+    assert "2 of 3 trainings have no result: ill/seed-0, own/seed-0" in table
+    assert table in capsys.readouterr().out
+    assert '"images": 9' in (tmp_path / "results.json").read_text()
+    assert session.parent.points == [(0, {"test/top1/half": 0.25})]
