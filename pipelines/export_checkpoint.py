@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 if importlib.util.find_spec("raykb") is None:  # run from a checkout that is not installed
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from raykb.engine import checkpoint, shards
 from raykb.engine.checkpoint import Damaged
-from raykb.runtime.storage import Storage, check_new, open_storage, whole_file
+from raykb.runtime.run_files import checkpoints
+from raykb.runtime.storage import Storage, check_new, whole_file
 
 USAGE = """
 A pipeline's workers save the layers that they have, each in a file of its own; this puts them
@@ -30,8 +30,6 @@ examples:
   export_checkpoint.py runs/gpipe_train-20260821-101500/training --step 4000 --out model.pt
   export_checkpoint.py s3://bucket/run --out model.pt
 """
-
-_DEPTH = 3  # names of trainings have slashes: fold-0/theta
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -51,34 +49,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", metavar="FILE", type=Path, required=True, help="file to make; must not be there")
     add("--step", metavar="N", type=int, help="checkpoint to take (default: the newest whole one)")
     return parser.parse_args(arguments)
-
-
-def trainings(storage: Storage, depth: int = _DEPTH) -> Iterator[Storage]:
-    """Yield the folders at and below ``storage`` that have checkpoints."""
-    if checkpoint.folders(storage):
-        yield storage
-    elif depth:
-        for name in storage.folders():
-            yield from trainings(storage.below(name), depth - 1)
-
-
-def find(directory: str) -> Storage:
-    """Return the one training in ``directory``.
-
-    Raises:
-        ValueError: there is none, or there are several; these are named.
-    """
-    where = directory if "://" in directory else str(Path(directory).expanduser().absolute())
-    found = list(trainings(open_storage(where)))
-    if not found:
-        raise ValueError(
-            f"{directory}: no checkpoints are in it; name a run directory or the folder of a "
-            "training, whose configuration saves checkpoints"
-        )
-    if len(found) > 1:
-        names = "\n  ".join(storage.uri for storage in found)
-        raise ValueError(f"{directory}: has {len(found)} trainings; name one of them:\n  {names}")
-    return found[0]
 
 
 def read(storage: Storage, step: int | None) -> tuple[str, dict[str, Tensor], list[str]]:
@@ -110,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parse(arguments)
     try:
         check_new(given.out)
-        storage = find(given.directory)
+        storage = checkpoints(given.directory)
         folder, model, passed_over = read(storage, given.step)
         with whole_file(given.out) as file:
             torch.save(model, file)

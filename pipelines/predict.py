@@ -11,7 +11,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +34,8 @@ from raykb.data.parquet import (
 from raykb.data.views import VIEWS, ImageView
 from raykb.engine import checkpoint
 from raykb.models import MODELS, SEQUENTIALS
-from raykb.runtime.storage import Storage, check_new, open_storage, whole_file
+from raykb.runtime.run_files import FINAL, RECORD, config_of, final_weights
+from raykb.runtime.storage import Storage, check_new, whole_file
 
 USAGE = """
 RUN is a run directory, the folder of one of its trainings if there are several, or a final.pt in
@@ -57,8 +57,7 @@ examples:
   predict.py runs/comparison/fixmatch/seed-0 datasets/cifar10/test --out labels.parquet
   predict.py s3://bucket/run/fixmatch/seed-0/final.pt unlabelled.parquet --out labels.parquet
 """
-RECORD, TASK, FINAL = "run.json", "task.json", "final.pt"
-_DEPTH = 3  # names of trainings have slashes: fixmatch/seed-0
+TASK = "task.json"
 _SHOWN = 10
 
 Batch = tuple[Sequence[int | str], list[Encoded]]
@@ -131,62 +130,13 @@ def device_of(name: str) -> torch.device:
 # ---------------------------------------------------------------------- what was trained
 
 
-def find(where: str) -> tuple[Storage, Storage]:
-    """Return the run directory, and the folder of the one training that is meant.
-
-    Raises:
-        ValueError: there is no run or no finished training, or there are several; these are named.
-    """
-    if "://" not in where:
-        where = str(Path(where).expanduser().absolute())
-    place, mark, query = where.partition("?") if "://" in where else (where, "", "")
-    below = place.removesuffix(f"/{FINAL}") + mark + query
-    run = _run_of(below)
-    found = list(_trainings(open_storage(below), _DEPTH))
-    if len(found) != 1:
-        remedy = "name one of " + ", ".join(folder.uri for folder in found[:_SHOWN])
-        if not found:
-            remedy = (
-                "let the run end, or go on with it by --resume; of a model of 2 GiB and more "
-                f"export_checkpoint.py makes it: --out {FINAL} in the training's folder"
-            )
-        raise ValueError(f"{below}: {len(found)} trainings have left a {FINAL}; {remedy}")
-    return run, found[0]
-
-
-def _run_of(where: str) -> Storage:
-    """Return the run directory at or above a place."""
-    place, mark, query = where.partition("?")
-    for _ in range(_DEPTH + 1):
-        storage = open_storage(place + mark + query)
-        if storage.exists(RECORD):
-            return storage
-        place = place.rpartition("/")[0] or "/"
-    raise ValueError(
-        f"{where}: there is no {RECORD} in it or above it, so it is no run directory; give the "
-        "one that the run printed"
-    )
-
-
-def _trainings(storage: Storage, depth: int) -> Iterator[Storage]:
-    """Yield the folders at and below ``storage`` that hold final weights."""
-    if storage.exists(FINAL):
-        yield storage
-    elif depth:
-        for name in storage.folders():
-            yield from _trainings(storage.below(name), depth - 1)
-
-
 def read_classifier(run: Storage, training: Storage, device: torch.device) -> Classifier:
     """Return the network of a training as its run describes it.
 
     Raises:
         ValueError: the run's record or its data cannot be read, or weights and model do not fit.
     """
-    try:
-        config: dict[str, Any] = json.loads(run.read(RECORD))["config"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{run.uri}/{RECORD}: is not the record of a run: {error!r}") from error
+    config = config_of(run)
     if missing := [part for part in ("model", "view", "data") if part not in config]:
         raise ValueError(f"{run.uri}/{RECORD}: has no {missing[0]!r}, so it trained no classifier")
     classes, shape = task_of(run, config["data"])
@@ -361,7 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_new(given.out)
         device = device_of(given.device)
         images = Images(given.images)
-        classifier = read_classifier(*find(given.run), device)
+        classifier = read_classifier(*final_weights(given.run), device)
         table, problems = predict(classifier, images, batch_size=given.batch_size, device=device)
         if len(problems) == len(table):
             raise ValueError(f"none of {len(table)} images can be decoded, as {problems[0]}")
