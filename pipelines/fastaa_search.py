@@ -55,9 +55,8 @@ from raykb.runtime.job import launch
 from raykb.runtime.resources import RENAMED as RENAMED_RESOURCES
 from raykb.runtime.resources import Phase, WorkerResources
 from raykb.runtime.session import Session
-from raykb.runtime.studies import Candidate, Study, searched
+from raykb.runtime.studies import Candidate, Halving, Study, searched
 from raykb.runtime.train import Result
-from raykb.runtime.tune import Halving
 from raykb.runtime.work import TrainJob
 
 DEFAULT = Path(__file__).parent / "configs" / "augment" / "fastaa_fashion_mnist_sample.yaml"

@@ -14,9 +14,10 @@ from raykb.engine.loop import Worker
 from raykb.runtime import work
 from raykb.runtime.job import Tracking
 from raykb.runtime.mailbox import Letter
+from raykb.runtime.open_study import OpenStudy
 from raykb.runtime.session import Machine, Session
 from raykb.runtime.storage import LocalStorage
-from raykb.runtime.studies import LEDGER, OpenStudy
+from raykb.runtime.studies import LEDGER
 from raykb.runtime.train import finished
 
 

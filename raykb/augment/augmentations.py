@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from raykb.augment.policy import Policy
 from raykb.engine.seeding import keyed_uniform, stream_seed
+from raykb.later import Later
+
+v2 = Later("torchvision.transforms.v2")
 
 
 class Augmentation(Protocol):
@@ -68,7 +70,7 @@ class PerImage:
     call of its own, with the generator set to the image's own state and put back afterwards.
     """
 
-    transform: v2.Transform
+    transform: Callable[[Tensor], Tensor]
     seed: int = 0
     cutout: bool = True
 

@@ -20,15 +20,20 @@ from difflib import get_close_matches
 from functools import cached_property
 from math import prod
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from raykb.augment.draws import NOTHING, Draws, apply_draws
-from raykb.augment.transform import PolicyTransform
 from raykb.data.operations import NAMES, OPERATIONS
 from raykb.engine.seeding import generator as named_generator
+from raykb.later import Later
+
+if TYPE_CHECKING:
+    from raykb.augment.transform import PolicyTransform
+
+transform = Later("raykb.augment.transform")
 
 FORMAT, VERSION = "raykb.policy", 1
 _DRAWS_PER_TURN = 4  # does it fire, which sign, centre x, centre y
@@ -246,9 +251,10 @@ class Policy:
             )
         return Policy(content["sub_policies"])
 
-    def to_transform(self) -> PolicyTransform:
+    def to_transform(self) -> "PolicyTransform":
         """Return the policy as a torchvision transform of single images, for data loaders."""
-        return PolicyTransform(self)
+        made: PolicyTransform = transform.PolicyTransform(self)
+        return made
 
 
 def _problems(sub_policies: Any) -> list[str]:

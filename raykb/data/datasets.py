@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision
 
 from raykb.data.download import fetch
 from raykb.data.folder import folder_records
@@ -30,6 +29,9 @@ from raykb.data.options import Options
 from raykb.data.parquet import parquet_records
 from raykb.data.records import Records, array_records
 from raykb.data.splits import stratified_shuffle_splits
+from raykb.later import Later
+
+torchvision = Later("torchvision")
 
 __all__ = ["DATASETS", "SOURCES", "ImageSet"]
 
@@ -109,7 +111,7 @@ def cifar10(*, root: str = "datasets", download: bool = True) -> Pair:
         root: torchvision's folder of data sets.
         download: get it if it is not there.
     """
-    return _cifar(torchvision.datasets.CIFAR10, "cifar10", root, download)
+    return _cifar("CIFAR10", "cifar10", root, download)
 
 
 def cifar100(*, root: str = "datasets", download: bool = True) -> Pair:
@@ -119,14 +121,15 @@ def cifar100(*, root: str = "datasets", download: bool = True) -> Pair:
         root: torchvision's folder of data sets.
         download: get it if it is not there.
     """
-    return _cifar(torchvision.datasets.CIFAR100, "cifar100", root, download)
+    return _cifar("CIFAR100", "cifar100", root, download)
 
 
-def _cifar(kind: Callable[..., Any], name: str, root: str, download: bool) -> Pair:
+def _cifar(kind: str, name: str, root: str, download: bool) -> Pair:
     def open_set(folder: Path, download: bool) -> Pair:
+        read = getattr(torchvision.datasets, kind)
         train, test = (
             array_records(part.data, np.asarray(part.targets), part.classes, name)
-            for part in (kind(folder, train=train, download=download) for train in (True, False))
+            for part in (read(folder, train=train, download=download) for train in (True, False))
         )
         return train, test
 

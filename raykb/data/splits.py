@@ -6,7 +6,10 @@ Positions go in and out, never images. All is decided by the labels and the seed
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+
+from raykb.later import Later
+
+selection = Later("sklearn.model_selection")
 
 Split = tuple[np.ndarray, np.ndarray]
 """Positions to train on and positions held out."""
@@ -42,7 +45,7 @@ def stratified_shuffle_splits(
             f"{len(labels) - heldout} to train on and {heldout} held out; both need at least "
             f"one for each of {classes} classes. Use more images or a fraction nearer to 0.5"
         )
-    scheme = StratifiedShuffleSplit(splits, test_size=test_fraction, random_state=seed)
+    scheme = selection.StratifiedShuffleSplit(splits, test_size=test_fraction, random_state=seed)
     return list(scheme.split(np.zeros(len(labels)), labels))
 
 
@@ -55,7 +58,7 @@ def stratified_folds(labels: np.ndarray, *, splits: int = 5, seed: int = 0) -> l
     if splits < 2:
         raise ValueError(f"splits={splits}: must be at least 2")
     _check_members(labels, splits, f"a {splits}-fold")
-    scheme = StratifiedKFold(splits, shuffle=True, random_state=seed)
+    scheme = selection.StratifiedKFold(splits, shuffle=True, random_state=seed)
     return list(scheme.split(np.zeros(len(labels)), labels))
 
 
@@ -76,7 +79,7 @@ def stratified_subset(labels: np.ndarray, size: int, *, seed: int = 0) -> np.nda
             f"size={size}: of {len(labels)} labels in {classes} classes a stratified subset has "
             f"{classes} to {len(labels) - classes}, or all {len(labels)}"
         )
-    scheme = StratifiedShuffleSplit(1, train_size=size, random_state=seed)
+    scheme = selection.StratifiedShuffleSplit(1, train_size=size, random_state=seed)
     return np.sort(next(scheme.split(np.zeros(len(labels)), labels))[0])
 
 

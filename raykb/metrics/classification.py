@@ -5,8 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import stdtrit  # type: ignore[import-untyped]
 from torch import Tensor
+
+from raykb.later import Later
+
+special = Later("scipy.special")
+
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
@@ -81,5 +85,5 @@ def paired_difference(
         )
     differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     mean, sd = float(differences.mean()), float(differences.std(ddof=1))
-    half = float(stdtrit(len(a) - 1, (1.0 + confidence) / 2.0)) * sd / len(a) ** 0.5
+    half = float(special.stdtrit(len(a) - 1, (1.0 + confidence) / 2.0)) * sd / len(a) ** 0.5
     return PairedDifference(mean, sd, mean - half, mean + half)

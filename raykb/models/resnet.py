@@ -13,46 +13,25 @@ import math
 from collections import OrderedDict
 from collections.abc import Generator
 from itertools import pairwise
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from raykb.later import Later
 from raykb.parts.backbone import LayeredClassifier
 from raykb.parts.skip import Namespace, Skippable, pop, skippable, stash
 
+if TYPE_CHECKING:
+    from raykb.models.residual_classifier import ResidualClassifier
+
+residual = Later("raykb.models.residual_classifier")
 STEMS = ("small", "large")
 Layers = OrderedDict[str, nn.Module]
 
 
-class ResidualClassifier(ResNet):  # type: ignore[misc]  # torchvision is not typed
-    """torchvision's network, in parts that a method can take one of."""
-
-    @property
-    def width(self) -> int:
-        """Width of the features."""
-        return int(self.fc.in_features)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """Return the last maps (N, width, h, w)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        maps: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return maps
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the maps' means, (N, width)."""
-        features: Tensor = self.avgpool(self.maps(images)).flatten(1)
-        return features
-
-    def classify(self, features: Tensor) -> Tensor:
-        """Return logits (N, classes) of features."""
-        logits: Tensor = self.fc(features)
-        return logits
-
-
 def resnet18(
     classes: int, channels: int = 3, *, stem: str = "small", zero_init_residual: bool = False
-) -> ResidualClassifier:
+) -> "ResidualClassifier":
     """Return ResNet-18, from (N, channels, H, W) to logits (N, classes).
 
     Args:
@@ -61,23 +40,29 @@ def resnet18(
         stem: ``small`` for images of about 32 pixels, ``large`` for 224.
         zero_init_residual: start every block as the identity (Goyal et al., 2017).
     """
-    network = ResidualClassifier(
-        BasicBlock, [2, 2, 2, 2], num_classes=classes, zero_init_residual=zero_init_residual
+    network = residual.ResidualClassifier(
+        residual.BasicBlock,
+        [2, 2, 2, 2],
+        num_classes=classes,
+        zero_init_residual=zero_init_residual,
     )
     return _with_stem(network, channels, stem)
 
 
 def resnet50(
     classes: int, channels: int = 3, *, stem: str = "large", zero_init_residual: bool = False
-) -> ResidualClassifier:
+) -> "ResidualClassifier":
     """Return ResNet-50; arguments as of :func:`resnet18`."""
-    network = ResidualClassifier(
-        Bottleneck, [3, 4, 6, 3], num_classes=classes, zero_init_residual=zero_init_residual
+    network = residual.ResidualClassifier(
+        residual.Bottleneck,
+        [3, 4, 6, 3],
+        num_classes=classes,
+        zero_init_residual=zero_init_residual,
     )
     return _with_stem(network, channels, stem)
 
 
-def _with_stem(network: ResidualClassifier, channels: int, stem: str) -> ResidualClassifier:
+def _with_stem(network: "ResidualClassifier", channels: int, stem: str) -> "ResidualClassifier":
     if stem not in STEMS:
         raise ValueError(f"stem={stem!r}: must be one of {STEMS}; 'small' for about 32 pixels")
     if stem == "small":

@@ -5,19 +5,18 @@ A block is the columns of the rows of some steps, one step after another.
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from ray.data._internal.execution.backpressure_policy import BackpressurePolicy
 from ray.exceptions import RayTaskError
 
 from raykb.data.source import Piece, Source
 from raykb.engine.memory import keep_freed_memory
+from raykb.later import Later
 
-_REST_S = 0.02
+backpressure = Later("raykb.runtime.backpressure")
 _PATIENCE_S = 20.0
 _ARRAY = "array "  # before the names of a piece's arrays among the columns of a block
 
@@ -37,31 +36,13 @@ class Window:
     def __deepcopy__(self, memo: object) -> "Window":
         return self  # Ray copies a pipeline's settings, and every copy means this window
 
-    def policy(self, *of: Any) -> BackpressurePolicy:
+    def policy(self, *of: Any) -> Any:
         """Return what Ray Data's scheduling loop asks before it begins a block."""
-        return _Policy(self, *of)
+        return backpressure.Windowed(self, *of)
 
     def is_open(self, begun: int) -> bool:
         """Return whether one more block may begin, after so many of this execution."""
         return self.begun + begun < self.returned + self._blocks
-
-
-class _Policy(BackpressurePolicy):
-    def __init__(self, window: Window, *of: Any) -> None:
-        super().__init__(*of)
-        self._window = window
-
-    def can_add_input(self, op: Any) -> bool:
-        """Say whether a block may begin; where none may and none is made, let the loop rest.
-
-        It runs in the training's process and waits for tasks alone. Without a rest it would take a
-        whole core while there are none, and the interpreter from the training.
-        """
-        if not op.input_dependencies or self._window.is_open(op.metrics.num_inputs_received):
-            return True
-        if not op.num_active_tasks():
-            time.sleep(_REST_S)
-        return False
 
 
 class Maker:

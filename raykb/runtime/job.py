@@ -38,9 +38,8 @@ from raykb.runtime.resources import Phase, ResourceError
 from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
 from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import LocalStorage, Storage, StorageError, open_storage
-from raykb.runtime.studies import LedgerError
+from raykb.runtime.studies import LedgerError, SearchError
 from raykb.runtime.tracking import Status, Tracker, environment_tags, resolve_uri, ui_command
-from raykb.runtime.tune import SearchError
 
 RECORD = "run.json"
 EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3

@@ -7,7 +7,8 @@ from typing import Any
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
-from raykb.runtime.studies import Candidate, OpenStudy
+from raykb.runtime.open_study import OpenStudy
+from raykb.runtime.studies import Candidate
 
 _HOPELESS = 4
 

@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-
+from raykb.later import Later
 from raykb.runtime.secrets import redacted
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+mlflow = Later("mlflow")
 
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")  # trying again is no use
 _TRIES = 3  # to store an artifact, before it is passed over for the sake of what follows
@@ -30,7 +33,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 @dataclass
 class _Batch:
-    metrics: list[Metric] = field(default_factory=list)
+    metrics: list["Metric"] = field(default_factory=list)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -65,7 +68,7 @@ class Sender:
             match record["op"]:
                 case "log":
                     batch.metrics += [
-                        Metric(name, value, record["at"], record["step"])
+                        mlflow.entities.Metric(name, value, record["at"], record["step"])
                         for name, value in record["metrics"].items()
                     ]
                 case "params":
@@ -93,16 +96,18 @@ class Sender:
             _logger.warning("tracking: %s%s", what, f": {why}" if why else "")
         return first
 
-    def _connect(self) -> MlflowClient:
+    def _connect(self) -> "MlflowClient":
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         file = sqlite_file(self._uri)
         with _alone(file.with_name(f"{file.name}.lock")) if file else contextlib.nullcontext():
-            client = MlflowClient(tracking_uri=self._uri)
+            client = mlflow.MlflowClient(tracking_uri=self._uri)
             experiment = client.get_experiment_by_name(self._experiment)
             if experiment is None:
                 root = self._artifact_root
                 location = f"{root}/{self._experiment}" if root else None
-                with contextlib.suppress(MlflowException):  # another host was faster, or see below
+                with contextlib.suppress(
+                    mlflow.MlflowException
+                ):  # another host was faster, or see below
                     client.create_experiment(self._experiment, artifact_location=location)
                 experiment = client.get_experiment_by_name(self._experiment)
             if experiment is None:
@@ -112,7 +117,7 @@ class Sender:
         self._client, self._experiment_id = client, experiment.experiment_id
         return client
 
-    def _open(self, client: MlflowClient, record: dict[str, Any]) -> None:
+    def _open(self, client: "MlflowClient", record: dict[str, Any]) -> None:
         """Create a run, or set one that is there back to RUNNING."""
         key = record["run"]
         if key not in self.ids:
@@ -125,7 +130,7 @@ class Sender:
         with self._unless_refused(f"run {key!r}"):
             client.update_run(self.ids[key], status="RUNNING", name=record["name"])
 
-    def _create(self, client: MlflowClient, record: dict[str, Any], tag: str) -> str:
+    def _create(self, client: "MlflowClient", record: dict[str, Any], tag: str) -> str:
         tags = {"raykb.key": tag}
         if record["parent"] in self.ids:
             tags["mlflow.parentRunId"] = self.ids[record["parent"]]
@@ -135,21 +140,21 @@ class Sender:
         run_id: str = run.info.run_id
         return run_id
 
-    def _flush(self, client: MlflowClient, key: str, batch: _Batch) -> None:
+    def _flush(self, client: "MlflowClient", key: str, batch: _Batch) -> None:
         entities: tuple[tuple[str, Sequence[Any], int], ...] = (
             ("metrics", batch.metrics, 1000),
-            ("params", [Param(*item) for item in batch.params.items()], 100),
-            ("tags", [RunTag(*item) for item in batch.tags.items()], 100),
+            ("params", [mlflow.entities.Param(*item) for item in batch.params.items()], 100),
+            ("tags", [mlflow.entities.RunTag(*item) for item in batch.tags.items()], 100),
         )
         for kind, items, count in entities:
             for chunk in _chunks(items, count):
                 self._submit(client, key, kind, chunk)
 
-    def _submit(self, client: MlflowClient, key: str, kind: str, items: list[Any]) -> None:
+    def _submit(self, client: "MlflowClient", key: str, kind: str, items: list[Any]) -> None:
         """Send one batch; of a refused one all that is good, found by halving."""
         try:
             client.log_batch(self.ids[key], **{kind: items})  # type: ignore[arg-type]
-        except MlflowException as error:
+        except mlflow.MlflowException as error:
             if error.error_code not in _REFUSALS:
                 raise
             if len(items) > 1:
@@ -159,7 +164,7 @@ class Sender:
             else:
                 self.warn(f"{kind} {items[0].key!r} of run {key!r} refused", brief(error))
 
-    def _pass_on(self, client: MlflowClient, record: dict[str, Any]) -> None:
+    def _pass_on(self, client: "MlflowClient", record: dict[str, Any]) -> None:
         """Store an artifact or end a run."""
         op, run_id = record["op"], self.ids[record["run"]]
         if op == "finish":
@@ -185,7 +190,7 @@ class Sender:
     def _unless_refused(self, what: str) -> Iterator[None]:
         try:
             yield
-        except MlflowException as error:
+        except mlflow.MlflowException as error:
             if error.error_code not in _REFUSALS:
                 raise
             self.warn(f"{what} refused", brief(error))

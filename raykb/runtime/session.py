@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from raykb.comparison import Comparison, Entry
 from raykb.config import flatten
-from raykb.report.comparison import ComparisonTable
-from raykb.report.figures import png
+from raykb.later import Later
 from raykb.runtime.mailbox import Letter
 from raykb.runtime.progress import Progress
 from raykb.runtime.resources import WorkerResources
@@ -22,14 +21,20 @@ from raykb.runtime.storage import LocalStorage, Storage
 from raykb.runtime.studies import Candidate
 from raykb.runtime.tracking import Run, Tracker
 from raykb.runtime.train import Result, call, share, train, warm
-from raykb.runtime.tune import search
 from raykb.runtime.work import TrainJob
 
+tuning, report = Later("raykb.runtime.tune"), Later("raykb.report")
 OnFailure = Literal["stop", "hole"]
 
 
 class Refused(Exception):
     """The run must not start; the message says why and what to do."""
+
+
+def search(**arguments: Any) -> list[Candidate]:
+    """Search; see :func:`raykb.runtime.tune.search`."""
+    found: list[Candidate] = tuning.search(**arguments)
+    return found
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ class Session:
             metrics: those that are compared; the first is in the picture.
             about: what else stands in ``results.json``.
         """
-        table = ComparisonTable(
+        table = report.ComparisonTable(
             rows,
             over=comparison.over,
             subject=comparison.subject(self.config),
@@ -253,7 +258,7 @@ class Session:
         self.write("results.json", json.dumps(summary, indent=1))
         self.write("results.md", table.text() + "\n")
         if table.tables:
-            self.write("comparison.png", png(table.figure()))
+            self.write("comparison.png", report.png(table.figure()))
         self.parent.log(0, table.means())
         print(f"\n{table.text()}")
 

@@ -22,19 +22,18 @@ import numpy as np
 import ray
 import torch
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-from ray.data import Dataset
-from ray.data._internal.execution.backpressure_policy import (
-    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
-)
 
 from raykb.data.feed import InPlace, Observer, Tell
 from raykb.data.loader import Loader
 from raykb.data.source import Fields, Source
 from raykb.engine.arguments import above, at_least, misfits, or_none, refuse
 from raykb.engine.loop import Feed, Worker
+from raykb.later import Later
 from raykb.runtime.blocks import Maker, Pump, Window, make, piece_of
 from raykb.runtime.storage import open_storage
 
+ray_data = Later("ray.data")
+backpressure = Later("ray.data._internal.execution.backpressure_policy")
 _PIECES = 1024  # of one execution of Ray Data, at most; then follows the next
 _BLOCKS = 12  # that the budget should have room for, so that several are made at a time
 _FEWEST = 6  # that it must have: one in the training, three on their way there, two being freed
@@ -219,16 +218,17 @@ class _Pipeline:
             start += self.steps * pieces
             self.window.begun += pieces
 
-    def _dataset(self, first: int, pieces: int) -> Dataset:
+    def _dataset(self, first: int, pieces: int) -> Any:
         """Return a pipeline of so many pieces, one block each, in order."""
         starts = [{"step": first + self.steps * piece} for piece in range(pieces)]
-        dataset = ray.data.from_items(starts, override_num_blocks=pieces)
+        dataset = ray_data.from_items(starts, override_num_blocks=pieces)
         context = dataset.context  # its own
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
         context.target_max_block_size = None  # a piece is a block
         context.raise_original_map_exception = True
-        context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [self.window.policy])
+        key = backpressure.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY
+        context.set_config(key, [self.window.policy])
         cpus, count = self._pool()
         maker: Any = Maker
         return dataset.map_batches(
@@ -236,7 +236,7 @@ class _Pipeline:
             fn_constructor_args=(self._feed.source, self.rank, self._size, self.steps),
             batch_size=None,
             num_cpus=cpus,
-            compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
+            compute=ray_data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
         )
 
     def _pool(self) -> tuple[float, int]:

@@ -13,15 +13,11 @@ scored first, and nothing that was told is scored again.
 """
 
 import math
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import TrialState
-
+from raykb.engine.arguments import above, at_least, misfits, refuse
 from raykb.runtime.storage import Storage
 
 LEDGER = "ledger.jsonl"
@@ -72,104 +68,28 @@ class Candidate:
     error: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Halving:
+    """Asynchronous successive halving (Li et al., MLSys 2020) over the parts of the data.
+
+    Args:
+        grace_parts: parts that every candidate is scored on.
+        reduction_factor: one in so many goes on at each rung.
+    """
+
+    grace_parts: int = 1
+    reduction_factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        refuse(misfits(self, grace_parts=at_least(1), reduction_factor=above(1)))
+
+
 class LedgerError(Exception):
     """The ledger does not fit this search."""
 
 
-def sampler(name: str, seed: int, *, startup: int = 20) -> optuna.samplers.BaseSampler:
-    """Return the Optuna sampler ``tpe`` (after ``startup`` random candidates) or ``random``."""
-    if name == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, constant_liar=True
-            )
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    raise ValueError(f"sampler: {name!r}, must be 'tpe' or 'random'")
-
-
-def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Return ``space`` as Optuna's distributions."""
-    return {
-        name: FloatDistribution(*values)
-        if all(isinstance(value, float) for value in values) and len(values) == 2
-        else CategoricalDistribution(values)
-        for name, values in space.items()
-    }
-
-
-class OpenStudy:
-    """A study while it is searched: Optuna's state, and every candidate so far."""
-
-    def __init__(self, study: Study, *, space: Space, width: int, sampler_name: str) -> None:
-        self.study = study
-        self.width = width
-        self.candidates: list[Candidate] = []
-        self._again: list[Candidate] = []  # asked before a crash, never told
-        self._space = distributions(space)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna = optuna.create_study(
-            direction="maximize", sampler=sampler(sampler_name, study.seed)
-        )
-        self._trials: list[optuna.Trial] = []
-
-    @property
-    def in_flight(self) -> int:
-        """How many candidates are being scored."""
-        return sum(c.status == "asked" for c in self.candidates) - len(self._again)
-
-    @property
-    def to_ask(self) -> int:
-        """How many candidates can still be handed out."""
-        return self.width - len(self.candidates) + len(self._again)
-
-    def ask(self) -> tuple[Candidate, bool]:
-        """Return the next candidate, and whether it is new (else it was in flight in a crash)."""
-        if self._again:
-            return self._again.pop(0), False
-        return self._ask(), True
-
-    def _ask(self) -> Candidate:
-        trial = self._optuna.ask(self._space)
-        self._trials.append(trial)
-        self.candidates.append(Candidate(self.study, trial.number, dict(trial.params)))
-        return self.candidates[-1]
-
-    def tell(self, candidate: Candidate) -> None:
-        """Tell Optuna, once, what came of ``candidate``."""
-        trial = self._trials[candidate.number]
-        if candidate.status == "finished":
-            self._optuna.tell(trial, candidate.figures["reward"])
-        elif candidate.status == "stopped":
-            for part, reward in enumerate(candidate.rungs):
-                trial.report(reward, part)
-            self._optuna.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._optuna.tell(trial, state=TrialState.FAIL)
-
-    def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Bring a fresh study to where the ledger's records of it end.
-
-        Raises:
-            LedgerError: a replayed question gives another suggestion than the ledger's.
-        """
-        for record in records:
-            if record["event"] == "asked":
-                candidate = self._ask()
-                if candidate.params != record["params"]:
-                    raise LedgerError(
-                        f"{self.study.name}: candidate {candidate.number} is suggested as "
-                        f"{candidate.params}, the ledger has {record['params']}. The ledger was "
-                        "written with another seed, search space or version of Optuna (here "
-                        f"{optuna.__version__}): resume with those, or start in a new directory."
-                    )
-            else:
-                candidate = self.candidates[record["number"]]
-                candidate.status, candidate.error = record["status"], record["error"]
-                candidate.figures, candidate.rungs = record["figures"], record["rungs"]
-                self.tell(candidate)
-        self._again = [candidate for candidate in self.candidates if candidate.status == "asked"]
+class SearchError(Exception):
+    """No candidate could be scored."""
 
 
 def searched(storage: Storage) -> tuple[float, int]:

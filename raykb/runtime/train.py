@@ -13,13 +13,14 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raykb.engine import checkpoint
+from raykb.later import Later
 from raykb.runtime.faults import original
-from raykb.runtime.group import run_group
 from raykb.runtime.mailbox import Letter, on_this_host, open_mailbox
 from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.storage import Storage
 from raykb.runtime.work import DETAILS, FINAL, RESULT, TrainJob, run_alone
 
+group = Later("raykb.runtime.group")
 _GRACE_S = 10.0
 _T = TypeVar("_T")
 
@@ -210,10 +211,10 @@ def _unfinished(running: list[Any], timeout_s: float = 0.0) -> list[Any]:
 def _launch(job: TrainJob, uri: str, mailbox: Any, retries: int) -> Any:
     """Start a training: a task, or a Ray Train job in a task of its own beside others."""
     if job.resources.workers > 1:
-        group = ray.remote(run_group).options(
+        task = ray.remote(group.run_group).options(
             name=job.name, num_cpus=0, max_retries=0, scheduling_strategy=on_this_host()
         )
-        return group.remote(job, uri, mailbox, retries)
+        return task.remote(job, uri, mailbox, retries)
     task = ray.remote(run_alone).options(
         name=job.name,
         num_cpus=job.resources.cpus,

@@ -7,7 +7,6 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +16,20 @@ import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from raykb.engine.arguments import above, at_least, misfits, refuse
 from raykb.engine.memory import keep_freed_memory
+from raykb.runtime.open_study import OpenStudy
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.searcher import StudySearcher
 from raykb.runtime.storage import Storage
-from raykb.runtime.studies import LEDGER, Candidate, Figures, OpenStudy, Space, Study
+from raykb.runtime.studies import (
+    LEDGER,
+    Candidate,
+    Figures,
+    Halving,
+    SearchError,
+    Space,
+    Study,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -40,26 +47,6 @@ class Score(Protocol):
         ``candidate`` holds ``params`` and the study's own ``fields``.
         """
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Halving:
-    """Asynchronous successive halving (Li et al., MLSys 2020) over the parts of the data.
-
-    Args:
-        grace_parts: parts that every candidate is scored on.
-        reduction_factor: one in so many goes on at each rung.
-    """
-
-    grace_parts: int = 1
-    reduction_factor: float = 2.0
-
-    def __post_init__(self) -> None:
-        refuse(misfits(self, grace_parts=at_least(1), reduction_factor=above(1)))
-
-
-class SearchError(Exception):
-    """No candidate could be scored."""
 
 
 class _HalvingByStudy(FIFOScheduler):

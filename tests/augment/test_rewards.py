@@ -25,7 +25,8 @@ from raykb.data.splits import stratified_shuffle_splits
 from raykb.data.views import CropFlipView
 from raykb.engine.seeding import generator, keyed_uniform, seed_everything
 from raykb.models import MODELS
-from raykb.runtime.studies import OpenStudy, Study
+from raykb.runtime.open_study import OpenStudy
+from raykb.runtime.studies import Study
 
 FILE = (
     Path(__file__).resolve().parents[2]

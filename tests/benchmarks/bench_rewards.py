@@ -52,7 +52,8 @@ from raykb.engine.seeding import seed_everything, stream_seed
 from raykb.evaluate.classification import Classification
 from raykb.report.comparison import ComparisonTable
 from raykb.runtime.job import Tracking
-from raykb.runtime.studies import OpenStudy, Study
+from raykb.runtime.open_study import OpenStudy
+from raykb.runtime.studies import Study
 from raykb.runtime.work import TrainJob
 
 PARTS = ("test", "spare training")

@@ -11,11 +11,12 @@ import pytest
 import ray
 
 from raykb.runtime import searcher
+from raykb.runtime.open_study import OpenStudy, sampler
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.searcher import StudySearcher
 from raykb.runtime.storage import LocalStorage
-from raykb.runtime.studies import LEDGER, LedgerError, OpenStudy, Study, sampler
-from raykb.runtime.tune import Halving, SearchError, search
+from raykb.runtime.studies import LEDGER, Halving, LedgerError, SearchError, Study
+from raykb.runtime.tune import search
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
