@@ -27,27 +27,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raykb.config import Problems, Section, Value, build
+from raykb.assembly import RECIPE, SECTIONS
+from raykb.config import Problems, Section, build
 from raykb.data.batches import LabelledImages
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
 from raykb.data.views import VIEWS
 from raykb.engine.objective import OBJECTIVES, Objective, Task
-from raykb.engine.optim import OPTIMIZERS, SCHEDULES
-from raykb.engine.recipe import RENAMED, Recipe
-from raykb.gpipe.check import boundary_problems, pipeline_problems
+from raykb.engine.optim import OPTIMIZERS
+from raykb.engine.recipe import Recipe
 from raykb.gpipe.costs import Costs
 from raykb.gpipe.memory import StageMemory
-from raykb.gpipe.partition import cut
-from raykb.gpipe.probe import Spec
 from raykb.gpipe.trace import Span, chrome_trace, efficiency
+from raykb.later import Later
 from raykb.models import SEQUENTIALS
-from raykb.report.figures import png
-from raykb.report.tables import markdown
-from raykb.report.timeline import timeline
-from raykb.runtime.connection import cluster_address
 from raykb.runtime.job import launch
-from raykb.runtime.resources import Phase, WorkerResources, describe, fit, this_host
+from raykb.runtime.resources import Phase
 from raykb.runtime.session import Session
 from raykb.runtime.stages import (
     MIB,
@@ -63,18 +58,14 @@ from raykb.runtime.stages import (
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 
+report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "gpipe" / "gpipe_fashion_mnist_sample.yaml"
 TRAINING = "training"
 PREDICTED = ("bubble", "balance", "runtime", "makespan_s")
-SCHEMA = {
-    "seed": Value(int, 0),
-    "data": DATASETS,
-    "view": VIEWS,
+SCHEMA = SECTIONS | {
     "model": Section(SEQUENTIALS, given=("classes", "channels")),
-    "optimizer": Section(OPTIMIZERS, given=("model",)),
-    "schedule": SCHEDULES,
     "method": Section(OBJECTIVES, given=("task",), default="cross_entropy"),
-    "recipe": Section(Recipe, renamed=RENAMED),
+    "recipe": RECIPE,
     "pipeline": PipelineSettings,
     "resources": StageResources,
 }
@@ -123,46 +114,12 @@ def prepare(config: dict[str, Any]) -> Ready:
         task = Task(nn.Identity(), steps, len(train.classes))
         objective = build(OBJECTIVES, config["method"], task=task)
     if layers and sample is not None:
-        problems.add(*pipeline_refusals(settings, recipe, layers, sample))
+        problems.add(*settings.problems(layers, sample, recipe.batch_size))
     if problems:  # else the plan says it
-        with problems.at():
-            check_places(each.workers(settings.workers))
+        problems.add(*each.problems(settings.workers))
     problems.refuse("this pipeline cannot be")
     phases = [Phase(TRAINING, 1, each.workers(settings.workers))]
     return Ready(train, test, network, objective, sample, recipe, settings, each, phases)
-
-
-def pipeline_refusals(
-    settings: PipelineSettings,
-    recipe: Recipe,
-    layers: Sequence[tuple[str, nn.Module]],
-    sample: Tensor,
-) -> list[str]:
-    """Return all that is wrong with a pipeline, as far as it can be seen before Ray is there."""
-    balance = settings.balance if isinstance(settings.balance, list) else None
-    found = pipeline_problems(
-        layers,
-        stages=settings.stages,
-        micro_batches=settings.micro_batches,
-        batch_size=recipe.batch_size,
-        schedule=settings.schedule,
-        stages_per_worker=settings.stages_per_worker,
-        balance=balance,
-    )
-    known = balance is not None and sum(balance) == len(layers) and min(balance) > 0
-    anywhere = balance if balance is not None and known else [1] * len(layers)
-    cuts = [len(layers)] if settings.alone else anywhere
-    return found + boundary_problems(layers, cuts, [Spec.of(sample)], skip=settings.skip)
-
-
-def check_places(each: WorkerResources) -> None:
-    """Raise ValueError if this host, where it is all that there is, has no place for workers."""
-    nodes = this_host()
-    if cluster_address() is None and not fit(each.workers, each, nodes):
-        raise ValueError(
-            f"stages: {each.workers} workers of {each.cpus} CPU and {each.gpus:g} GPU, and there "
-            f"is {describe(nodes)}"
-        )
 
 
 def gpipe_train(session: Session, ready: Ready) -> None:
@@ -225,21 +182,9 @@ def costs_of(session: Session, ready: Ready) -> Costs:
 def tell_layout(session: Session, ready: Ready, costs: Costs) -> list[StageMemory]:
     """Say what each worker will do and need, and return that; the tracker keeps it, too."""
     layout = ready.settings.laid_out(costs)
-    balance = layout["balance"]
     needs = costs.memory(state_tensors=state_tensors(session.config["optimizer"]), **layout)
-    seconds = zip(*costs.stage_seconds(balance), strict=True)
-    rows = []
-    for stage, (own, times) in enumerate(zip(cut(costs.sizes, balance), seconds, strict=True)):
-        parameters = sum(layer.parameters for layer in own) // 4
-        layers = f"{len(own)}: {own[0].name} … {own[-1].name}"
-        worker = stage % len(needs)
-        rows.append(
-            [str(stage), str(worker), layers, f"{parameters:,}"]
-            + [f"{1e3 * each:.2f}" for each in times]
-            + [f"{needs[worker].total / MIB:.1f}"]
-        )
-    head = ["stage", "worker", "layers", "parameters", "forward ms", "backward ms", "worker MiB"]
-    session.say(markdown(head, rows))
+    needed = [need.total / MIB for need in needs]
+    session.say(report.stages(costs.stages(layout["balance"]), needed))
     spans = costs.spans(**layout)
     predicted = efficiency(spans, layout["schedule"], checkpoint=layout["checkpoint"])
     session.say(
@@ -247,8 +192,7 @@ def tell_layout(session: Session, ready: Ready, costs: Costs) -> list[StageMemor
         f"{1e3 * predicted['makespan_s']:.1f} ms a step without messages and update"
     )
     figures = {f"pipeline/predicted/{name}": predicted[name] for name in PREDICTED}
-    for rank, need in enumerate(needs):
-        figures[f"memory/worker-{rank}/predicted_mib"] = need.total / MIB
+    figures |= {f"memory/worker-{rank}/predicted_mib": mib for rank, mib in enumerate(needed)}
     session.parent.log(0, figures)
     return needs
 
@@ -275,12 +219,11 @@ def tell_result(
     if result.storage.exists(SPANS):
         rows = json.loads(result.storage.read(SPANS))
         spans = [[Span(*span) for span in row] for row in rows]
-        names = ("bubble", "balance", "runtime")
-        factors = {name: result.metrics.get(f"pipeline/{name}") for name in names}
-        known = {name: value for name, value in factors.items() if value is not None}
+        told = {name: f"pipeline/{name}" for name in ("bubble", "balance", "runtime")}
+        factors = {name: result.metrics[key] for name, key in told.items() if key in result.metrics}
         session.write("trace.json", chrome_trace(spans))
-        picture = timeline(spans, factors=known, title=ready.settings.schedule)
-        session.write("timeline.png", png(picture))
+        picture = report.timeline(spans, factors=factors, title=ready.settings.schedule)
+        session.write("timeline.png", report.png(picture))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

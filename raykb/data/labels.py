@@ -56,12 +56,19 @@ def to_json(draws: Sequence[Records]) -> str:
     return json.dumps({"schema": 1, "classes": list(draws[0].classes), "splits": splits})
 
 
-def from_json(text: str | bytes, records: Records) -> list[Records]:
+def from_json(
+    text: str | bytes, records: Records, sizes: Sequence[int] | None = None
+) -> list[Records]:
     """Return the draws that :func:`to_json` wrote, of the same ``records``.
+
+    Args:
+        text: what it wrote.
+        records: all images that were drawn from.
+        sizes: of the draws, where they are known.
 
     Raises:
         ValueError: the text is damaged, or a labelled image is not among the records any more, or
-            has another label.
+            has another label, or the draws are of other sizes.
     """
     order = np.argsort(records.ids)
     draws = []
@@ -70,6 +77,11 @@ def from_json(text: str | bytes, records: Records) -> list[Records]:
         kept = [[np.array(column, np.int64) for column in split] for split in splits]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the labels kept with the run cannot be read ({error!r})") from error
+    if sizes is not None and (found := [len(ids) for ids, _ in kept]) != list(sizes):
+        raise ValueError(
+            f"has splits of {found} images, and the run began with {list(sizes)}; put the file "
+            "back as it was, or start a new run"
+        )
     for number, (ids, labels) in enumerate(kept):
         places = np.searchsorted(records.ids, ids, sorter=order).clip(max=len(records) - 1)
         rows = order[places]

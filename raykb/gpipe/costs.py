@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from raykb.gpipe.balance import solve
 from raykb.gpipe.materialise import filled, uninitialisable
 from raykb.gpipe.memory import LayerSizes, StageMemory, predict
+from raykb.gpipe.partition import cut
 from raykb.gpipe.profile import profile_sizes, profile_times
 from raykb.gpipe.trace import Span, simulated
 
@@ -63,6 +64,19 @@ class Costs:
     def stage_seconds(self, balance: Sequence[int]) -> tuple[list[float], list[float]]:
         """Return each stage's seconds of a forward and of a backward pass."""
         return _summed(self.forward_s, balance), _summed(self.backward_s, balance)
+
+    def stages(self, balance: Sequence[int]) -> list[dict[str, Any]]:
+        """Return of each stage its layers by name, parameters and seconds, forward and backward."""
+        times = zip(*self.stage_seconds(balance), strict=True)
+        return [
+            {
+                "layers": [layer.name for layer in own],
+                "parameters": sum(layer.parameters for layer in own) // 4,
+                "forward_s": forward_s,
+                "backward_s": backward_s,
+            }
+            for own, (forward_s, backward_s) in zip(cut(self.sizes, balance), times, strict=True)
+        ]
 
     def spans(
         self,

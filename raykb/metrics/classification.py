@@ -12,7 +12,6 @@ from raykb.later import Later
 special = Later("scipy.special")
 
 
-
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
     """Return the share of rows whose label is among the ``k`` largest logits.
 

@@ -6,19 +6,20 @@ Figures are made without pyplot, so they need no display and leave no state behi
 from raykb.report.comparison import ComparisonTable
 from raykb.report.figures import png
 from raykb.report.images import image_columns
-from raykb.report.pseudo_labels import Told, told_of
-from raykb.report.search import operation_use, search_history
-from raykb.report.tables import markdown
+from raykb.report.pseudo_labels import told_of
+from raykb.report.search import operation_use, search_files
+from raykb.report.stages import stages
 from raykb.report.timeline import timeline
+from raykb.report.told import Told
 
 __all__ = [
     "ComparisonTable",
     "Told",
     "image_columns",
-    "markdown",
     "operation_use",
     "png",
-    "search_history",
+    "search_files",
+    "stages",
     "timeline",
     "told_of",
 ]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from raykb.report.confusion import class_accuracy, confusion
 from raykb.report.figures import COLOURS, bare, png
+from raykb.report.told import Told
 
 FIGURES = {  # of pseudo-labels: what the tracker calls them over the steps, and at the end
     "pseudo_label_accuracy": "correct",
@@ -19,27 +20,6 @@ FIGURES = {  # of pseudo-labels: what the tracker calls them over the steps, and
     "cluster_size": "cluster_size",
 }
 LATE = 0.1  # share of the steps whose mean stands for the end of a training
-
-
-class Told(NamedTuple):
-    """What a finished training told.
-
-    Attributes:
-        label: of what is compared.
-        seed: its number.
-        metrics: the last values, by full name as ``"test/top1"``.
-        details: ``"confusion"``: (C, C), how often the class of the row was taken for that of the
-            column.
-        history: of each metric, (step, value) pairs.
-        steps: that it took.
-    """
-
-    label: str
-    seed: int
-    metrics: dict[str, float]
-    details: dict[str, Any]
-    history: dict[str, list[tuple[int, float]]]
-    steps: int
 
 
 class Findings(NamedTuple):

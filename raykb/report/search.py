@@ -1,12 +1,13 @@
 """Pictures of a search for a policy of augmentation."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from raykb.report.figures import BLUE, GREY, RED, bare, plain_figure
+from raykb.report.figures import BLUE, GREY, RED, bare, plain_figure, png
 
 
 def search_history(history: pd.DataFrame, reward: str) -> Figure:
@@ -36,6 +37,18 @@ def search_history(history: pd.DataFrame, reward: str) -> Figure:
     figure.supxlabel("candidate", fontsize=10)
     figure.supylabel(f"reward: {reward.replace('_', ' ')}", fontsize=10)
     return figure
+
+
+def search_files(rows: Sequence[Mapping[str, Any]], reward: str) -> dict[str, bytes]:
+    """Return the history of a search as a table and as a picture, by file name.
+
+    Args:
+        rows: one for each candidate; see :func:`search_history`.
+        reward: what its reward is.
+    """
+    history = pd.DataFrame(rows)
+    picture = png(search_history(history, reward))
+    return {"history.parquet": history.to_parquet(), "search_history.png": picture}
 
 
 def operation_use(usage: Mapping[str, int]) -> Figure:

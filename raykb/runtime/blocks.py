@@ -38,7 +38,7 @@ class Window:
 
     def policy(self, *of: Any) -> Any:
         """Return what Ray Data's scheduling loop asks before it begins a block."""
-        return backpressure.Windowed(self, *of)
+        return backpressure.Windowed(self.is_open, *of)
 
     def is_open(self, begun: int) -> bool:
         """Return whether one more block may begin, after so many of this execution."""

@@ -8,10 +8,8 @@ from typing import Literal
 import ray
 import torch
 
+from raykb.config import Section
 from raykb.engine.arguments import among, at_least, misfits, or_none, refuse
-
-RENAMED = {"at_most": "side_by_side"}
-"""What arguments of :class:`WorkerResources` were called once, for the schemas of scripts."""
 
 
 class ResourceError(Exception):
@@ -42,6 +40,10 @@ class WorkerResources:
     def device(self) -> str:
         """The torch device of one worker."""
         return "cuda" if self.gpus else "cpu"
+
+
+WORKERS = Section(WorkerResources, renamed={"at_most": "side_by_side"})
+"""The section of a schema that says what one unit takes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ class Sender:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         file = sqlite_file(self._uri)
         with _alone(file.with_name(f"{file.name}.lock")) if file else contextlib.nullcontext():
-            client = mlflow.MlflowClient(tracking_uri=self._uri)
+            client: MlflowClient = mlflow.MlflowClient(tracking_uri=self._uri)
             experiment = client.get_experiment_by_name(self._experiment)
             if experiment is None:
                 root = self._artifact_root

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,13 +13,14 @@ from typing import Any, Literal
 
 from raykb.comparison import Comparison, Entry
 from raykb.config import flatten
+from raykb.data.images import ImageSet
 from raykb.later import Later
 from raykb.runtime.mailbox import Letter
 from raykb.runtime.progress import Progress
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import LocalStorage, Storage
-from raykb.runtime.studies import Candidate
+from raykb.runtime.studies import Candidate, Study, searched
 from raykb.runtime.tracking import Run, Tracker
 from raykb.runtime.train import Result, call, share, train, warm
 from raykb.runtime.work import TrainJob
@@ -139,6 +141,32 @@ class Session:
             return text
         return self.storage.read(name).decode()
 
+    def unchanged(self, name: str, record: Mapping[str, Any], key: str) -> None:
+        """Refuse to go on with other input than that which the run began with.
+
+        Args:
+            name: of the file that keeps the record.
+            record: what must be the same, as JSON has it.
+            key: of the config, which names the input.
+
+        Raises:
+            Refused: it is another; both are told.
+        """
+        before = json.loads(self.keep(name, json.dumps(record)))
+        other = [each for each in record if before.get(each) != record[each]]
+        if other:
+            now, then = ({each: told.get(each) for each in other} for told in (record, before))
+            raise Refused(
+                f"{key}: {json.dumps(now)} where the run began with {json.dumps(then)}; what a "
+                "step sees would be otherwise. Put the files back as they were, or start a new run"
+            )
+
+    def listed(self, name: str, lines: Sequence[str], what: str) -> None:
+        """Write lines to a file and say how many of ``what`` there are, if there is one."""
+        if lines:
+            self.write(name, "\n".join(lines) + "\n")
+            self.say(f"{len(lines)} {what}; {name} names them, as {lines[0]}")
+
     def train(
         self, phase: str, jobs: Sequence[TrainJob], *, on_failure: OnFailure = "stop"
     ) -> list[Result | None]:
@@ -230,6 +258,30 @@ class Session:
         pairs = zip(jobs, results, strict=True)
         return [(entry, result) for (entry, _), result in pairs if result is not None]
 
+    def tell_data(self, **sets: ImageSet) -> None:
+        """Say how many images there are of each kind, and which had to be left out."""
+        skipped = [problem for images in sets.values() for problem in images.skipped]
+        counts = {name: len(images) for name, images in sets.items()}
+        told = ", ".join(f"{count} {name} images" for name, count in counts.items())
+        self.say(f"{told}, {len(skipped)} skipped")
+        figures = counts | {"skipped": len(skipped)}
+        self.parent.log(0, {f"data/{name}": count for name, count in figures.items()})
+        self.listed("skipped.txt", skipped, "images were left out")
+
+    def told(self, phase: str, results: Sequence[tuple[Entry, Result]]) -> list[Any]:
+        """Return what trainings told, as :class:`raykb.report.told.Told`."""
+        return [
+            report.Told(
+                entry.label,
+                entry.number,
+                result.metrics | {"steps": result.steps, "seconds": result.seconds},
+                result.details(),
+                self.child(result.name, phase=phase).history(),
+                result.steps,
+            )
+            for entry, result in results
+        ]
+
     def tell(
         self,
         comparison: Comparison,
@@ -263,18 +315,66 @@ class Session:
         print(f"\n{table.text()}")
 
     def search(
-        self, phase: str, total: int, on_told: Callable[[Candidate], None], **arguments: Any
+        self,
+        phase: str,
+        *,
+        studies: Sequence[Study],
+        width: int,
+        every_candidate_a_child: bool = False,
+        **arguments: Any,
     ) -> list[Candidate]:
-        """Search with progress; see :func:`raykb.runtime.tune.search`."""
-        with Progress(phase, total, "candidates") as progress:
-            told = 0
+        """Search with progress; see :func:`raykb.runtime.tune.search`.
 
-            def count(candidate: Candidate) -> None:
+        The tracker has a run for each group of studies, ``search/<group>``, with a candidate a
+        step: its figures, and the best reward so far.
+
+        Args:
+            phase: its name in the plan.
+            studies: the searches.
+            width: candidates of each.
+            every_candidate_a_child: whether each candidate has a run of its own, too.
+            arguments: what else the search takes.
+        """
+        turns: dict[str, int] = {}  # of a study among those of its group
+        groups: dict[str, int] = {}
+        for study in studies:
+            turns[study.name] = groups.setdefault(study.group, 0)
+            groups[study.group] += 1
+        best: dict[str, float] = {}
+        told = 0
+        with Progress(phase, len(studies) * width, "candidates") as progress:
+
+            def on_told(candidate: Candidate) -> None:
                 nonlocal told
                 told += 1
-                on_told(candidate)
+                study, figures = candidate.study, candidate.figures
+                if candidate.status == "finished":
+                    top = max(best.get(study.group, -math.inf), figures["reward"])
+                    best[study.group] = top
+                    step = candidate.number + turns[study.name] * width
+                    own = {f"search/{name}": value for name, value in figures.items()}
+                    self.child(f"search/{study.group}", phase=phase).log(
+                        step, own | {"search/best": top}
+                    )
+                if every_candidate_a_child:
+                    child = self.child(f"{study.name}/{candidate.number:04d}", phase=phase)
+                    child.params(candidate.params)
+                    child.log(0, figures)
+                    child.finish("FINISHED" if candidate.status == "finished" else "FAILED")
                 progress.update(told)
 
             return self.machine.search(
-                storage=self.storage, parallel=self.parallel[phase], on_told=count, **arguments
+                studies=studies,
+                width=width,
+                storage=self.storage,
+                parallel=self.parallel[phase],
+                on_told=on_told,
+                **arguments,
             )
+
+    def searched(self) -> dict[str, float]:
+        """Say how long the search took; return that, as :func:`searched` does."""
+        speed = searched(self.storage)
+        self.parent.log(0, {f"search/{name}": value for name, value in speed.items()})
+        self.say(f"{speed['candidates']:.0f} candidates in {speed['seconds']:.0f} s of search")
+        return speed

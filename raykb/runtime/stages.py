@@ -24,6 +24,7 @@ from raykb.engine.objective import Objective
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES, NamedOptimizer, scheduled
 from raykb.engine.recipe import Lengths, Recipe
 from raykb.engine.seeding import seed_everything
+from raykb.gpipe.check import boundary_problems, pipeline_problems
 from raykb.gpipe.costs import By, Costs, measure
 from raykb.gpipe.feed import Fed, Feed
 from raykb.gpipe.gradients import LossScaler, clip_over_stages, sum_over_replicas
@@ -32,9 +33,11 @@ from raykb.gpipe.materialise import uninitialisable
 from raykb.gpipe.modes import precision
 from raykb.gpipe.partition import Value, flatten
 from raykb.gpipe.pipeline import Pipeline
+from raykb.gpipe.probe import Spec
 from raykb.gpipe.schedule import as_run, runnable
 from raykb.gpipe.trace import Span, efficiency
-from raykb.runtime.resources import Group, WorkerResources
+from raykb.runtime.connection import cluster_address
+from raykb.runtime.resources import Group, WorkerResources, describe, fit, this_host
 from raykb.runtime.storage import open_storage
 
 SPANS = "spans.json"
@@ -117,6 +120,31 @@ class PipelineSettings:
         """Whether one worker has the whole model: it runs one stage, whatever ``stages`` says."""
         return self.workers == self.replicas
 
+    def problems(
+        self, layers: Sequence[tuple[str, nn.Module]], sample: Tensor, batch_size: int
+    ) -> list[str]:
+        """Return all that is wrong with such a pipeline, as far as it shows before Ray is there.
+
+        Args:
+            layers: of the model, on any device.
+            sample: a micro-batch, of which shape and type matter.
+            batch_size: of all replicas.
+        """
+        balance = self.balance if isinstance(self.balance, list) else None
+        found = pipeline_problems(
+            layers,
+            stages=self.stages,
+            micro_batches=self.micro_batches,
+            batch_size=batch_size,
+            schedule=self.schedule,
+            stages_per_worker=self.stages_per_worker,
+            balance=balance,
+        )
+        known = balance is not None and sum(balance) == len(layers) and min(balance) > 0
+        anywhere = balance if balance is not None and known else [1] * len(layers)
+        cuts = [len(layers)] if self.alone else anywhere
+        return found + boundary_problems(layers, cuts, [Spec.of(sample)], skip=self.skip)
+
     def laid_out(self, costs: Costs) -> dict[str, Any]:
         """Return what will run, as predictions need to know it; layers of each stage first."""
         balance = costs.balance(self.balance, self.stages, checkpoint=self.checkpoint)
@@ -146,6 +174,16 @@ class StageResources:
     def workers(self, count: int) -> WorkerResources:
         """Return what ``count`` workers take."""
         return WorkerResources(cpus=self.cpus, gpus=self.gpus, workers=count)
+
+    def problems(self, count: int) -> list[str]:
+        """Return what keeps workers from this host, where it is all that there is."""
+        each, nodes = self.workers(count), this_host()
+        if cluster_address() is not None or fit(count, each, nodes):
+            return []
+        return [
+            f"stages: {count} workers of {each.cpus} CPU and {each.gpus:g} GPU, and there is "
+            f"{describe(nodes)}"
+        ]
 
 
 class Batches(Protocol):

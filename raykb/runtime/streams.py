@@ -11,10 +11,11 @@ training is the slower one, and the next would have to import everything again.
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -181,7 +182,36 @@ class BrokenImages:
         return f"broken_images-{rank}.jsonl"
 
 
+def broken_images(uris: Iterable[str], ranks: int) -> list[str]:
+    """Return what so many ranks of several trainings have recorded, each image once, in order."""
+    return sorted(set().union(*(BrokenImages(uri).problems(ranks) for uri in uris)))
+
+
 TRANSPORTS: dict[str, type[Feed]] = {"ray": RayData, "loader": Loader, "in_place": InPlace}
+RENAMED = {"views": "unlabelled.views_by"} | {
+    key: f"unlabelled.{key}"
+    for key in ("paths", "on_bad_image", "mix_shards", "image_size", "channels")
+}
+"""What stood in the section of a transport once, for the schemas of scripts."""
+
+
+def has_workers(section: Mapping[str, Any]) -> bool:
+    """Return whether a stream that is a row of :data:`TRANSPORTS` works beside its training."""
+    return section["name"] != "in_place" and section.get("workers") != 0
+
+
+def sharing(stream: Feed | None, trainings: int, cpus: int) -> Feed | None:
+    """Return a stream that takes its share of the cluster, since so many trainings run at once.
+
+    Args:
+        stream: any; those that are not Ray Data's know no cluster.
+        trainings: side by side.
+        cpus: beside each of them.
+    """
+    if not isinstance(stream, RayData) or trainings == 1:
+        return stream
+    workers = stream.workers or max(1, cpus)
+    return dataclasses.replace(stream, workers=workers, trainings=trainings)
 
 
 class _Pipeline:

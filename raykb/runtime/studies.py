@@ -67,6 +67,11 @@ class Candidate:
     rungs: list[float] = field(default_factory=list)
     error: str = ""
 
+    def row(self) -> dict[str, Any]:
+        """Return all that is known of it, as a row of a table."""
+        outcome = {"number": self.number, "status": self.status, "error": self.error}
+        return self.study.fields | outcome | self.figures | self.params
+
 
 @dataclass(frozen=True, kw_only=True)
 class Halving:
@@ -92,14 +97,16 @@ class SearchError(Exception):
     """No candidate could be scored."""
 
 
-def searched(storage: Storage) -> tuple[float, int]:
-    """Return the wall seconds of the search in ``storage``, pauses taken out, and its candidates.
+def searched(storage: Storage) -> dict[str, float]:
+    """Return how long the search in ``storage`` took, pauses taken out, and how fast it was.
 
-    A candidate counts once it was told, also one that was stopped early or failed.
+    Returns:
+        ``candidates`` that were told, also those that were stopped early or failed, wall
+        ``seconds``, and ``evaluations_per_second``.
     """
     seconds, told, before = 0.0, 0, math.nan
     for record in storage.records(LEDGER):
         seconds += 0.0 if record["event"] == "opened" else record["time"] - before
         told += record["event"] == "told"
         before = record["time"]
-    return seconds, told
+    return {"candidates": told, "seconds": seconds, "evaluations_per_second": told / seconds}

@@ -12,11 +12,15 @@ import running
 import torch
 
 from raykb import config as configuration
+from raykb.assembly import SemiSupervised
 from raykb.config import ConfigError
 from raykb.data.datasets import open_records
 from raykb.data.decoding import encode_png
+from raykb.data.labels import Labels
+from raykb.data.options import Options
 from raykb.data.parquet import write_shards
 from raykb.data.sharded_images import ShardedImages
+from raykb.data.unlabelled import UnlabelledImages
 from raykb.data.views import CropFlipView
 from raykb.models import MODELS
 
@@ -46,9 +50,9 @@ def truths(semi_train, path, **wanted):
     """Return the true labels of what is streamed, those of the training set, and what was said."""
     train, _, options = open_records("parquet", train=path, test=path, **wanted)
     examples = ShardedImages(paths=path)
-    ready = types.SimpleNamespace(examples=examples, train=train, options=options)
+    data = SemiSupervised(train, train, options, Labels(count=4), UnlabelledImages(), examples, [])
     said = []
-    found = semi_train["known_labels"](types.SimpleNamespace(say=said.append), ready)
+    found = semi_train["known_labels"](types.SimpleNamespace(say=said.append), data)
     return found, dict(zip(train.ids.tolist(), train.labels.tolist(), strict=True)), said
 
 
@@ -72,13 +76,11 @@ def test_true_labels_without_names_are_left_out_where_classes_are_renumbered(sem
 
 def test_what_keeps_true_labels_away_is_said_with_its_facts(semi_train, tmp_path):
     [path] = write_shards(tmp_path, [(n, picture(n), n % 2) for n in range(8)], CLASSES[:2])
-    ready = types.SimpleNamespace(
-        examples=types.SimpleNamespace(files=[str(path)]),
-        train=types.SimpleNamespace(classes=("ape", "bee")),
-        options=types.SimpleNamespace(classes=None, num_classes=None),
-    )
+    apes = types.SimpleNamespace(classes=("ape", "bee"))
+    files = types.SimpleNamespace(files=[str(path)])
+    data = SemiSupervised(apes, apes, Options(), Labels(count=4), UnlabelledImages(), files, [])
     said = []
-    assert semi_train["known_labels"](types.SimpleNamespace(say=said.append), ready) is None
+    assert semi_train["known_labels"](types.SimpleNamespace(say=said.append), data) is None
     assert "the names given, or those of the training set: ['ape', 'bee']" in said[0]
     assert f"{path}: ['cat', 'dog']" in said[0]
 

@@ -1,5 +1,6 @@
 """Semi-supervised training as its users run it: refused, to its end, killed, and gone on with."""
 
+import dataclasses
 import functools
 import json
 import runpy
@@ -274,31 +275,44 @@ def test_what_cannot_be_is_refused_at_once(script, tmp_path, monkeypatch, capsys
 
 
 def test_labels_are_those_that_the_run_began_with_whatever_would_be_drawn_now(script, tmp_path):
-    ready = script["prepare"](here.resolved(script, DEFAULT))
-    session = here.session(tmp_path)
-    (drawn,) = script["kept_labels"](session, ready)
-    assert drawn.ids.tolist() == ready.drawn[0].ids.tolist()
-    assert session.written == ["labels.json"]
-    other = Labels(count=40).draw(ready.train, 12345)
-    assert other.ids.tolist() != ready.drawn[0].ids.tolist()
+    config = here.resolved(script, DEFAULT)
+    data = script["prepare"](config).data
+    drawn, other = data.drawn[0], Labels(count=40).draw(data.train, 12345)
+    assert other.ids.tolist() != drawn.ids.tolist()
+    assert trained_on(script, config, tmp_path) == drawn.ids.tolist()
     (tmp_path / "labels.json").write_text(to_json([other]))
-    (kept,) = script["kept_labels"](session, ready)
-    assert kept.ids.tolist() == other.ids.tolist()
-    assert session.written == ["labels.json"]
+    assert trained_on(script, config, tmp_path) == other.ids.tolist()
     (tmp_path / "labels.json").write_text(to_json([other, other]))
     with pytest.raises(Refused, match=r"has splits of \[40, 40\] images, and the run began"):
-        script["kept_labels"](session, ready)
+        trained_on(script, config, tmp_path)
 
 
 def test_a_run_does_not_go_on_with_other_unlabelled_images(script, tmp_path):
-    session = here.session(tmp_path)
-    ready = script["prepare"](here.resolved(script, DEFAULT))
-    script["check_stream"](session, ready)
-    script["check_stream"](session, ready)
-    assert session.written == ["stream.json"]
-    ready.examples.digest = "cd"
-    with pytest.raises(Refused, match=r"unlabelled\.paths: 10,000 images where the run began with"):
-        script["check_stream"](session, ready)
+    config = here.resolved(script, DEFAULT)
+    trained_on(script, config, tmp_path)
+    record = json.loads((tmp_path / "stream.json").read_text())
+    (tmp_path / "stream.json").write_text(json.dumps(record | {"images": 9_999}))
+    with pytest.raises(
+        Refused, match=r'unlabelled\.paths: \{"images": 10000\} where the run began'
+    ):
+        trained_on(script, config, tmp_path)
+
+
+class Enough(Exception):
+    """The jobs are there; their training is not wanted."""
+
+
+def trained_on(script, config, folder):
+    """Return the ids of the labelled images that a run would train on."""
+
+    def train(jobs, **how):
+        raise Enough(jobs[0].arguments["labelled"].ids.tolist())
+
+    session = here.session(folder, config)
+    session.machine = dataclasses.replace(here.HERE, train=train)
+    with pytest.raises(Enough) as found:
+        script["semi_train"](session, script["prepare"](config))
+    return found.value.args[0]
 
 
 def test_a_run_may_go_on_with_another_way_to_the_same_images(script, whole, capsys):

@@ -448,7 +448,7 @@ def test_a_lost_answer_is_no_second_run_and_no_second_point(make, uri, monkeypat
 
     for name in lost:
         setattr(Flaky, name, losing(name))
-    monkeypatch.setattr(sender, "MlflowClient", Flaky)
+    monkeypatch.setattr(mlflow, "MlflowClient", Flaky)
     tracker = make()
     run = tracker.run("parent", params={"a": 1})
     for step in range(50):

@@ -6,7 +6,7 @@
     data   ── feed, evaluations ───────────┴──▶ engine.assemble ──▶ Training
 
 What is read and evaluated is a :class:`Data`; a kind of run has a function that makes one in the
-worker, and hands over its table of methods.
+worker, and hands over its table of methods. :data:`SECTIONS` is what a script's schema has of this.
 """
 
 import contextlib
@@ -15,31 +15,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raykb.comparison import Comparison
-from raykb.config import Problems, build
-from raykb.data.feed import InPlace, Together
-from raykb.data.image_views import Augmentation, ClassifierView, WeakView
-from raykb.data.images import ImageSet
-from raykb.data.order import Endless, Shuffled
-from raykb.data.source import Selected, Source
-from raykb.data.strong import PAIRS
+from raykb.config import Problems, Section, Value, build
+from raykb.data.datasets import DATASETS
 from raykb.data.views import VIEWS
 from raykb.engine.assemble import assemble
 from raykb.engine.loop import Evaluation, Feed, Training, Worker
 from raykb.engine.objective import Objective, Task
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES
-from raykb.engine.recipe import Recipe
+from raykb.engine.recipe import RENAMED, Recipe
 from raykb.engine.seeding import apart, stream_seed
-from raykb.evaluate.classification import Classification
 from raykb.models import MODELS
 
 Config = Mapping[str, Any]
 Methods = Mapping[str, Callable[..., Objective]]
 META = Worker(device=torch.device("meta"))
+RECIPE = Section(Recipe, renamed=RENAMED)
+SECTIONS: dict[str, Any] = {
+    "seed": Value(int, 0),
+    "data": DATASETS,
+    "view": VIEWS,
+    "model": Section(MODELS, given=("classes", "channels")),
+    "optimizer": Section(OPTIMIZERS, given=("model",)),
+    "schedule": SCHEDULES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,90 +216,3 @@ def rehearse_all(
 def _check_logits(logits: Tensor, classes: int) -> None:
     if logits.shape != (1, classes):
         raise ValueError(f"gives {tuple(logits.shape)} for an image, must be (1, {classes})")
-
-
-# ---------------------------------------------------------------------- what is read
-
-
-def classifier_data(
-    *,
-    config: Config,
-    seed: int,
-    train: ImageSet,
-    test: ImageSet,
-    rows: np.ndarray | None = None,
-    augmentation: Augmentation | None = None,
-) -> Data:
-    """Return labelled images in the shuffled epochs of supervised learning.
-
-    Args:
-        config: the sections ``view`` and ``recipe``.
-        seed: of order and view.
-        train: images to train on.
-        test: images to evaluate on.
-        rows: of ``train``, all that there are to the training; None for all of them.
-        augmentation: comes before the view; it has a seed of its own.
-    """
-    recipe, view = build(Recipe, config["recipe"]), build(VIEWS, config["view"])
-    examples = train if rows is None else Selected(train, rows)
-    order = Shuffled(len(examples), recipe.batch_size, seed, keep_last=recipe.keep_last)
-    source = Source(examples, order, ClassifierView(view, augmentation), seed, "trainer")
-    classes = len(test.classes)
-    return Data(
-        feed=InPlace(source),
-        samples=len(examples),
-        classes=classes,
-        channels=train.images.shape[1],
-        evaluations={"": Classification(test, ClassifierView(view), classes)},
-    )
-
-
-def semi_supervised_data(
-    *,
-    config: Config,
-    seed: int,
-    labelled: ImageSet,
-    unlabelled: Feed | None,
-    test: ImageSet,
-    ids: np.ndarray,
-    truths: Mapping[int, int] | None = None,
-) -> Data:
-    """Return few labelled images without an end, beside a stream of unlabelled ones.
-
-    Args:
-        config: the sections ``view``, ``pair`` and ``recipe``.
-        seed: of order and views of the labelled ones.
-        labelled: images to learn labels from.
-        unlabelled: the stream of the others; None where nobody looks at them.
-        test: images to evaluate on.
-        ids: (U,) of all unlabelled images.
-        truths: true labels of these by id, all of them, for figures alone; or None.
-
-    Raises:
-        ValueError: some unlabelled images have no true label among those given.
-    """
-    recipe, form = build(Recipe, config["recipe"]), build(VIEWS, config["view"])
-    own = stream_seed(seed, "labelled")
-    view = WeakView(build(PAIRS, config["pair"]), form)
-    order = Endless(len(labelled), recipe.batch_size, own)
-    first = InPlace(Source(labelled, order, view, own, "trainer"))
-    ids, classes = np.sort(ids), len(labelled.classes)
-    return Data(
-        feed=first if unlabelled is None else Together(first, unlabelled),
-        samples=len(labelled),
-        classes=classes,
-        channels=labelled.images.shape[1],
-        evaluations={"": Classification(test, view, classes)},
-        ids=torch.from_numpy(ids),
-        truths=None if truths is None else _in_order(ids, truths),
-    )
-
-
-def _in_order(ids: np.ndarray, truths: Mapping[int, int]) -> Tensor:
-    missing = [int(sample) for sample in ids if int(sample) not in truths]
-    if missing:
-        raise ValueError(
-            f"truths: none for {len(missing)} of {len(ids)} unlabelled images, as {missing[0]}; "
-            "give those of all, or None"
-        )
-    return torch.tensor([truths[int(sample)] for sample in ids])

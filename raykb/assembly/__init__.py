@@ -1,0 +1,29 @@
+"""From a resolved config to a training, and what each kind of training reads."""
+
+from raykb.assembly.builder import (
+    RECIPE,
+    SECTIONS,
+    Data,
+    network_of,
+    objective_of,
+    rehearse,
+    rehearse_all,
+    training,
+)
+from raykb.assembly.semi_supervised import SemiSupervised, semi_supervised_data
+from raykb.assembly.supervised import Supervised, classifier_data
+
+__all__ = [
+    "RECIPE",
+    "SECTIONS",
+    "Data",
+    "SemiSupervised",
+    "Supervised",
+    "classifier_data",
+    "network_of",
+    "objective_of",
+    "rehearse",
+    "rehearse_all",
+    "semi_supervised_data",
+    "training",
+]

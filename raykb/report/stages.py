@@ -1,0 +1,33 @@
+"""How a model is laid out over the workers of a pipeline."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raykb.report.tables import markdown
+
+HEAD = ["stage", "worker", "layers", "parameters", "forward ms", "backward ms", "worker MiB"]
+
+
+def stages(costs: Sequence[Mapping[str, Any]], worker_mib: Sequence[float]) -> str:
+    """Return a Markdown table with a row for each stage.
+
+    Args:
+        costs: of each stage, its ``layers`` by name, ``parameters``, and seconds of a micro-batch,
+            ``forward_s`` and ``backward_s``.
+        worker_mib: what each worker will need; stages go round the workers.
+    """
+    rows = []
+    for number, stage in enumerate(costs):
+        layers, worker = stage["layers"], number % len(worker_mib)
+        rows.append(
+            [
+                str(number),
+                str(worker),
+                f"{len(layers)}: {layers[0]} … {layers[-1]}",
+                f"{stage['parameters']:,}",
+                f"{1e3 * stage['forward_s']:.2f}",
+                f"{1e3 * stage['backward_s']:.2f}",
+                f"{worker_mib[worker]:.1f}",
+            ]
+        )
+    return markdown(HEAD, rows)
