@@ -4,16 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run from a checkout that need not be installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import pandas as pd
-
-from raykb.report.comparison import ComparisonTable
-from raykb.report.tables import markdown
-from raykb.runtime.runs import TrackedRun, tracked_runs
-from raykb.runtime.tracking import resolve_uri
-
 USAGE = """
 Trainings are put together by a parameter, as 'label', and paired by another, as 'seed_number': the
 same number means the same labelled images, initial weights and order of images. Of several finished
@@ -27,17 +17,7 @@ examples:
   compare.py --experiment fast-autoaugment --by augmentation --metric test/top1
 """
 LABEL, METHOD = "label", "method"  # what names a compared training, and did in older runs
-OVER = "comparison.over"  # the parameter that says what the labels are
 DEFAULT = ("test/top1", "pseudo_labels/correct")
-IRRELEVANT = (  # to what a training reaches, or meant to differ
-    "training_number",
-    "comparison.",
-    "recipe.save_every",
-    "resources.",
-    "storage",
-    "stream.name",
-    "tracking.",
-)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -91,6 +71,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="print every training, too")
     add("--csv", type=Path, metavar="FILE", help="write every training as a row of a CSV file")
     return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":  # run from a checkout that need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    parse(None)  # --help, before the imports below take their seconds
+
+import pandas as pd
+
+from raykb.report.comparison import ComparisonTable
+from raykb.report.tables import markdown
+from raykb.runtime.runs import TrackedRun, tracked_runs
+from raykb.runtime.tracking import resolve_uri
+
+OVER = "comparison.over"  # the parameter that says what the labels are
+IRRELEVANT = (  # to what a training reaches, or meant to differ
+    "training_number",
+    "comparison.",
+    "recipe.save_every",
+    "resources.",
+    "storage",
+    "stream.name",
+    "tracking.",
+)
 
 
 def pairs(given: list[str], option: str) -> dict[str, str]:

@@ -1,20 +1,8 @@
 """Make one plain state dict of a training's newest checkpoint, however many workers saved it."""
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
-
-if importlib.util.find_spec("raykb") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import torch
-from torch import Tensor
-
-from raykb.engine import checkpoint, shards
-from raykb.engine.checkpoint import Damaged
-from raykb.runtime.run_files import checkpoints
-from raykb.runtime.storage import Storage, check_new, whole_file
 
 USAGE = """
 A pipeline's workers save the layers that they have, each in a file of its own; this puts them
@@ -49,6 +37,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", metavar="FILE", type=Path, required=True, help="file to make; must not be there")
     add("--step", metavar="N", type=int, help="checkpoint to take (default: the newest whole one)")
     return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":  # run from a checkout that need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    parse(None)  # --help, before the imports below take their seconds
+
+import torch
+from torch import Tensor
+
+from raykb.engine import checkpoint, shards
+from raykb.engine.checkpoint import Damaged
+from raykb.runtime.run_files import checkpoints
+from raykb.runtime.storage import Storage, check_new, whole_file
 
 
 def read(storage: Storage, step: int | None) -> tuple[str, dict[str, Tensor], list[str]]:
