@@ -82,6 +82,7 @@ import pandas as pd
 from raykb.report.comparison import ComparisonTable
 from raykb.report.tables import markdown
 from raykb.runtime.runs import TrackedRun, tracked_runs
+from raykb.runtime.secrets import redacted
 from raykb.runtime.tracking import resolve_uri
 
 OVER = "comparison.over"  # the parameter that says what the labels are
@@ -247,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = newest(runs, given)
         show(chosen, len(runs) - len(chosen), given)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redacted(f"error: {error}"))
 
 
 if __name__ == "__main__":

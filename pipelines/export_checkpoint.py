@@ -49,6 +49,7 @@ from torch import Tensor
 from raykb.engine import checkpoint, shards
 from raykb.engine.checkpoint import Damaged
 from raykb.runtime.run_files import checkpoints
+from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import Storage, check_new, whole_file
 
 
@@ -86,13 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
         with whole_file(given.out) as file:
             torch.save(model, file)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redacted(f"error: {error}"))
     for problem in passed_over:
-        print(f"passed over: {problem}", file=sys.stderr)
+        print(redacted(f"passed over: {problem}"), file=sys.stderr)
     values = [value for value in model.values() if isinstance(value, torch.Tensor)]
     print(
         f"{given.out}: {len(values)} tensors with {sum(value.numel() for value in values):,} "
-        f"numbers, {given.out.stat().st_size:,} bytes, from {storage.uri}/{folder}"
+        f"numbers, {given.out.stat().st_size:,} bytes, from {redacted(storage.uri)}/{folder}"
     )
 
 

@@ -91,6 +91,7 @@ from raykb.data.views import VIEWS, ImageView
 from raykb.engine import checkpoint
 from raykb.models import MODELS, SEQUENTIALS
 from raykb.runtime.run_files import FINAL, RECORD, config_of, final_weights
+from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import Storage, check_new, whole_file
 
 TASK = "task.json"
@@ -319,9 +320,9 @@ def main(arguments: list[str] | None = None) -> None:
         with whole_file(given.out) as file:
             save(file, index=False)
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redacted(f"error: {error}"))
     for problem in problems[:_SHOWN]:
-        print(f"not decoded: {problem}", file=sys.stderr)
+        print(redacted(f"not decoded: {problem}"), file=sys.stderr)
     if problems:
         print(f"{len(problems)} images cannot be decoded and have no label", file=sys.stderr)
     counts = table["class"].value_counts()

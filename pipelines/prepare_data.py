@@ -121,6 +121,7 @@ from raykb.data.loading import check_bad_images
 from raykb.data.options import Options
 from raykb.data.parquet import write_shards
 from raykb.data.records import Records
+from raykb.runtime.secrets import redacted
 
 
 def rows(records: Records, options: Options, part: str) -> Iterator[tuple[int, bytes, int]]:
@@ -196,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         train, test = options.select(*SOURCES[given["name"]](**own))
         counts = write(train, test, options, output, given["shard_mib"])
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redacted(f"error: {error}"))
     print(
         f"\n{counts['train']} training and {counts['test']} test images of {len(train.classes)} "
         f"classes are in {output}. In a config:\n\n"

@@ -179,3 +179,9 @@ def test_what_is_not_there_is_said_with_what_there_is(script, uri, tmp_path):
         script, *there, "--experiment", "other"
     )
     assert "there is no such file" in refused(script, "--uri", f"sqlite:///{tmp_path}/none.db")
+
+
+def test_no_password_of_a_store_is_shown(script, monkeypatch):
+    monkeypatch.setitem(script["wanted"].__globals__, "tracked_runs", lambda *given, **more: [])
+    text = refused(script, "--uri", "http://me:abc@host")
+    assert text.startswith("error: http://***@host: of 0 finished runs")

@@ -161,6 +161,15 @@ def test_what_cannot_be_done_is_said_in_one_line(script, tmp_path, capsys):
     assert "holds Parquet files and image files" in said(one, photos, "--out", out)
 
 
+def test_no_password_of_a_uri_is_shown(script, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(sample().images[0, 0]))
+    run = "ftp://me:abc@host/run"
+    text = refused(script, capsys, run, tmp_path / "photos", "--out", tmp_path / "out.csv")
+    assert "ftp://***@host/run" in text
+    assert "abc" not in text
+
+
 def test_weights_of_another_model_are_refused(script, tmp_path, capsys):
     make_run(tmp_path / "run")
     (tmp_path / "photos").mkdir()

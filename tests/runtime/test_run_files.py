@@ -66,15 +66,15 @@ class Bucket(RemoteStorage):
 
     def __init__(self, uri):
         assert uri.endswith("?region=x")
-        assert re.match(r"s3://bucket[/?]", uri)
-        super().__init__(uri.replace("s3://bucket", f"file://{self.top}"))
+        self._bucket = re.match(r"s3://(me:abc@)?bucket(?=[/?])", uri)[0]
+        super().__init__(uri.replace(self._bucket, f"file://{self.top}"))
 
     @property
     def uri(self):
-        return super().uri.replace(f"file://{self.top}", "s3://bucket")
+        return super().uri.replace(f"file://{self.top}", self._bucket)
 
     def below(self, name):
-        return Bucket(super().below(name).uri.replace(f"file://{self.top}", "s3://bucket"))
+        return Bucket(super().below(name).uri.replace(f"file://{self.top}", self._bucket))
 
 
 @pytest.fixture
@@ -91,6 +91,19 @@ def test_a_query_goes_along_in_a_bucket(bucket, place):
     assert run.uri == "s3://bucket/run?region=x"
     assert training.uri == "s3://bucket/run/uda/seed-0?region=x"
     assert checkpoints(f"s3://bucket/{place}?region=x").uri == training.uri
+
+
+def test_no_password_of_a_bucket_is_in_an_error(bucket):
+    run = "s3://me:abc@bucket/run?region=x"
+    for call in (final_weights, checkpoints):
+        make_run(bucket / "run", "a/seed-0", "b/seed-0")
+        text = refused(call, run)
+        assert text.startswith("s3://***@bucket/run?region=x: ")
+        assert "abc" not in text
+        shutil.rmtree(bucket / "run")
+        assert "abc" not in refused(call, run)
+    make_run(bucket / "run").joinpath("run.json").write_text("{}")
+    assert "abc" not in refused(config_of, opened(run))
 
 
 def test_nothing_is_above_a_bucket(bucket):
