@@ -90,7 +90,7 @@ from raykb.data.parquet import (
 from raykb.data.views import VIEWS, ImageView
 from raykb.engine import checkpoint
 from raykb.models import MODELS, SEQUENTIALS
-from raykb.runtime.run_files import FINAL, RECORD, config_of, final_weights
+from raykb.runtime.run_files import FINAL, config_file, config_of, final_weights
 from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import Storage, check_new, whole_file
 
@@ -132,14 +132,15 @@ def device_of(name: str | None) -> torch.device:
 
 
 def read_classifier(run: Storage, training: Storage, device: torch.device) -> Classifier:
-    """Return the network of a training as its run describes it.
+    """Return the network of a training as its configuration describes it.
 
     Raises:
-        ValueError: the run's record or its data cannot be read, or weights and model do not fit.
+        ValueError: the configuration or the data cannot be read, or weights and model do not fit.
     """
-    config = config_of(run)
+    config = config_of(run, training)
+    folder, file = config_file(run, training)
     if missing := [part for part in ("model", "view", "data") if part not in config]:
-        raise ValueError(f"{run.uri}/{RECORD}: has no {missing[0]!r}, so it trained no classifier")
+        raise ValueError(f"{folder.uri}/{file}: has no {missing[0]!r}, so it trained no classifier")
     classes, shape = task_of(run, config["data"])
     model: nn.Module = build(
         {**SEQUENTIALS, **MODELS}, config["model"], classes=len(classes), channels=shape[0]
@@ -155,7 +156,7 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
-            f"{training.uri}/{FINAL}: is not of the model in {RECORD}: {error}"
+            f"{training.uri}/{FINAL}: is not of the model in {file}: {error}"
         ) from error
     view: ImageView = build(VIEWS, config["view"])
     return Classifier(model.to(device).eval(), view, classes, shape)

@@ -1,8 +1,9 @@
 """What a run has left: its record, and its trainings with their weights and checkpoints.
 
 A run directory holds the record, and each training a folder at most :data:`DEPTH` folders below
-it. What a folder is, the files in it tell; nothing is read out of its name. A folder that links
-lead to a second time counts once, under its own path if that is in the run directory.
+it, with a configuration of its own if it is one of a comparison. What a folder is, the files in it
+tell; nothing is read out of its name. A folder that links lead to a second time counts once, under
+its own path if that is in the run directory.
 """
 
 import json
@@ -15,7 +16,7 @@ from raykb.engine import checkpoint
 from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import LocalStorage, Storage, open_storage
 
-RECORD, FINAL = "run.json", "final.pt"
+RECORD, CONFIG, FINAL = "run.json", "config.json", "final.pt"
 DEPTH = 3  # names of trainings have slashes: fold-0/theta
 _SHOWN = 10
 
@@ -46,19 +47,29 @@ def run_of(storage: Storage) -> Storage:
     )
 
 
-def config_of(run: Storage) -> dict[str, Any]:
-    """Return the resolved configuration in the record of a run directory.
+def config_of(run: Storage, training: Storage | None = None) -> dict[str, Any]:
+    """Return the resolved configuration of a run, or of one of its trainings.
 
     Raises:
-        ValueError: the file is not the record of a run.
+        ValueError: the file that :func:`config_file` names is not what it should be.
     """
+    folder, name = config_file(run, training)
+    what = "record of a run" if name == RECORD else "configuration of a training"
     try:
-        config: dict[str, Any] = json.loads(run.read(RECORD))["config"]
+        found = json.loads(folder.read(name))
+        config: dict[str, Any] = found["config"] if name == RECORD else found
         if not isinstance(config, dict):
             raise TypeError(f"config is of type {type(config).__name__}")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{_at(run)}/{RECORD}: is not the record of a run: {error!r}") from error
+        raise ValueError(f"{_at(folder)}/{name}: is not the {what}: {error!r}") from error
     return config
+
+
+def config_file(run: Storage, training: Storage | None = None) -> tuple[Storage, str]:
+    """Return folder and name of the file with the configuration: the training's, if it has one."""
+    if training is not None and training.exists(CONFIG):
+        return training, CONFIG
+    return run, RECORD
 
 
 def final_weights(where: str) -> tuple[Storage, Storage]:

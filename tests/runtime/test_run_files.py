@@ -209,3 +209,16 @@ def test_a_record_gives_its_configuration_or_is_named_as_none(tmp_path):
     for data in (b"", b"\xff", b"hello", b"{}", b"[]", b'{"config": [1]}', b'{"config": null}'):
         storage.write("run.json", data)
         assert "run.json: is not the record of a run" in refused(config_of, storage)
+
+
+def test_a_training_has_the_configuration_of_its_own_or_the_runs(tmp_path):
+    run = LocalStorage(make_run(tmp_path / "run", "slim/seed-0"))
+    training = run.below("slim/seed-0")
+    assert config_of(run, training) == {"seed": 3}
+    training.write("config.json", b'{"seed": 4}')
+    assert config_of(run, training) == {"seed": 4}
+    assert config_of(run) == {"seed": 3}
+    for data in (b"", b"\xff", b"[]", b"null"):
+        training.write("config.json", data)
+        text = refused(config_of, run, training)
+        assert f"{training.uri}/config.json: is not the configuration of a training" in text
