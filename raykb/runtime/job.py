@@ -35,6 +35,7 @@ from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_addr
 from raykb.runtime.fence import LostLease
 from raykb.runtime.lock import locked
 from raykb.runtime.resources import Phase, ResourceError
+from raykb.runtime.run_files import RECORD
 from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
 from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import LocalStorage, Storage, StorageError, open_storage
@@ -42,7 +43,6 @@ from raykb.runtime.studies import LedgerError
 from raykb.runtime.tracking import Status, Tracker, environment_tags, resolve_uri, ui_command
 from raykb.runtime.tune import SearchError
 
-RECORD = "run.json"
 EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3
 _STOP_S = 15.0  # for Ray to end what runs, after a signal
 _NO_BUGS = (SearchError, StorageError, LostLease)  # they say all in a line, without a traceback

@@ -24,13 +24,13 @@ from raykb.runtime.faults import send_failure
 from raykb.runtime.mailbox import Letter
 from raykb.runtime.resources import Group, WorkerResources
 from raykb.runtime.run_files import CONFIG
+from raykb.runtime.run_files import FINAL as FINAL  # train.py takes it from here
 from raykb.runtime.saving import Checkpoints
 from raykb.runtime.secrets import hidden
 from raykb.runtime.storage import open_storage
 
 RESULT = "result.json"
 DETAILS = "details.json"
-FINAL = "final.pt"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """What a run has left is found from any place in it, by its files and never by names."""
 
+import ast
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -194,6 +196,17 @@ def test_the_record_is_looked_for_no_further_up_than_trainings_can_be(tmp_path):
     deep.mkdir(parents=True)
     assert run_of(opened(str(deep.parent))).uri == str(run)
     assert "no run.json" in refused(run_of, opened(str(deep)))
+
+
+@pytest.mark.parametrize("name", [run_files.RECORD, run_files.CONFIG, run_files.FINAL])
+def test_a_file_of_a_run_is_named_in_one_place(name):
+    homes = [
+        path.name
+        for path in Path(run_files.__file__).parents[1].rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value == name
+    ]
+    assert homes == ["run_files.py"]
 
 
 def test_the_nearest_record_counts(tmp_path):
