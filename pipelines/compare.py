@@ -4,21 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run from a checkout that need not be installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import pandas as pd
-
-from raykb.report.comparison import ComparisonTable
-from raykb.report.tables import markdown
-from raykb.runtime.runs import TrackedRun, tracked_runs
-from raykb.runtime.tracking import resolve_uri
-
 USAGE = """
 Trainings are put together by a parameter, as 'label', and paired by another, as 'seed_number': the
 same number means the same labelled images, initial weights and order of images. Of several finished
-trainings with one label and one number the newest counts. The interval is Student's, of the mean
-of the paired differences, at 95 %; a difference is one only if its interval leaves out 0.
+trainings with one label and one number the newest counts; where there are none, one that failed is
+a gap in the table. The interval is Student's, of the mean of the paired differences, at 95 %; a
+difference is one only if its interval leaves out 0.
 
 examples:
   compare.py                                           the methods of semi_train.py
@@ -27,17 +18,7 @@ examples:
   compare.py --experiment fast-autoaugment --by augmentation --metric test/top1
 """
 LABEL, METHOD = "label", "method"  # what names a compared training, and did in older runs
-OVER = "comparison.over"  # the parameter that says what the labels are
 DEFAULT = ("test/top1", "pseudo_labels/correct")
-IRRELEVANT = (  # to what a training reaches, or meant to differ
-    "training_number",
-    "comparison.",
-    "recipe.save_every",
-    "resources.",
-    "storage",
-    "stream.name",
-    "tracking.",
-)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -93,6 +74,31 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+if __name__ == "__main__":  # run from a checkout that need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    parse(None)  # --help, before the imports below take their seconds
+
+import pandas as pd
+
+from raykb.report.comparison import ComparisonTable
+from raykb.report.tables import markdown
+from raykb.runtime.runs import TrackedRun, tracked_runs
+from raykb.runtime.secrets import redacted
+from raykb.runtime.tracking import resolve_uri
+
+FAILED = "FAILED"  # MLflow's status of a training that did
+OVER = "comparison.over"  # the parameter that says what the labels are
+IRRELEVANT = (  # to what a training reaches, or meant to differ
+    "training_number",
+    "comparison.",
+    "recipe.save_every",
+    "resources.",
+    "storage",
+    "stream.name",
+    "tracking.",
+)
+
+
 def pairs(given: list[str], option: str) -> dict[str, str]:
     """Return ``KEY=VALUE`` arguments as a mapping."""
     wrong = [text for text in given if not text.partition("=")[1]]
@@ -109,25 +115,31 @@ def wanted(given: argparse.Namespace) -> list[TrackedRun]:
     """
     uri = resolve_uri(given.uri)
     where, tags = pairs(given.where, "--where"), pairs(given.tag, "--tag")
-    every = tracked_runs(uri, given.experiment, params=where, tags=tags)
+    finished, failed = (
+        tracked_runs(uri, given.experiment, params=where, tags=tags, status=status)
+        for status in ("FINISHED", FAILED)
+    )
+    every = sorted(finished + failed, key=lambda run: run.started_s)
     parents = {run.invocation_id for run in every if run.id != run.invocation_id}
     trainings = [run for run in every if run.id not in parents]
     of_run = [run for run in trainings if is_of(run, given.run)]
     given.by = given.by or (LABEL if any(LABEL in run.params for run in of_run) else METHOD)
     chosen = [run for run in of_run if {given.by, given.seed} <= run.params.keys()]
-    if chosen:
+    if any(run.status != FAILED for run in chosen):
         began = {run.invocation_id: place for place, run in reversed(list(enumerate(chosen)))}
         number = "training_number"  # children of an invocation begin at once
         return sorted(
             chosen, key=lambda run: (began[run.invocation_id], int(run.params.get(number, 0)))
         )
-    runs = [run for run in trainings if {given.by, given.seed} <= run.params.keys()]
+    fit = [run for run in trainings if {given.by, given.seed} <= run.params.keys()]
+    runs = [run for run in fit if run.status != FAILED]
     invocations = ", ".join(dict.fromkeys(run.invocation for run in runs))
     raise ValueError(
-        f"{uri}: of {len(every)} finished runs of {given.experiment!r}"
+        f"{uri}: of {len(finished)} finished runs of {given.experiment!r}"
         f"{' with ' + ', '.join(given.where + given.tag) if where or tags else ''}, "
         f"{len(runs)} have the parameters {given.by!r} and {given.seed!r}"
         + (f" and none is of --run {' '.join(given.run)}; there is {invocations}" * bool(runs))
+        + f"; {len(chosen)} that failed have" * bool(chosen)
     )
 
 
@@ -143,17 +155,22 @@ def over_of(runs: list[TrackedRun], by: str) -> str:
 
 
 def newest(runs: list[TrackedRun], given: argparse.Namespace) -> list[TrackedRun]:
-    """Return the newest training of each label and seed, in the order in which these began."""
+    """Return the newest training of each label and seed, in the order in which these began.
+
+    One that failed is returned only where none has ended well.
+    """
     last: dict[tuple[str, str], TrackedRun] = {}
     for run in runs:
         key = run.params[given.by], run.params[given.seed]
-        last.pop(key, None)
-        last[key] = run
+        if run.status != FAILED or key not in last:
+            last.pop(key, None)
+            last[key] = run
     return list(last.values())
 
 
 def table_of(runs: list[TrackedRun], given: argparse.Namespace) -> pd.DataFrame:
-    """Return a row per training, with all its metrics that are not a training's own."""
+    """Return a row per training, with the metrics that are compared; one that failed has none."""
+    names = metrics_of(runs, given)
     rows = [
         {
             "run": run.name,
@@ -161,8 +178,9 @@ def table_of(runs: list[TrackedRun], given: argparse.Namespace) -> pd.DataFrame:
             "label": run.params[given.by],
             "seed": run.params[given.seed],
             "id": run.id,
+            "status": run.status,
         }
-        | {name: run.metrics.get(name) for name in metrics_of(runs, given)}
+        | {name: None if run.status == FAILED else run.metrics.get(name) for name in names}
         for run in runs
     ]
     return pd.DataFrame(rows)
@@ -174,7 +192,7 @@ def metrics_of(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: no training has one that was asked for; similar ones are named.
     """
-    known = {name for run in runs for name in run.metrics}
+    known = {name for run in runs if run.status != FAILED for name in run.metrics}
     if not given.metric:
         there = [name for name in DEFAULT if name in known]
         if there:
@@ -242,9 +260,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         runs = wanted(given)
         chosen = newest(runs, given)
-        show(chosen, len(runs) - len(chosen), given)
+        kept = {run.id for run in chosen}
+        show(chosen, sum(run.id not in kept and run.status != FAILED for run in runs), given)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redacted(f"error: {error}"))
 
 
 if __name__ == "__main__":

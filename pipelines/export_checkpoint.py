@@ -1,20 +1,8 @@
 """Make one plain state dict of a training's newest checkpoint, however many workers saved it."""
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
-
-if importlib.util.find_spec("raykb") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import torch
-from torch import Tensor
-
-from raykb.engine import checkpoint, shards
-from raykb.engine.checkpoint import Damaged
-from raykb.runtime.run_files import checkpoints
-from raykb.runtime.storage import Storage, check_new, whole_file
 
 USAGE = """
 A pipeline's workers save the layers that they have, each in a file of its own; this puts them
@@ -51,6 +39,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+if __name__ == "__main__":  # run from a checkout that need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    parse(None)  # --help, before the imports below take their seconds
+
+import torch
+from torch import Tensor
+
+from raykb.engine import checkpoint, shards
+from raykb.engine.checkpoint import Damaged
+from raykb.runtime.run_files import checkpoints
+from raykb.runtime.secrets import redacted
+from raykb.runtime.storage import Storage, check_new, whole_file
+
+
 def read(storage: Storage, step: int | None) -> tuple[str, dict[str, Tensor], list[str]]:
     """Return the checkpoint that was taken, the whole model's state dict, and what is wrong with
     newer checkpoints.
@@ -85,13 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
         with whole_file(given.out) as file:
             torch.save(model, file)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redacted(f"error: {error}"))
     for problem in passed_over:
-        print(f"passed over: {problem}", file=sys.stderr)
+        print(redacted(f"passed over: {problem}"), file=sys.stderr)
     values = [value for value in model.values() if isinstance(value, torch.Tensor)]
     print(
         f"{given.out}: {len(values)} tensors with {sum(value.numel() for value in values):,} "
-        f"numbers, {given.out.stat().st_size:,} bytes, from {storage.uri}/{folder}"
+        f"numbers, {given.out.stat().st_size:,} bytes, from {redacted(storage.uri)}/{folder}"
     )
 
 

@@ -4,38 +4,9 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
-
-if __name__ == "__main__":  # run from a checkout that need not be installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
-import torch
-from torch import nn
-from tqdm import tqdm
-
-from raykb.config import build
-from raykb.data.datasets import open_records
-from raykb.data.decoding import BadImageError, Encoded, decode_all
-from raykb.data.folder import image_files
-from raykb.data.loading import load
-from raykb.data.parquet import (
-    check_schema,
-    named_errors,
-    parquet_files,
-    parquet_in,
-    whole_numbers,
-)
-from raykb.data.views import VIEWS, ImageView
-from raykb.engine import checkpoint
-from raykb.models import MODELS, SEQUENTIALS
-from raykb.runtime.run_files import FINAL, RECORD, config_of, final_weights
-from raykb.runtime.storage import Storage, check_new, whole_file
+from pathlib import Path
 
 USAGE = """
 RUN is a run directory, the folder of one of its trainings if there are several, or a final.pt in
@@ -57,28 +28,6 @@ examples:
   predict.py runs/comparison/fixmatch/seed-0 datasets/cifar10/test --out labels.parquet
   predict.py s3://bucket/run/fixmatch/seed-0/final.pt unlabelled.parquet --out labels.parquet
 """
-TASK = "task.json"
-_SHOWN = 10
-
-Batch = tuple[Sequence[int | str], list[Encoded]]
-"""Ids or paths of some images, and these."""
-
-
-@dataclass
-class Classifier:
-    """A trained network and what it has to be told of images.
-
-    Attributes:
-        model: in evaluation mode.
-        view: its plain form is what the network takes.
-        classes: their names.
-        shape: (C, H, W) of the images that it was trained on.
-    """
-
-    model: nn.Module
-    view: ImageView
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -106,11 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="images of one forward pass (default: %(default)s)",
     )
-    add(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu or cuda (default: %(default)s)",
-    )
+    add("--device", help="cpu or cuda (default: cuda where there is a GPU)")
     given = parser.parse_args(arguments)
     if given.batch_size < 1:
         parser.error(f"--batch-size {given.batch_size}: must be at least 1")
@@ -119,8 +64,64 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return given
 
 
-def device_of(name: str) -> torch.device:
-    """Return the device ``name``; raise ValueError where there is none."""
+if __name__ == "__main__":  # run from a checkout that need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    parse(None)  # --help, before the imports below take their seconds
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from raykb.config import build
+from raykb.data.datasets import open_records
+from raykb.data.decoding import BadImageError, Encoded, decode_all
+from raykb.data.folder import image_files
+from raykb.data.loading import load
+from raykb.data.parquet import (
+    check_schema,
+    named_errors,
+    parquet_files,
+    parquet_in,
+    whole_numbers,
+)
+from raykb.data.views import VIEWS, ImageView
+from raykb.engine import checkpoint
+from raykb.models import MODELS, SEQUENTIALS
+from raykb.runtime.run_files import FINAL, config_file, config_of, final_weights
+from raykb.runtime.secrets import redacted
+from raykb.runtime.storage import Storage, check_new, whole_file
+
+TASK = "task.json"
+_SHOWN = 10
+
+Batch = tuple[Sequence[int | str], list[Encoded]]
+"""Ids or paths of some images, and these."""
+
+
+@dataclass
+class Classifier:
+    """A trained network and what it has to be told of images.
+
+    Attributes:
+        model: in evaluation mode.
+        view: its plain form is what the network takes.
+        classes: their names.
+        shape: (C, H, W) of the images that it was trained on.
+    """
+
+    model: nn.Module
+    view: ImageView
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+def device_of(name: str | None) -> torch.device:
+    """Return the device ``name``, by default the fastest; raise ValueError where there is none."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the latter by a torch without CUDA
@@ -131,14 +132,15 @@ def device_of(name: str) -> torch.device:
 
 
 def read_classifier(run: Storage, training: Storage, device: torch.device) -> Classifier:
-    """Return the network of a training as its run describes it.
+    """Return the network of a training as its configuration describes it.
 
     Raises:
-        ValueError: the run's record or its data cannot be read, or weights and model do not fit.
+        ValueError: the configuration or the data cannot be read, or weights and model do not fit.
     """
-    config = config_of(run)
+    config = config_of(run, training)
+    folder, file = config_file(run, training)
     if missing := [part for part in ("model", "view", "data") if part not in config]:
-        raise ValueError(f"{run.uri}/{RECORD}: has no {missing[0]!r}, so it trained no classifier")
+        raise ValueError(f"{folder.uri}/{file}: has no {missing[0]!r}, so it trained no classifier")
     classes, shape = task_of(run, config["data"])
     model: nn.Module = build(
         {**SEQUENTIALS, **MODELS}, config["model"], classes=len(classes), channels=shape[0]
@@ -154,7 +156,7 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
         model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
-            f"{training.uri}/{FINAL}: is not of the model in {RECORD}: {error}"
+            f"{training.uri}/{FINAL}: is not of the model in {file}: {error}"
         ) from error
     view: ImageView = build(VIEWS, config["view"])
     return Classifier(model.to(device).eval(), view, classes, shape)
@@ -319,9 +321,9 @@ def main(arguments: list[str] | None = None) -> None:
         with whole_file(given.out) as file:
             save(file, index=False)
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redacted(f"error: {error}"))
     for problem in problems[:_SHOWN]:
-        print(f"not decoded: {problem}", file=sys.stderr)
+        print(redacted(f"not decoded: {problem}"), file=sys.stderr)
     if problems:
         print(f"{len(problems)} images cannot be decoded and have no label", file=sys.stderr)
     counts = table["class"].value_counts()

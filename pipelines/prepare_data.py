@@ -1,7 +1,7 @@
 """Turn any data set into Parquet shards that every pipeline reads."""
 
 import argparse
-import importlib.util
+import ast
 import inspect
 import os
 import shutil
@@ -9,22 +9,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin
-
-if importlib.util.find_spec("raykb") is None:  # run from a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import numpy as np
-import pyarrow.parquet as pq
-from tqdm import tqdm
-
-from raykb.data.datasets import SOURCES
-from raykb.data.decoding import BadImageError, Encoded, decode_all, encode_png
-from raykb.data.loading import check_bad_images
-from raykb.data.options import Options
-from raykb.data.parquet import write_shards
-from raykb.data.records import Records
+from typing import Any
 
 USAGE = """
 A shard has the columns id (int64), image (the bytes of an image file) and label (int64), and the
@@ -39,50 +24,104 @@ examples:
   prepare_data.py image_folder out/flowers --root photos --test-fraction 0.2 --image-size 64
   prepare_data.py image_folder --help
 """
+DATA = Path(__file__).resolve().parents[1] / "raykb" / "data"
+TYPES = {"int": (int, "N"), "float": (float, "X"), "str": (str, "TEXT")}
+
+Declared = ast.FunctionDef | ast.ClassDef
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's arguments; those of a data set are its function's own."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=USAGE, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python pipelines/prepare_data.py",
+        description=__doc__,
+        epilog=USAGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sets = parser.add_subparsers(dest="name", metavar="SET", required=True)
-    for name, source in SOURCES.items():
-        text = inspect.getdoc(source) or ""
+    (options,) = (node for node in declared("options.py") if node.name == "Options")
+    for source in filter(is_source, declared("datasets.py")):
+        text = ast.get_docstring(source) or ""
         command = sets.add_parser(
-            name,
+            source.name,
             help=text.splitlines()[0],
             description=text,
-            epilog=inspect.getdoc(Options),
+            epilog=ast.get_docstring(options),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("output", type=Path, help="folder to make; must not hold anything")
         command.add_argument(
             "--shard-mib", type=int, default=32, help="size of a shard, 16 to 64 (default: 32)"
         )
-        for function in (source, Options):
-            for parameter in inspect.signature(function).parameters.values():
-                add_option(command, parameter)
+        for node in (source, options):
+            for name, annotation, default in parameters(node):
+                add_option(command, name, ast.unparse(annotation).split(" | "), default)
     namespace = parser.parse_args(arguments)
     if not 16 <= namespace.shard_mib <= 64:
         parser.error(f"--shard-mib {namespace.shard_mib}: must be in 16..64")
     return namespace
 
 
-def add_option(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
+def declared(file: str) -> list[Declared]:
+    """Return functions and classes of a file of ``raykb.data``, which is read and not imported.
+
+    Their signatures are wanted before there is time to import what their bodies need.
+    """
+    tree = ast.parse((DATA / file).read_text())
+    return [node for node in tree.body if isinstance(node, Declared)]
+
+
+def is_source(node: Declared) -> bool:
+    """Return whether a function is one of the table ``SOURCES``."""
+    if not isinstance(node, ast.FunctionDef) or node.returns is None:
+        return False
+    return ast.unparse(node.returns) == "Pair" and not node.name.startswith("_")
+
+
+def parameters(node: Declared) -> Iterator[tuple[str, ast.expr, ast.expr | None]]:
+    """Yield name, annotation and default of a function's keywords, or of a dataclass's fields."""
+    if isinstance(node, ast.FunctionDef):
+        for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+            if argument.annotation is not None:
+                yield argument.arg, argument.annotation, default
+    else:
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign):
+                yield ast.unparse(field.target), field.annotation, field.value
+
+
+def add_option(
+    parser: argparse.ArgumentParser, name: str, kinds: list[str], default: ast.expr | None
+) -> None:
     """Make ``--image-size N`` of ``image_size: int | None = None``, and so on."""
-    kinds = [k for k in get_args(parameter.annotation) or (parameter.annotation,) if k != NoneType]
-    required = parameter.default is inspect.Parameter.empty
-    option: dict[str, Any] = {"required": required}
-    if bool in kinds:
+    option: dict[str, Any] = {"required": default is None}
+    if "bool" in kinds:
         option["action"] = argparse.BooleanOptionalAction
-    elif any(get_origin(kind) is list for kind in kinds):
+    elif "list[str]" in kinds:
         option |= {"nargs": "+", "metavar": "TEXT"}
     else:
-        option |= {"type": kinds[0], "metavar": {int: "N", float: "X"}.get(kinds[0], "TEXT")}
-    if not required:
-        option |= {"default": parameter.default, "help": f"(default: {parameter.default})"}
-    parser.add_argument("--" + parameter.name.replace("_", "-"), **option)
+        option["type"], option["metavar"] = TYPES[kinds[0]]
+    if default is not None:
+        value = ast.literal_eval(default)
+        option |= {"default": value, "help": f"(default: {value})"}
+    parser.add_argument("--" + name.replace("_", "-"), **option)
+
+
+if __name__ == "__main__":  # run from a checkout that need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    parse(None)  # --help, before the imports below take their seconds
+
+import numpy as np
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from raykb.data.datasets import SOURCES
+from raykb.data.decoding import BadImageError, Encoded, decode_all, encode_png
+from raykb.data.loading import check_bad_images
+from raykb.data.options import Options
+from raykb.data.parquet import write_shards
+from raykb.data.records import Records
+from raykb.runtime.secrets import redacted
 
 
 def rows(records: Records, options: Options, part: str) -> Iterator[tuple[int, bytes, int]]:
@@ -158,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         train, test = options.select(*SOURCES[given["name"]](**own))
         counts = write(train, test, options, output, given["shard_mib"])
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(redacted(f"error: {error}"))
     print(
         f"\n{counts['train']} training and {counts['test']} test images of {len(train.classes)} "
         f"classes are in {output}. In a config:\n\n"

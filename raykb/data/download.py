@@ -5,12 +5,14 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
+_refused = ContextVar("refused", default=False)
 _ABSENT = (OSError, RuntimeError, ValueError)
 _WAIT_S = 20.0
 _REMEDY = (
@@ -18,6 +20,16 @@ _REMEDY = (
     "with --smoke; or set root to a folder that has the files; or turn IDX files or a folder of "
     "images into Parquet with pipelines/prepare_data.py"
 )
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Download nothing in the block, as a dry run must not; what is there is opened."""
+    before = _refused.set(True)
+    try:
+        yield
+    finally:
+        _refused.reset(before)
 
 
 def fetch(open_set: Callable[[Path, bool], T], root: Path, *, name: str, download: bool) -> T:
@@ -33,7 +45,7 @@ def fetch(open_set: Callable[[Path, bool], T], root: Path, *, name: str, downloa
         download: get it if it is not in ``root``.
 
     Raises:
-        FileNotFoundError: it is not there and must not be downloaded.
+        FileNotFoundError: it is not there, and ``download`` or :func:`refused` forbids to get it.
         ConnectionError: it could not be downloaded.
     """
     try:
@@ -42,6 +54,11 @@ def fetch(open_set: Callable[[Path, bool], T], root: Path, *, name: str, downloa
         missing = f"{name} is not, or not whole, in root={str(root)!r} ({error})"
         if not download:
             raise FileNotFoundError(f"{missing} and download is off.\n{_REMEDY}") from error
+        if _refused.get():
+            raise FileNotFoundError(
+                f"{missing}; a run downloads it into there first; a dry run does not, and cannot "
+                f"tell more without it. Leave out --dry-run.\n{_REMEDY}"
+            ) from error
     with _locked(root):
         with suppress(*_ABSENT):
             return open_set(root, False)  # another process was first

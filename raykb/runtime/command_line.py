@@ -28,7 +28,11 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
         help="change any argument of any section, e.g. --set search.width=200; may be repeated",
     )
     add("--smoke", action="store_true", help="apply the file's `smoke:` part: minutes, no download")
-    add("--dry-run", action="store_true", help="print plan and resolved config; start nothing")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print plan and resolved config; start and download nothing",
+    )
     add("--out", metavar="DIR", help="run directory, a path or URI; it must be empty")
     add("--resume", metavar="DIR", help="go on with the run in DIR from where it stopped")
     return parser

@@ -27,6 +27,7 @@ import ray
 
 from raykb import config as configuration
 from raykb.config import Value, build
+from raykb.data.download import refused
 from raykb.engine.faults import causes
 from raykb.engine.names import check_part
 from raykb.runtime import resources
@@ -35,13 +36,13 @@ from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_addr
 from raykb.runtime.fence import LostLease
 from raykb.runtime.lock import locked
 from raykb.runtime.resources import Phase, ResourceError
+from raykb.runtime.run_files import RECORD
 from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
 from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import LocalStorage, Storage, StorageError, open_storage
 from raykb.runtime.studies import LedgerError, SearchError
 from raykb.runtime.tracking import Status, Tracker, environment_tags, resolve_uri, ui_command
 
-RECORD = "run.json"
 EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3
 _STOP_S = 15.0  # for Ray to end what runs, after a signal
 _NO_BUGS = (SearchError, StorageError, LostLease)  # they say all in a line, without a traceback
@@ -94,7 +95,8 @@ def launch(
     arguments = parser(name, description).parse_args(argv)
     try:
         config = _config(arguments, default, schema, may_change)
-        ready = prepare(config)
+        with refused() if arguments.dry_run else contextlib.nullcontext():
+            ready = prepare(config)
         phases = ready.phases
         if arguments.dry_run:
             _show_plan(config, phases)

@@ -1,8 +1,9 @@
 """What a run has left: its record, and its trainings with their weights and checkpoints.
 
 A run directory holds the record, and each training a folder at most :data:`DEPTH` folders below
-it. What a folder is, the files in it tell; nothing is read out of its name. A folder that links
-lead to a second time counts once, under its own path if that is in the run directory.
+it, with a configuration of its own if it is one of a comparison. What a folder is, the files in it
+tell; nothing is read out of its name. A folder that links lead to a second time counts once, under
+its own path if that is in the run directory.
 """
 
 import json
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from raykb.engine import checkpoint
+from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import LocalStorage, Storage, open_storage
 
-RECORD, FINAL = "run.json", "final.pt"
+RECORD, CONFIG, FINAL = "run.json", "config.json", "final.pt"
 DEPTH = 3  # names of trainings have slashes: fold-0/theta
 _SHOWN = 10
 
@@ -40,24 +42,34 @@ def run_of(storage: Storage) -> Storage:
             if folder.exists(RECORD):
                 return folder
     raise ValueError(
-        f"{storage.uri}: there is no {RECORD} in it or above it, so it is no run directory; give "
+        f"{_at(storage)}: there is no {RECORD} in it or above it, so it is no run directory; give "
         "the one that the run printed"
     )
 
 
-def config_of(run: Storage) -> dict[str, Any]:
-    """Return the resolved configuration in the record of a run directory.
+def config_of(run: Storage, training: Storage | None = None) -> dict[str, Any]:
+    """Return the resolved configuration of a run, or of one of its trainings.
 
     Raises:
-        ValueError: the file is not the record of a run.
+        ValueError: the file that :func:`config_file` names is not what it should be.
     """
+    folder, name = config_file(run, training)
+    what = "record of a run" if name == RECORD else "configuration of a training"
     try:
-        config: dict[str, Any] = json.loads(run.read(RECORD))["config"]
+        found = json.loads(folder.read(name))
+        config: dict[str, Any] = found["config"] if name == RECORD else found
         if not isinstance(config, dict):
             raise TypeError(f"config is of type {type(config).__name__}")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{run.uri}/{RECORD}: is not the record of a run: {error!r}") from error
+        raise ValueError(f"{_at(folder)}/{name}: is not the {what}: {error!r}") from error
     return config
+
+
+def config_file(run: Storage, training: Storage | None = None) -> tuple[Storage, str]:
+    """Return folder and name of the file with the configuration: the training's, if it has one."""
+    if training is not None and training.exists(CONFIG):
+        return training, CONFIG
+    return run, RECORD
 
 
 def final_weights(where: str) -> tuple[Storage, Storage]:
@@ -70,14 +82,14 @@ def final_weights(where: str) -> tuple[Storage, Storage]:
     run, found = run_of(folder), trainings(folder, _has_weights)
     if not found:
         raise ValueError(
-            f"{folder.uri}: 0 trainings have left a {FINAL}; let the run end, or go on with it by "
+            f"{_at(folder)}: 0 trainings have left a {FINAL}; let the run end, or go on with it by "
             "--resume; of a model of 2 GiB and more export_checkpoint.py makes it: --out "
             f"{FINAL} in the training's folder"
         )
     if len(found) > 1:
         named = _named(found, ", ")
         raise ValueError(
-            f"{folder.uri}: {len(found)} trainings have left a {FINAL}; name one of {named}"
+            f"{_at(folder)}: {len(found)} trainings have left a {FINAL}; name one of {named}"
         )
     return run, found[0]
 
@@ -92,12 +104,12 @@ def checkpoints(where: str) -> Storage:
     found = trainings(folder, _has_checkpoints)
     if not found:
         raise ValueError(
-            f"{folder.uri}: no checkpoints are in it; name a run directory or the folder of a "
+            f"{_at(folder)}: no checkpoints are in it; name a run directory or the folder of a "
             "training, whose configuration saves checkpoints"
         )
     if len(found) > 1:
         named = _named(found, "\n  ")
-        raise ValueError(f"{folder.uri}: has {len(found)} trainings; name one of them:\n  {named}")
+        raise ValueError(f"{_at(folder)}: has {len(found)} trainings; name one of them:\n  {named}")
     return found[0]
 
 
@@ -162,6 +174,10 @@ def _is_link(storage: Storage) -> bool:
     return isinstance(storage, LocalStorage) and storage.folder.is_symlink()
 
 
+def _at(storage: Storage) -> str:
+    return redacted(storage.uri)
+
+
 def _named(found: Sequence[Storage], separator: str) -> str:
     more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    return separator.join([storage.uri for storage in found[:_SHOWN]] + more)
+    return separator.join([*map(_at, found[:_SHOWN]), *more])

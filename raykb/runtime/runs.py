@@ -25,6 +25,7 @@ class TrackedRun:
         invocation: name of the parent run, which is that of the run directory; its own without one.
         invocation_id: MLflow's id of that.
         started_s: since 1970.
+        status: how it ended, as ``FINISHED`` or ``FAILED``.
         params: as text, by dotted key.
         metrics: the last value of each.
         tags: as text.
@@ -35,6 +36,7 @@ class TrackedRun:
     invocation: str
     invocation_id: str
     started_s: float
+    status: str
     params: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
@@ -113,6 +115,7 @@ def _read(client: MlflowClient, experiment: str, query: str) -> list[TrackedRun]
                 name(parent),
                 parent,
                 run.info.start_time / 1e3,
+                str(run.info.status),
                 dict(run.data.params),
                 dict(run.data.metrics),
                 dict(run.data.tags),

@@ -28,19 +28,40 @@ _KEYS |= {"signing", "master", "ssh", "auth", "subscription"}  # of what a ``…
 _STRINGS = {("connection", "string"), ("conn", "string"), ("conn", "str")}
 _OF_A_MODEL = {"class", "cls", "mask", "patch", "pad", "unk", "bos", "eos", "sep", "special"}
 _OF_A_MODEL |= {"register", "image", "distill", "distillation"}  # a ``…_token`` of a network
+_AZURE = ("abfs://", "abfss://", "wasb://", "wasbs://")  # container@account, or user:password@…
 _OF_A_QUERY = {"sig", "signature", "token"}
 
 _NOTHING = {"", "null", "none", "~", "true", "false"}
 _NUMBER = re.compile(r"[-+.\d][\d_.eE+-]*")
 
-# in any text: user and password; name=value; 'name': 'value'; a private key
+# in any text: user and password; a private key
 _USER = re.compile(r'(?<![\w+.-])([\w+.-]+://)((?:(?!://|\?[\w.-]+=)[^\s"<>])*)@')
-_ASSIGNED = re.compile(
-    r"""([?&;]?)(?<![\w.%-])([\w.%-]+)="""
-    r"""("[^"]*"|'[^']*'|[^\s&"<>]+?(?='[])},;:]*(?:\s|$)|[\s&"<>]|$))"""
-)
-_QUOTED = re.compile(r"""((["'])([\w.-]+)\2\s*:\s*)((["'])(?:\\.|(?!\5).)*\5|[-+.\d]+)""")
 _PEM = re.compile(r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*KEY-----|\Z)")
+_FORMS = (  # of a name, of its value, and what stands for that
+    (  # name=value
+        re.compile(r"(?P<mark>[?&;]?)(?<![\w.%-])(?P<name>[\w.%-]+)="),
+        re.compile(r""""[^"]*"|'[^']*'|[^\s&"<>]+?(?='[])},;:]*(?:\s|$)|[\s&"<>]|$)"""),
+        HIDDEN,
+    ),
+    (  # 'name': 'value'
+        re.compile(r"""(["'])(?P<name>[\w.-]+)\1\s*:\s*"""),
+        re.compile(r"""(["'])(?:\\.|(?!\1).)*\1|[-+.\d]+"""),
+        f'"{HIDDEN}"',
+    ),
+    (  # name: "value", which may be cut short, or a list or a mapping
+        re.compile(r"(?<![\w.%-])(?P<name>[\w.%-]+): "),
+        re.compile(
+            r"""(?m)(["'])(?:(?:\\.|(?!\1).)*\1|.*?(?:…|$))"""
+            r"""|[\[{].*?(?=, must |[,:] unknown\b|$)"""
+        ),
+        f'"{HIDDEN}"',
+    ),
+    (  # name: value, of one word
+        re.compile(r"(?<![\w.%-])(?P<name>[\w.%-]+): (?!(?:unknown|missing)\b)"),
+        re.compile(r"""(?m)[^\s"'\[{]\S*?(?=["']?(?:[,;:]\s|[ \t]*$))"""),
+        HIDDEN,
+    ),
+)
 # in a document: an entry of a line, or of a mapping in braces
 _ENTRY = re.compile(r"""^([ \t]*(?:- )*["']?)([\w.-]+)(["']?[ \t]*:(?:[ \t]+|$))(.*?)(,?)$""")
 _INNER = re.compile(r"([{,]\s*)([\w.-]+)(\s*:\s+)([^,{}\[\]\n]+)")
@@ -100,30 +121,40 @@ def redacted(text: str) -> str:
 
     User and password reach up to the last ``@``, for either may hold ``/``, ``?`` and ``@``.
     """
-    text = _PEM.sub(HIDDEN, text)
-    text = _without_values(_USER.sub(_without_user, text))
-    return _QUOTED.sub(
-        lambda found: f'{found[1]}"{HIDDEN}"' if is_secret(found[3], _bare(found[4])) else found[0],
-        text,
-    )
+    text = _USER.sub(_without_user, _PEM.sub(HIDDEN, text))
+    for name, value, instead in _FORMS:
+        text = _without_values(text, name, value, instead)
+    return text
 
 
 def _without_user(found: re.Match[str]) -> str:
     host, *rest = re.split(r"[/?#]", found[2], maxsplit=1)
     of_user = not rest or "@" in host or ":" in host  # else the @ is one of the path
+    of_user &= ":" in found[2] or found[1].lower() not in _AZURE
     return f"{found[1]}{HIDDEN}@" if of_user else found[0]
 
 
-def _without_values(text: str) -> str:
-    """Hide what is assigned to secret names; what is assigned to others may hold such a name."""
+def _without_values(
+    text: str, names: re.Pattern[str], values: re.Pattern[str], instead: str
+) -> str:
+    """Hide the values of secret names; the value of another may hold such a name."""
     pieces, place = [], 0
-    while found := _ASSIGNED.search(text, place):
-        mark, name, value = found.groups()
-        of_query = mark and (name.lower() == "key" or not _OF_A_QUERY.isdisjoint(_words(name)))
-        secret = of_query or is_secret(name, _bare(value))
-        pieces += [text[place : found.start(3)], HIDDEN * secret]
-        place = found.end(3) if secret else found.start(3)
+    while found := names.search(text, place):
+        pieces.append(text[place : found.end()])
+        place = found.end()
+        of_query, name = _is_of_query(found), found["name"]
+        value = values.match(text, place) if of_query or is_secret(name) else None
+        if value and (of_query or is_secret(name, _bare(value[0]))):
+            pieces.append(instead)
+            place = value.end()
     return "".join([*pieces, text[place:]])
+
+
+def _is_of_query(found: re.Match[str]) -> bool:
+    """Return whether a name is one that is secret only in the query of a URI."""
+    if not found.groupdict().get("mark"):
+        return False
+    return found["name"].lower() == "key" or not _OF_A_QUERY.isdisjoint(_words(found["name"]))
 
 
 def _bare(value: str) -> str:

@@ -17,8 +17,9 @@ from raykb.later import Later
 from raykb.runtime.faults import original
 from raykb.runtime.mailbox import Letter, on_this_host, open_mailbox
 from raykb.runtime.resources import ResourceError, WorkerResources
+from raykb.runtime.run_files import FINAL
 from raykb.runtime.storage import Storage
-from raykb.runtime.work import DETAILS, FINAL, RESULT, TrainJob, run_alone
+from raykb.runtime.work import DETAILS, RESULT, TrainJob, run_alone
 
 group = Later("raykb.runtime.group")
 _GRACE_S = 10.0

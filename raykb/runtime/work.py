@@ -1,8 +1,9 @@
 """What the worker of a training does; it imports no more of Ray than it needs, to start soon.
 
 Build the training, restore the newest checkpoint that verifies, ``fit``, evaluate, and leave
-``final.pt`` (a plain state dict) and ``result.json`` in the training's folder. A model in shares
-leaves a last checkpoint too, and ``final.pt`` only if it is small.
+``final.pt`` (a plain state dict) and ``result.json`` in the training's folder, and there before
+them ``config.json``, if its configuration is not the run's. A model in shares leaves a last
+checkpoint too, and ``final.pt`` only if it is small.
 """
 
 import functools
@@ -22,12 +23,13 @@ from raykb.engine.seeding import seed_everything, stream_seed
 from raykb.runtime.faults import send_failure
 from raykb.runtime.mailbox import Letter
 from raykb.runtime.resources import Group, WorkerResources
+from raykb.runtime.run_files import CONFIG, FINAL
 from raykb.runtime.saving import Checkpoints
+from raykb.runtime.secrets import hidden
 from raykb.runtime.storage import open_storage
 
 RESULT = "result.json"
 DETAILS = "details.json"
-FINAL = "final.pt"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class TrainJob:
         seed: of the global generators (initial weights, dropout).
         resources: what one of its workers takes.
         params: what the tracker is told of it besides the configuration.
-        config: the configuration that the tracker is told of; None for the run's own.
+        config: its configuration, where that is not the run's own.
         group: how its workers stand together, if there are several.
     """
 
@@ -99,6 +101,8 @@ def _run(
     torch.set_num_threads(job.resources.cpus)
     keep_freed_memory()
     folder = open_storage(uri).below(job.name)
+    if worker.rank == 0 and job.config is not None:
+        folder.write(CONFIG, json.dumps(hidden(job.config), indent=1).encode())
     seed_everything(job.seed)
     arguments = {
         name: ray.get(value) if isinstance(value, ray.ObjectRef) else value

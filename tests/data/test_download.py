@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raykb.data import download
-from raykb.data.download import fetch
+from raykb.data.download import fetch, refused
 
 
 class Remote:
@@ -65,6 +65,19 @@ def test_without_leave_to_download_nothing_is_touched(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"(?s)svhn.*download is off.*prepare_data\.py"):
         fetch(Remote(), root, name="svhn", download=False)
     assert not root.exists()
+
+
+def test_where_downloads_are_refused_it_is_said_what_a_run_would_get(tmp_path: Path):
+    remote, root = Remote(), tmp_path / "absent"
+    told = r"(?s)svhn is not.*root='.*absent'.*a run downloads it.*; a dry run does not.*--dry-run"
+    with refused(), pytest.raises(FileNotFoundError, match=told):
+        fetch(remote, root, name="svhn", download=True)
+    assert not root.exists()
+    assert remote.downloads == 0
+    assert fetch(remote, root, name="svhn", download=True) == CONTENT
+    with refused():
+        assert fetch(remote, root, name="svhn", download=True) == CONTENT
+    assert remote.downloads == 1
 
 
 def test_half_a_data_set_is_made_whole(tmp_path: Path):

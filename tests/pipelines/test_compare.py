@@ -148,6 +148,74 @@ def test_labels_are_headed_by_what_was_compared(script, uri, capsys):
     assert "| method | top-1 % |" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def failures(uri):
+    """Trainings of which some failed, with others of the same label and number, or without."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.create_experiment("some-failed")
+    clock = iter(range(1_700_000_000_000, 1_800_000_000_000, 1000))
+
+    def add(label, seed, top1, status="FINISHED", **params):
+        run = client.create_run(
+            experiment, run_name=f"{label}/seed-{seed}", start_time=next(clock)
+        ).info.run_id
+        for key, value in {"label": label, "seed_number": seed, **params}.items():
+            client.log_param(run, key, value)
+        client.log_metric(run, "test/top1", top1)
+        client.set_terminated(run, status)
+
+    strict = {"method.threshold": 0.95}
+    add("wild", 0, 0.1, "FAILED")
+    add("fixmatch", 0, 0.2, "FAILED")  # as far as it came
+    add("wild", 1, 0.1, "FAILED")
+    add("uda", 0, 0.6)
+    add("uda", 1, 0.62)
+    add("uda", 1, 0.3, "FAILED")
+    add("fixmatch", 0, 0.7, **strict)
+    add("fixmatch", 1, 0.74, **strict)
+    return ["--uri", uri, "--experiment", "some-failed"]
+
+
+def test_a_label_that_only_failed_is_a_gap_and_a_failure_made_good_is_none(
+    script, failures, tmp_path, capsys
+):
+    file = tmp_path / "table.csv"
+    script["main"]([*failures, "--list", "--csv", str(file)])
+    output = capsys.readouterr().out
+    assert "6 trainings of some-failed in 6 invocations\n" in output
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines()]
+    rows = [row for row in rows if row and row[0] in ("wild", "uda", "fixmatch")]
+    assert [row[:3] for row in rows] == [
+        ["wild", "–", "–"],
+        ["uda", "61.00", "1.41"],
+        ["fixmatch", "72.00", "2.83"],
+    ]
+    assert "2 of 6 trainings have no result: wild/seed-0, wild/seed-1" in output
+    table = pd.read_csv(file).set_index("run")
+    assert table["status"].to_dict() == {
+        "wild/seed-0": "FAILED",
+        "wild/seed-1": "FAILED",
+        "uda/seed-0": "FINISHED",
+        "uda/seed-1": "FINISHED",
+        "fixmatch/seed-0": "FINISHED",
+        "fixmatch/seed-1": "FINISHED",
+    }
+    assert table["test/top1"].isna().sum() == 2
+
+
+def test_trainings_are_chosen_by_an_argument_of_a_section(script, failures, capsys):
+    script["main"]([*failures, "--where", "method.threshold=0.95"])
+    output = capsys.readouterr().out
+    assert "2 trainings of some-failed" in output
+    assert "wild" not in output
+
+
+def test_where_all_failed_nothing_can_be_compared(script, failures):
+    text = refused(script, *failures, "--where", "label=wild")
+    assert "of 0 finished runs of 'some-failed' with label=wild, 0 have the parameters" in text
+    assert text.endswith("; 2 that failed have")
+
+
 def test_without_one_thing_compared_the_parameter_heads_its_values(script):
     runs = [types.SimpleNamespace(params={"comparison.over": over}) for over in ("data", "model")]
     assert script["over_of"](runs, "label") == "label"
@@ -179,3 +247,9 @@ def test_what_is_not_there_is_said_with_what_there_is(script, uri, tmp_path):
         script, *there, "--experiment", "other"
     )
     assert "there is no such file" in refused(script, "--uri", f"sqlite:///{tmp_path}/none.db")
+
+
+def test_no_password_of_a_store_is_shown(script, monkeypatch):
+    monkeypatch.setitem(script["wanted"].__globals__, "tracked_runs", lambda *given, **more: [])
+    text = refused(script, "--uri", "http://me:abc@host")
+    assert text.startswith("error: http://***@host: of 0 finished runs")

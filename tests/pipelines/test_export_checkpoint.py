@@ -93,6 +93,23 @@ def test_a_step_can_be_chosen_and_a_uri_be_named(tmp_path):
     assert same(loaded(out), network(4).state_dict())
 
 
+class Secret(LocalStorage):
+    """A folder of this host, told as a bucket with user and password."""
+
+    uri = "s3://me:abc@bucket/run"
+
+
+def test_no_password_of_a_uri_is_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export_checkpoint, "checkpoints", lambda where: Secret(tmp_path / "run"))
+    save(tmp_path / "run", 4)
+    given = [Secret.uri, "--out", str(tmp_path / "model.pt")]
+    export_checkpoint.main(given)
+    assert capsys.readouterr().out.endswith("from s3://***@bucket/run/step-00000004\n")
+    (tmp_path / "model.pt").unlink()
+    with pytest.raises(SystemExit, match=r"error: s3://\*\*\*@bucket/run: no checkpoint can be"):
+        export_checkpoint.main([*given, "--step", "5"])
+
+
 def test_a_damaged_checkpoint_is_passed_over_by_name_and_left_as_it_is(tmp_path, capsys):
     save(tmp_path / "run", 4)
     save(tmp_path / "run", 8)

@@ -6,6 +6,7 @@ import json
 import runpy
 import shutil
 
+import here
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -118,6 +119,33 @@ def test_a_run_that_names_no_classes_is_asked_for_its_data(script, tmp_path):
     assert pd.read_csv(out)["class"][0] in sample().classes
 
 
+def test_a_rival_of_a_comparison_over_networks_is_labelled_by_as_what_it_was_trained(
+    script, tmp_path
+):
+    semi_train = runpy.run_path(str(running.PIPELINES / "semi_train.py"))
+    config = here.resolved(
+        semi_train,
+        running.PIPELINES / "configs" / "semi" / "fashion_mnist_sample.yaml",
+        "stream={name: in_place}",
+        "recipe.steps=1",
+        "comparison={over: model, rivals: {slim: {name: small_convnet, width: 4}}}",
+    )
+    run = tmp_path / "run"
+    here.run(semi_train, "semi_train", config, run)
+    (run / "run.json").write_text(json.dumps({"config": config}))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(sample().images[0, 0]))
+    for name, width in (("slim", 4), ("small_convnet", 16)):
+        training, out = run / name / "seed-0", tmp_path / f"{name}.csv"
+        script["main"]([str(training), str(tmp_path / "photos"), "--out", str(out)])
+        model = MODELS["small_convnet"](classes=10, channels=1, width=width).eval()
+        model.load_state_dict(torch.load(training / "final.pt", weights_only=True))
+        labelled = pd.read_csv(out)
+        highest, labels = expected(model)
+        assert labelled["label"][0] == int(labels[0])
+        assert labelled["confidence"][0] == pytest.approx(float(highest[0]), rel=1e-5)
+
+
 def refused(script, capsys, *arguments):
     with pytest.raises(SystemExit) as stopped:
         script["main"]([str(argument) for argument in arguments])
@@ -161,6 +189,15 @@ def test_what_cannot_be_done_is_said_in_one_line(script, tmp_path, capsys):
     assert "holds Parquet files and image files" in said(one, photos, "--out", out)
 
 
+def test_no_password_of_a_uri_is_shown(script, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(sample().images[0, 0]))
+    run = "ftp://me:abc@host/run"
+    text = refused(script, capsys, run, tmp_path / "photos", "--out", tmp_path / "out.csv")
+    assert "ftp://***@host/run" in text
+    assert "abc" not in text
+
+
 def test_weights_of_another_model_are_refused(script, tmp_path, capsys):
     make_run(tmp_path / "run")
     (tmp_path / "photos").mkdir()
@@ -168,7 +205,12 @@ def test_weights_of_another_model_are_refused(script, tmp_path, capsys):
     config = CONFIG | {"model": {"name": "small_convnet", "width": 8}}
     (tmp_path / "run" / "run.json").write_text(json.dumps({"config": config}))
     arguments = (tmp_path / "run", tmp_path / "photos", "--out", tmp_path / "out.csv")
-    assert "is not of the model in run.json" in refused(script, capsys, *arguments)
+    assert "final.pt: is not of the model in run.json" in refused(script, capsys, *arguments)
+    own = tmp_path / "run" / "fixmatch" / "seed-0" / "config.json"
+    own.write_text(json.dumps(config))
+    assert "final.pt: is not of the model in config.json" in refused(script, capsys, *arguments)
+    own.write_text(json.dumps({"data": {}, "view": {}}))
+    assert f"{own}: has no 'model', so" in refused(script, capsys, *arguments)
 
 
 @pytest.mark.parametrize("name", ["final.pt", "run.json"])

@@ -1,5 +1,7 @@
+import ast
 import gzip
 import importlib.util
+import inspect
 import re
 import signal
 import struct
@@ -16,6 +18,7 @@ from PIL import Image
 
 from raykb.data.datasets import DATASETS, SOURCES
 from raykb.data.images import ImageSet
+from raykb.data.options import Options
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "prepare_data.py"
 PARTS = ("train", "test")
@@ -206,9 +209,25 @@ def test_help_lists_the_arguments_of_each_set(
     with pytest.raises(SystemExit, match="0"):
         script.main([name, "--help"])
     printed = capsys.readouterr().out
-    for option in script.inspect.signature(SOURCES[name]).parameters:
+    for option in inspect.signature(SOURCES[name]).parameters:
         assert f"--{option.replace('_', '-')}" in printed
     assert "--on-bad-image" in printed
+
+
+def test_what_is_read_of_the_data_sets_is_what_they_declare(script: ModuleType):
+    nodes = {node.name: node for node in script.declared("datasets.py") if script.is_source(node)}
+    assert nodes.keys() == SOURCES.keys()
+    (options,) = script.declared("options.py")
+    for node, function in [(options, Options), *((nodes[name], SOURCES[name]) for name in SOURCES)]:
+        assert ast.get_docstring(node) == inspect.getdoc(function)
+        declared = inspect.signature(function).parameters
+        read = list(script.parameters(node))
+        assert [name for name, _, _ in read] == list(declared)
+        for name, annotation, default in read:
+            known = declared[name]
+            assert eval(ast.unparse(annotation)) == known.annotation
+            assert (default is None) == (known.default is inspect.Parameter.empty)
+            assert default is None or ast.literal_eval(default) == known.default
 
 
 @pytest.mark.parametrize("writes", [1, 2])  # killed in the first shard, and after it

@@ -4,6 +4,7 @@ import os
 import runpy
 import types
 
+import here
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from raykb.assembly import SemiSupervised
 from raykb.config import ConfigError
 from raykb.data.datasets import open_records
 from raykb.data.decoding import encode_png
+from raykb.data.download import refused
 from raykb.data.labels import Labels
 from raykb.data.options import Options
 from raykb.data.parquet import write_shards
@@ -41,6 +43,24 @@ def predict():
 def picture(number, height=8, width=8):
     draw = np.random.default_rng(number)
     return encode_png(draw.integers(0, 256, (1, height, width), dtype=np.uint8))
+
+
+# ---------------------------------------------------------------------- absent data
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "fashion_mnist"])
+def test_a_run_is_prepared_without_a_download_where_that_is_refused(semi_train, tmp_path, name):
+    write_shards(tmp_path / "u", [(n, picture(n), 0) for n in range(8)], CLASSES)
+    root = tmp_path / "absent"
+    config = here.resolved(
+        semi_train,
+        running.PIPELINES / "configs" / "semi" / "fashion_mnist_sample.yaml",
+        f"data={{name: {name}, root: {root}}}",
+        f"unlabelled.paths={tmp_path / 'u'}",
+    )
+    with refused(), pytest.raises(ConfigError, match=rf"data: {name} is not.* a run downloads it"):
+        semi_train["prepare"](config)
+    assert not root.exists()
 
 
 # ---------------------------------------------------------------------- true labels

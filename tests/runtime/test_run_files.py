@@ -1,8 +1,10 @@
 """What a run has left is found from any place in it, by its files and never by names."""
 
+import ast
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -66,15 +68,15 @@ class Bucket(RemoteStorage):
 
     def __init__(self, uri):
         assert uri.endswith("?region=x")
-        assert re.match(r"s3://bucket[/?]", uri)
-        super().__init__(uri.replace("s3://bucket", f"file://{self.top}"))
+        self._bucket = re.match(r"s3://(me:abc@)?bucket(?=[/?])", uri)[0]
+        super().__init__(uri.replace(self._bucket, f"file://{self.top}"))
 
     @property
     def uri(self):
-        return super().uri.replace(f"file://{self.top}", "s3://bucket")
+        return super().uri.replace(f"file://{self.top}", self._bucket)
 
     def below(self, name):
-        return Bucket(super().below(name).uri.replace(f"file://{self.top}", "s3://bucket"))
+        return Bucket(super().below(name).uri.replace(f"file://{self.top}", self._bucket))
 
 
 @pytest.fixture
@@ -91,6 +93,19 @@ def test_a_query_goes_along_in_a_bucket(bucket, place):
     assert run.uri == "s3://bucket/run?region=x"
     assert training.uri == "s3://bucket/run/uda/seed-0?region=x"
     assert checkpoints(f"s3://bucket/{place}?region=x").uri == training.uri
+
+
+def test_no_password_of_a_bucket_is_in_an_error(bucket):
+    run = "s3://me:abc@bucket/run?region=x"
+    for call in (final_weights, checkpoints):
+        make_run(bucket / "run", "a/seed-0", "b/seed-0")
+        text = refused(call, run)
+        assert text.startswith("s3://***@bucket/run?region=x: ")
+        assert "abc" not in text
+        shutil.rmtree(bucket / "run")
+        assert "abc" not in refused(call, run)
+    make_run(bucket / "run").joinpath("run.json").write_text("{}")
+    assert "abc" not in refused(config_of, opened(run))
 
 
 def test_nothing_is_above_a_bucket(bucket):
@@ -183,6 +198,17 @@ def test_the_record_is_looked_for_no_further_up_than_trainings_can_be(tmp_path):
     assert "no run.json" in refused(run_of, opened(str(deep)))
 
 
+@pytest.mark.parametrize("name", [run_files.RECORD, run_files.CONFIG, run_files.FINAL])
+def test_a_file_of_a_run_is_named_in_one_place(name):
+    homes = [
+        path.name
+        for path in Path(run_files.__file__).parents[1].rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value == name
+    ]
+    assert homes == ["run_files.py"]
+
+
 def test_the_nearest_record_counts(tmp_path):
     make_run(tmp_path / "run", "inner/seed-0")
     shutil.copy(tmp_path / "run" / "run.json", tmp_path / "run" / "inner")
@@ -196,3 +222,16 @@ def test_a_record_gives_its_configuration_or_is_named_as_none(tmp_path):
     for data in (b"", b"\xff", b"hello", b"{}", b"[]", b'{"config": [1]}', b'{"config": null}'):
         storage.write("run.json", data)
         assert "run.json: is not the record of a run" in refused(config_of, storage)
+
+
+def test_a_training_has_the_configuration_of_its_own_or_the_runs(tmp_path):
+    run = LocalStorage(make_run(tmp_path / "run", "slim/seed-0"))
+    training = run.below("slim/seed-0")
+    assert config_of(run, training) == {"seed": 3}
+    training.write("config.json", b'{"seed": 4}')
+    assert config_of(run, training) == {"seed": 4}
+    assert config_of(run) == {"seed": 3}
+    for data in (b"", b"\xff", b"[]", b"null"):
+        training.write("config.json", data)
+        text = refused(config_of, run, training)
+        assert f"{training.uri}/config.json: is not the configuration of a training" in text

@@ -41,6 +41,8 @@ def test_a_run_comes_with_its_invocation_parameters_and_last_metrics(store):
     assert runs[1].params == {"labels.count": "40"}
     assert runs[1].metrics == {"test/top1": 0.5}
     assert 1.5e9 < runs[1].started_s < 5e9
+    assert {run.status for run in runs} == {"FINISHED"}
+    assert [run.status for run in tracked_runs(uri, "one", status="FAILED")] == ["FAILED"]
 
 
 def test_runs_are_chosen_by_parameter_tag_and_status(store):

@@ -109,6 +109,11 @@ def test_secrets_are_found_at_any_depth():
         ("https://h/x?X-Amz-Security-Token=a", "https://h/x?X-Amz-Security-Token=***"),
         ("https://h/x?AWSAccessKeyId=a&token=3", "https://h/x?AWSAccessKeyId=***&token=***"),
         ("uri=http://h/x?sig=a", "uri=http://h/x?sig=***"),
+        ("abfs://user:p@container/x", "abfs://***@container/x"),
+        (
+            "wasbs://me:p@ss@account.blob.core.windows.net/x",
+            "wasbs://***@account.blob.core.windows.net/x",
+        ),
     ],
 )
 def test_a_uri_is_shown_without_user_password_and_secrets_of_its_query(uri, shown):
@@ -124,8 +129,19 @@ def test_a_uri_is_shown_without_user_password_and_secrets_of_its_query(uri, show
         "http://h/x@v1",
         "s3://bucket/a@b?region=eu-west-1&endpoint_override=localhost:9000",
         "sqlite:////data/u:p@h/mlflow.db?timeout=3",
+        "abfs://container@account.dfs.core.windows.net/path",
+        "abfss://container@account.dfs.core.windows.net/a@b",
+        "WASB://container@account.blob.core.windows.net, wasbs://c@a/x",
         "mail me@example.com, f(seed=3, tokens=4, token=5)",
         "api_key: unknown (did you mean 'keys'?)",
+        "data.api_key: unknown; known: root, download\ndata.token: missing; str",
+        "data.password: is called data.phrase now",
+        "credentials: file not found, log in first",
+        "data.token: 5, must be text",
+        "data.password: null, must be text",
+        'model.class_token: "x", must be true or false',
+        "model.mask_token: 'x': unknown",
+        "tokenizer: abc, must be a mapping",
         "search.width: 40 -> 80",
         "[" * 100_000,
     ],
@@ -144,11 +160,40 @@ def test_a_text_without_secrets_is_shown_as_it_is(text):
         '{"my_secret": "a\\"abc"}',
         "-----BEGIN RSA PRIVATE KEY-----\nabc\nabc\n-----END RSA PRIVATE KEY-----",
         "lost http://h/x,http://u:abc@h/x",
+        "run.yaml: [data.token: 'abc', must be text",
+        'refused: "data.token: "abc", must be text"',
+        "error: 'api_key: abc, must be int', \"x\"",
+        '{"note": "password: abc", "n": 1}',
     ],
 )
 def test_secrets_in_an_error_s_text_are_hidden(text):
     assert "abc" not in redacted(text)
     assert HIDDEN in redacted(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ('"abc"', '"***"'),
+        ("'abc'", '"***"'),
+        ('"a\\"abc, must be"', '"***"'),
+        ('"a\'bc abc"', '"***"'),
+        ('"abc abc…', '"***"'),  # cut short
+        ("abc", "***"),
+        ("a:b,abc", "***"),
+        ('["abc", "abc"]', '"***"'),
+        ('{"user": "abc", "pin": 1}', '"***"'),
+        ('{"user": "abc…', '"***"'),
+    ],
+)
+@pytest.mark.parametrize("key", ["data.token", "optimizer.password", "api-key"])
+def test_a_secret_that_is_refused_is_not_shown(key, value, shown):
+    for text in ("{}: {}, must be int", "{}: {}: unknown", "{}: {}, unknown; known: x"):
+        for around in ("{}", "run.yaml: 2 problems\n  - {}\n  - lr: -1, must be positive"):
+            assert redacted(around.format(text.format(key, value))) == around.format(
+                text.format(key, shown)
+            )
+    assert redacted(f"{key}: {value}\nn: 1") == f"{key}: {shown}\nn: 1"
 
 
 @pytest.mark.parametrize(

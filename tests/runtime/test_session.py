@@ -1,6 +1,7 @@
 """What a session does for a script, with all work in this process."""
 
 import functools
+import json
 import math
 
 import here
@@ -51,6 +52,21 @@ def jobs(comparison, config):
 COMPARED = functools.partial(
     Comparison, rivals={"half": {"name": "own", "factor": 1.0}, "ill": {"factor": math.nan}}
 )
+
+
+def test_a_training_leaves_its_own_configuration_without_secrets_and_others_none(opened, tmp_path):
+    config = CONFIG | {"data": {"password": "abc"}}
+    comparison = Comparison(rivals={"half": {"name": "own", "factor": 1.0}})
+    session = opened(config)
+    session.compare("trainings", comparison, jobs(comparison, config))
+    session.train("alone", [TrainJob("alone", training, {"factor": 1.0}, 0)])
+    left = {path.parent.parent.name: path for path in tmp_path.rglob("config.json")}
+    assert left.keys() == {"half", "own"}
+    factors = {"half": 1.0, "own": 2.0}
+    for label, path in left.items():
+        own = config | {"method": {"name": "own", "factor": factors[label]}}
+        assert json.loads(path.read_text()) == own | {"data": {"password": "***"}}
+    assert {path.parent.name for path in tmp_path.rglob("final.pt")} == {"alone", "seed-0"}
 
 
 def test_a_file_stays_as_the_run_began_with_it(opened):

@@ -18,9 +18,10 @@ from raykb.engine.loop import Evaluated, Training
 from raykb.engine.objective import CrossEntropy, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.optim import cosine, scheduled, sgd, updater
 from raykb.runtime.resources import WorkerResources
+from raykb.runtime.run_files import FINAL
 from raykb.runtime.storage import LocalStorage
 from raykb.runtime.train import finished, share, train
-from raykb.runtime.work import FINAL, TrainJob
+from raykb.runtime.work import TrainJob
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
