@@ -1,6 +1,5 @@
 """Data sets that torchvision knows where to get: fetched once, whole or not at all."""
 
-import fcntl
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -8,6 +7,8 @@ from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
+
+from raykb.data.atomic import locked
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def fetch(open_set: Callable[[Path, bool], T], root: Path, *, name: str, downloa
         missing = f"{name} is not, or not whole, in root={str(root)!r} ({error})"
         if not download:
             raise FileNotFoundError(f"{missing} and download is off.\n{_REMEDY}") from error
-    with _locked(root):
+    with locked(root / ".lock"):
         with suppress(*_ABSENT):
             return open_set(root, False)  # another process was first
         try:
@@ -67,15 +68,6 @@ def _download(open_set: Callable[[Path, bool], T], root: Path) -> None:
             path.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Wait for the lock of ``root``; the system lifts it when its holder ends, however it ends."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager
