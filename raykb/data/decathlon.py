@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raykb.config import Problems
+from raykb.config import ConfigError, Problems
 from raykb.data.nifti import Geometry, Volume, read_image, read_label
 
 _SUFFIXES = (".nii.gz", ".nii")
@@ -140,17 +140,17 @@ def _cases(folder: Path, said: Any, *, labelled: bool) -> tuple[Case, ...]:
         files = [entry.get(key) for key in ("image", "label")] if pair else [entry]
         if pair != labelled or not all(isinstance(file, str) for file in files):
             wanted = '{"image": file, "label": file}' if labelled else "the name of a file"
-            problems.append(f"entry {number}: {entry!r}, must be {wanted}")
+            problems.append(f"{number}: {entry!r}, must be {wanted}")
             continue
         paths = [folder / file for file in files]
         if not all(map(_is_shown, paths)):
             continue
         name = _stem(paths[0])
         if name in cases:
-            problems.append(f"entry {number}: case {name} is listed twice")
+            problems.append(f"{number}: case {name} is listed twice")
         cases[name] = Case(name, *paths)
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ConfigError("cases", problems)
     return tuple(cases[name] for name in sorted(cases))
 
 

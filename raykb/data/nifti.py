@@ -154,7 +154,7 @@ def read_image(path: Path) -> Volume:
     with _named(path):
         image, geometry = _opened(path)
         if _is_scaled(image):
-            data = np.asarray(image.dataobj.get_scaled(np.float32), np.float32)
+            data = np.asarray(image.dataobj, np.float32)
         else:
             data = _native(np.asanyarray(image.dataobj))
         strange = int(data.size - np.isfinite(data).sum()) if data.dtype.kind == "f" else 0
@@ -190,7 +190,8 @@ def _whole(data: np.ndarray) -> np.ndarray:
     if data.dtype.kind != "f":
         return data
     rounded: np.ndarray = np.rint(data)
-    off = ~(np.abs(data - rounded) <= _NEAR)  # NaN is, too
+    with np.errstate(invalid="ignore"):
+        off = ~(np.abs(data - rounded) <= _NEAR)  # NaN is, too
     if off.any():
         raise ValueError(f"has {data[off][0]:g} for a label, must be a whole number; repair it")
     return rounded.astype(np.int32)

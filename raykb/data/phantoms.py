@@ -16,7 +16,8 @@ import numpy as np
 
 from raykb.data.atomic import make_folder
 from raykb.data.nifti import Geometry, require_nibabel, write_nifti
-from raykb.data.phantom_anatomy import ANATOMIES, Anatomy, Draw, Grid, Parts
+from raykb.data.phantom_anatomy import ANATOMIES, Anatomy, Parts
+from raykb.data.phantom_shapes import Draw, Grid
 from raykb.engine.seeding import stream_seed
 
 _VERSION = 1

@@ -43,10 +43,11 @@ class Volumes:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not self.cases or len(set(self.ids.tolist())) < len(self.cases):
+        if not self.cases:
+            raise ValueError("cases: none, there must be at least one")
+        if len(self.ids) != len(self.cases) or len(np.unique(self.ids)) < len(self.ids):
             raise ValueError(
-                f"ids: {self.ids.tolist()} of {len(self.cases)} cases; there must be at least one "
-                "case, and an id of its own for each"
+                f"ids: {self.ids.tolist()} of {len(self.cases)} cases, must be one for each"
             )
         for what in ("channels", "labelled"):
             kinds = {getattr(case, what): case.name for case in self.cases}
@@ -123,6 +124,8 @@ def open_volumes(
     """
     require_nibabel()
     cases: Sequence[Case] = task.training if part == "training" else task.test
+    if not cases:
+        raise ValueError(f"part: {part!r}, of which {task.folder} has no case")
     problems = Problems()
 
     def stored(case: Case) -> StoredCase | None:
