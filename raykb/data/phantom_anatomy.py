@@ -224,7 +224,7 @@ ANATOMIES: dict[int, Anatomy] = {
             "rim": Tissue(1, (650, 950)),
         },
         _prostate,
-        (3.6, 0.7, 0.7),
+        (3.5, 0.7, 0.7),
         turned_degrees=5.0,
         stored=("uint16", "uint8"),
     ),

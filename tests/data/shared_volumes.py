@@ -26,7 +26,7 @@ def labels(shape=SHAPE, classes=3):
     label = np.zeros(shape, np.uint8)
     flat = label.reshape(-1)
     for value in range(1, classes):
-        flat[[value * 17, value * 29, value * 101]] = value
+        flat[np.array([17, 29, 101]) * value % flat.size] = value
     return label
 
 

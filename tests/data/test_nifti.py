@@ -134,9 +134,7 @@ def test_labels_that_are_floats_are_rounded_where_they_are_whole(tmp_path):
 
 def test_a_label_may_have_a_fourth_axis_of_one_and_no_more(tmp_path):
     label = labels().T[..., None]
-    assert np.array_equal(
-        read_label(save(tmp_path / "a.nii", label)).array, labels()[:, :, ::-1]
-    )
+    assert np.array_equal(read_label(save(tmp_path / "a.nii", label)).array, labels()[:, :, ::-1])
     with pytest.raises(ValueError, match=r"has the shape \(13, 11, 9, 2\), a label must have thre"):
         read_label(save(tmp_path / "b.nii", label.repeat(2, -1)))
 
@@ -220,7 +218,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
 
 def test_an_affine_without_directions_is_refused():
     for affine in (np.diag([1.0, 0, 1, 1]), np.full((4, 4), np.nan)):
-        with pytest.raises(ValueError, match="affine: .*must be finite and give each axis"):
+        with pytest.raises(ValueError, match=r"affine: .*must be finite and give each axis"):
             Geometry((2, 3, 4), affine)
 
 

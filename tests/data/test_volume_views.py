@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from shared_volumes import geometry, labels, numbered, write_task
+from shared_volumes import geometry, write_task
 
 from raykb.data.decathlon import read_task
 from raykb.data.feed import InPlace, plain_batches
@@ -77,7 +77,7 @@ def test_a_patch_is_a_slice_of_its_case_in_all_channels_and_in_the_label(volumes
         assert np.array_equal(image, box[0])
         assert np.array_equal(label, box[1])
         seen.add((number % 4, *start))
-    assert len(seen) > 70
+    assert len(seen) > 50  # of 80, a third of which are about one of six voxels
 
 
 def found(image, case):
@@ -109,7 +109,9 @@ def middle(patches):
 @pytest.fixture(scope="module")
 def rare(tmp_path_factory):
     """A large case with three voxels of label 1 and one of 2, and one with none."""
-    folder = write_task(tmp_path_factory.mktemp("rare"), cases=2, tests=0, shapes=[(24, 24, 24)] * 2)
+    folder = write_task(
+        tmp_path_factory.mktemp("rare"), cases=2, tests=0, shapes=[(24, 24, 24)] * 2
+    )
     task = read_task(folder)
     label = np.zeros((24, 24, 24), np.uint8)
     for value, *place in ((1, 8, 9, 10), (1, 12, 12, 12), (1, 15, 9, 9), (2, 10, 15, 14)):
@@ -220,12 +222,10 @@ def test_cases_without_labels_can_be_tested_on_and_not_trained_on(tmp_path):
 
 
 def test_what_a_view_cannot_be_is_told_at_once(volumes):
-    with pytest.raises(ValueError, match="foreground_share: 1.5, must be in 0..1") as told:
+    with pytest.raises(ValueError, match=r"foreground_share: 1.5, must be in 0..1") as told:
         PatchView(volumes, (4, 0, 4), foreground_share=1.5, fill=0.5)
     assert "size: (4, 0, 4), must be three positive numbers: Z, Y and X" in str(told.value)
     assert "fill: 0.5, must be a number of the volumes' type, int16" in str(told.value)
     for fill in (-40_000, 40_000):
         with pytest.raises(ValueError, match=f"fill: {fill}, must be"):
             PatchView(volumes, SIZE, fill=fill)
-    assert numbered().max() < 2**15  # so that a voxel's number says where it is
-    assert labels().max() == 2

@@ -58,7 +58,7 @@ def test_a_patch_about_a_voxel_has_it_nearest_to_its_middle():
         start = patch_start((10, 20, 16), (4, 6, 20), uniforms, np.array(place))
         for first, voxel, length, most in zip(start, place, (4, 6), (10, 20), strict=False):
             allowed = range(most - length + 1)
-            assert first == min(allowed, key=lambda s: abs(s - (voxel - length // 2)))  # noqa: B023
+            assert first == min(allowed, key=lambda s: abs(s - (voxel - length // 2)))
         assert start[2] == -2
 
 
