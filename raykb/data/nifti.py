@@ -126,12 +126,9 @@ class Geometry:
         furthest = float(np.linalg.norm(apart, axis=1).max())
         if furthest <= _APART * min(self.spacing_mm):
             return []
-        return [
-            f"an affine that puts corners {furthest:.3g} mm away ({other.orientation}, not "
-            f"{self.orientation})"
-            if self.orientation != other.orientation
-            else f"an affine that puts corners {furthest:.3g} mm away"
-        ]
+        axes = self.orientation, other.orientation
+        turned = f" ({axes[1]}, not {axes[0]})" if axes[0] != axes[1] else ""
+        return [f"an affine that puts corners {furthest:.3g} mm away{turned}"]
 
 
 class Volume(NamedTuple):
