@@ -1,6 +1,5 @@
 """Data sets that torchvision knows where to get: fetched once, whole or not at all."""
 
-import fcntl
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -9,6 +8,8 @@ from contextvars import ContextVar
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
+
+from raykb.data.atomic import locked
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ def fetch(open_set: Callable[[Path, bool], T], root: Path, *, name: str, downloa
                 f"{missing}; a run downloads it into there first; a dry run does not, and cannot "
                 f"tell more without it. Leave out --dry-run.\n{_REMEDY}"
             ) from error
-    with _locked(root):
+    with locked(root / ".lock"):
         with suppress(*_ABSENT):
             return open_set(root, False)  # another process was first
         try:
@@ -84,15 +85,6 @@ def _download(open_set: Callable[[Path, bool], T], root: Path) -> None:
             path.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Wait for the lock of ``root``; the system lifts it when its holder ends, however it ends."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager
