@@ -60,6 +60,10 @@ from raykb.runtime.work import TrainJob
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "augment" / "fastaa_fashion_mnist_sample.yaml"
 THETA, SEARCH, FINAL = "theta trainings", "policy search", "final trainings"
+RIVALS = {
+    name: {"name": name}
+    for name in ("none", "cutout", "trivial_augment_wide", "rand_augment", "random_policy")
+}
 SCHEMA = SECTIONS | {
     "augmentation": Section(AUGMENTATIONS, given=("seed", "searched"), default="searched_policy"),
     "method": Section(OBJECTIVES, given=("task",), default="cross_entropy"),
@@ -67,7 +71,11 @@ SCHEMA = SECTIONS | {
     "theta": RECIPE,
     "search": SearchSettings,
     "final": RECIPE,
-    "comparison": Section(Comparison, rows={"rivals": "over"}, renamed={"augmentations": "rivals"}),
+    "comparison": Section(
+        functools.partial(Comparison, over="augmentation", rivals=RIVALS),
+        rows={"rivals": "over"},
+        renamed={"augmentations": "rivals"},
+    ),
     "resources.theta": WORKERS,
     "resources.evaluators": WORKERS,
     "resources.final": WORKERS,
@@ -283,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         default=DEFAULT,
         schema=SCHEMA,
+        experiment="fast-autoaugment",
         prepare=prepare,
         argv=argv,
     )

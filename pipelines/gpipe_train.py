@@ -233,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         default=DEFAULT,
         schema=SCHEMA,
+        experiment="gpipe",
         prepare=prepare,
         may_change=("pipeline", "resources"),  # checkpoints fit any number of stages
         argv=argv,

@@ -215,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         default=DEFAULT,
         schema=SCHEMA,
+        experiment="semi-supervised",
         prepare=prepare,
         may_change=("resources", "stream"),  # of a stream, how its images come, not which
         argv=argv,

@@ -124,7 +124,8 @@ HERE = Machine(
 
 def schema_of(script):
     """Return the whole schema of a script, as ``launch`` knows it."""
-    return {"storage": Value(str, "runs"), "tracking": Tracking, **script["SCHEMA"]}
+    common = {"seed": Value(int, 0), "storage": Value(str, "runs"), "tracking": Tracking}
+    return common | script["SCHEMA"]
 
 
 def resolved(script, path, *overrides, smoke=True):

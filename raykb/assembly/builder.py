@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from raykb.comparison import Comparison
-from raykb.config import Problems, Section, Value, build
+from raykb.config import Problems, Section, build
 from raykb.data.datasets import DATASETS
 from raykb.data.views import VIEWS
 from raykb.engine.assemble import assemble
@@ -35,7 +35,6 @@ Methods = Mapping[str, Callable[..., Objective]]
 META = Worker(device=torch.device("meta"))
 RECIPE = Section(Recipe, renamed=RENAMED)
 SECTIONS: dict[str, Any] = {
-    "seed": Value(int, 0),
     "data": DATASETS,
     "view": VIEWS,
     "model": Section(MODELS, given=("classes", "channels")),

@@ -9,6 +9,7 @@ A script hands :func:`launch` its function, its schema and what prepares it; the
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -75,6 +76,7 @@ def launch(
     default: Path,
     schema: Mapping[str, Any],
     prepare: Callable[[dict[str, Any]], ReadyT],
+    experiment: str = "raykb",
     may_change: Collection[str] = (),
     argv: Sequence[str] | None = None,
 ) -> int:
@@ -84,15 +86,19 @@ def launch(
         script: the work; called with the session and what was prepared once all is set up.
         description: for ``--help``.
         default: the configuration used without ``--config``.
-        schema: what :func:`raykb.config.check` takes, but for ``storage`` and ``tracking``.
+        schema: what :func:`raykb.config.check` takes, but for ``seed``, ``storage`` and
+            ``tracking``.
         prepare: returns what the run is made of, its phases among it, from its configuration; may
             raise ValueError.
+        experiment: where the tracker has the script's runs, unless the configuration says other.
         may_change: sections, or dotted keys, that a resumed run may have otherwise.
         argv: the command line after the script's name.
     """
     name = Path(script.__code__.co_filename).stem
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parser(name, description).parse_args(argv)
+    tracking = functools.partial(Tracking, experiment=experiment)
+    schema = {"seed": Value(int, 0), "storage": Value(str, "runs"), "tracking": tracking, **schema}
     try:
         config = _config(arguments, default, schema, may_change)
         with refused() if arguments.dry_run else contextlib.nullcontext():
@@ -122,7 +128,6 @@ def _config(
     """Return the resolved configuration, of the run to be resumed if there is one."""
     if arguments.resume and arguments.out:
         raise Refused("--out and --resume: give one of them; --resume goes on in its own DIR")
-    schema = {"storage": Value(str, "runs"), "tracking": Tracking, **schema}
     stored = _stored(arguments.resume) if arguments.resume else None
     if stored is not None and not (arguments.config or arguments.smoke):
         source = f"{arguments.resume}/{RECORD}"

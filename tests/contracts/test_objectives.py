@@ -39,6 +39,8 @@ WAITS = {
 """What asks the device for a value in the middle of a step, and why it must."""
 
 
+OVER = {"augment": "augmentation"}  # what a room's script compares, where that is no method
+
 # What is tested: every row with every section `method`, or rival, that a YAML's smoke run has
 
 
@@ -54,7 +56,7 @@ def written():
         config, _ = read(path.read_text(encoding="utf-8"))
         comparison = section(config, "comparison")
         rows = [section(config, "method")]
-        if comparison.get("over", "method") == "method":
+        if comparison.get("over", OVER.get(path.parent.name, "method")) == "method":
             rows += comparison.get("rivals", {}).values()
         table = path.parent.name if path.parent.name in TABLES else "engine"
         yield from ((table, row) for row in rows if row)

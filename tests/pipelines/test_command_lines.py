@@ -58,3 +58,15 @@ def test_the_help_of_a_data_set_needs_no_package_either():
 def test_the_device_is_chosen_when_torch_is_there():
     said, _ = answered("predict", "--help", status=0)
     assert "(default: cuda where there is a GPU)" in " ".join(said.split())
+
+
+TRAINING = ("fastaa_search", "gpipe_train", "semi_train")
+SLOW = {"mlflow", "torchvision", "sklearn", "scipy", "pandas", "matplotlib", "optuna"}
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_a_wrong_config_is_refused_without_the_packages_that_only_a_run_needs(script):
+    said, imported = answered(script, "--set=schedule.name=cosin", status=2)
+    assert "did you mean 'cosine'?" in said
+    assert "torch" in imported
+    assert not imported & SLOW

@@ -110,7 +110,7 @@ def test_what_keeps_true_labels_away_is_said_with_its_facts(semi_train, tmp_path
 
 def test_a_stream_without_paths_is_refused_but_for_the_embedded_sample(semi_train):
     data = f"data={{name: parquet, train: {SAMPLE}, test: {SAMPLE}}}"
-    schema = semi_train["SCHEMA"]
+    schema = here.schema_of(semi_train)
     config = configuration.load(semi_train["DEFAULT"], schema, smoke=True, overrides=[data])
     message = r"unlabelled\.paths: names no shards; .*it is parquet.*prepare_data\.py"
     with pytest.raises(ConfigError, match=message):
