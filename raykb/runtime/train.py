@@ -61,8 +61,8 @@ class Result:
             state: dict[str, Any] = checkpoint.decode(self.storage.read(FINAL))
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{self.storage.uri}/{FINAL}: is not written for a model as large as this; make "
-                f"it by python pipelines/export_checkpoint.py {self.storage.uri} --out model.pt"
+                f"{self.storage.place}/{FINAL}: is not written for a model as large as this; make "
+                f"it by python pipelines/export_checkpoint.py {self.storage.place} --out model.pt"
             ) from error
         return state
 
@@ -176,7 +176,7 @@ def _result(reference: Any, storage: Storage, job: TrainJob) -> Result:
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
     result = finished(storage, job.name)
     if result is None:
-        raise FileNotFoundError(f"{storage.uri}/{job.name}/{RESULT}: not written")
+        raise FileNotFoundError(f"{storage.place}/{job.name}/{RESULT}: not written")
     return result
 
 
