@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from raykb.nas.cell import Cell, CellPlan, Choice, SqueezeExcitation
-from raykb.nas.genotype import CELLS, CONCATENATED, PLACES, Genotype, Place, SearchSpace
+from raykb.nas.genotype import CONCATENATED, Genotype, Place
 from raykb.nas.operations import CONVOLUTIONS, NORMS
 
 _A, _I = "avg_pool_3", "identity"
@@ -212,31 +212,6 @@ def network(
     }
     return ScNas(
         candidates,
-        width=width,
-        layers=layers,
-        classes=classes,
-        channels=channels,
-        bridge=bridge,
-        dims=dims,
-    )
-
-
-def supernet(
-    space: SearchSpace,
-    width: int,
-    layers: int,
-    classes: int,
-    channels: int,
-    bridge: bool = True,
-    dims: int = 3,
-) -> ScNas:
-    """Return the network that has all operations of ``space`` on all edges.
-
-    Its parameters have the names that they have in any network derived from it.
-    """
-    cell = dict.fromkeys(PLACES, space.operations)
-    return ScNas(
-        dict.fromkeys(CELLS, cell),
         width=width,
         layers=layers,
         classes=classes,

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from raykb.nas.cell import Cell, Choice
+from raykb.nas.cell import Cell
 from raykb.nas.genotype import CELLS, PLACES, Genotype, Place, SearchSpace
 from raykb.nas.operations import OPERATIONS, multiply_adds
-from raykb.nas.scnas import GOLDEN, network, plans, supernet
+from raykb.nas.scnas import GOLDEN, network, plans
+from raykb.nas.supernet import supernet
 
 
 def parameters(module):
@@ -148,25 +149,3 @@ def test_dropping_dead_edges_changes_no_output():
     lean.load_state_dict(whole.state_dict(), strict=False)
     s0, s1 = torch.randn(2, 1, 12, 4, 4)
     assert torch.equal(whole(s0, s1, None), lean(s0, s1, None))
-
-
-# ---------------------------------------------------------------------------- the supernet
-
-
-def test_a_derived_network_takes_its_weights_out_of_the_supernet():
-    torch.manual_seed(0)
-    space = SearchSpace()
-    whole = supernet(space, 2, 4, 2, 1, dims=2)
-    derived = network(GOLDEN, 2, 4, 2, 1, dims=2)
-    missing, _ = derived.load_state_dict(
-        {n: w for n, w in whole.state_dict().items() if n in derived.state_dict()}
-    )
-    assert not missing
-    nothing = dict.fromkeys(PLACES, Choice(drawn=[]))
-    choices = {
-        kind: nothing
-        | {e.place: Choice(drawn=[space.operations.index(e.operation)]) for e in edges}
-        for kind, edges in GOLDEN.cells.items()
-    }
-    images = torch.randn(1, 1, 8, 8)
-    torch.testing.assert_close(whole(images, choices), derived(images))
