@@ -166,7 +166,11 @@ class Bilevel:
         return self.step_of_weights(batch, step)
 
     def move_architecture(self, batch: Batch, step: int) -> Terms:
-        """Move alpha by a batch of D_a; return the loss L_a and the expected cost before."""
+        """Move alpha by a batch of D_a; return the loss L_a and the expected cost before.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; alpha stays as it was.
+        """
         alpha, needs = self.architecture.alpha, self.sampler.needs_gates
         draw = self._draw(alpha.detach(), "architecture", step)
         gates = draw.gates.clone().requires_grad_(needs)
@@ -176,14 +180,20 @@ class Bilevel:
         with frozen(self.learner), torch.set_grad_enabled(needs), self._autocast():
             loss = self.learner(batch, step)["loss"]
         g = torch.autograd.grad(loss, gates)[0] if needs else torch.zeros_like(gates)
+        loss = loss.detach()
         cost = expected_cost(alpha, self.costs)
         penalty = self.recipe.cost_weight * (self.recipe.cost_target - cost).abs()
 
-        gradient = self.sampler.gradient(draw, g, loss.detach().to("cpu"))
+        gradient = self.sampler.gradient(draw, g, loss.to("cpu"))
         alpha.grad = gradient + torch.autograd.grad(penalty, alpha)[0]
+        if not alpha.grad.isfinite().all():
+            raise FloatingPointError(
+                f"loss_architecture: {float(loss)} at step {step}, with a gradient of alpha that is "
+                "not finite; lower the learning rate of the weights, or clip their gradient"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss_architecture": loss.detach(), "expected_cost": cost.detach()}
+        return {"loss_architecture": loss, "expected_cost": cost.detach()}
 
     def _draw(self, logits: Tensor, purpose: str, step: int) -> Draw:
         epoch = max(0, step - self.warmup_steps) // self.steps_per_epoch

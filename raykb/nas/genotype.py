@@ -256,7 +256,7 @@ def random_genotype(
     operations = [name for name in space.operations if name != "none"]
 
     def cell(size: int) -> tuple[Edge, ...]:
-        while True:  # a few dozen times at most: of the cells with 8 edges 3 % have no dead one
+        while True:  # 20 times for the largest: of all choices of 8 places 5 % are cells
             chosen = [PLACES[i] for i in torch.randperm(len(PLACES), generator=generator)[:size]]
             if any(sum(p.node == node for p in chosen) > most_inputs for node in NODES):
                 continue

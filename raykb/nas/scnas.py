@@ -126,8 +126,7 @@ class ScNas(nn.Module):
     ) -> None:
         super().__init__()
         _check(width=width, layers=layers, classes=classes, channels=channels, dims=dims)
-        self.candidates, self.dims, self.factor = candidates, dims, 2 ** (layers // 2)
-        self.width, self.layers, self.bridge = width, layers, bridge
+        self.dims, self.factor = dims, 2 ** (layers // 2)
         wide = len(CONCATENATED) * width
         self.stem = nn.Sequential(
             CONVOLUTIONS[dims](channels, wide, 3, padding=1, bias=False),

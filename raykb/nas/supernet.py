@@ -25,7 +25,7 @@ from raykb.nas.genotype import (
 )
 from raykb.nas.operations import multiply_adds
 from raykb.nas.samplers import Draw, Sampler
-from raykb.nas.scnas import ScNas, plans
+from raykb.nas.scnas import ScNas
 
 MOST_DRAWS = 1000
 
@@ -115,7 +115,8 @@ def draw_cells(
     """Return a draw (cell types, places, |O|) in which no cell's output is zero.
 
     One that is zero is drawn again: types of cells are independent, so this is the law of the
-    draws given that none is. The same draw serves a whole batch, and all cells of a type.
+    draws given that none is, which the gradients of the samplers do not know of. The same draw
+    serves a whole batch, and all cells of a type.
 
     Args:
         sampler: draws.
@@ -125,11 +126,8 @@ def draw_cells(
         epoch: of learning alpha.
 
     Raises:
-        FloatingPointError: alpha is not finite.
         RuntimeError: of a thousand draws none is without such a cell.
     """
-    if not logits.isfinite().all():
-        raise FloatingPointError("alpha: is not finite; lower its learning rate")
     for _ in range(MOST_DRAWS):
         draw = sampler.draw(logits, generator, epoch)
         if all(_gives_something(cell, space) for cell in draw.drawn.tolist()):
@@ -192,7 +190,7 @@ def cost_table(space: SearchSpace, supernet: ScNas) -> Tensor:
     They are those of all cells of a type, each at its sides, as shares of the dearest network's.
     """
     table = torch.zeros(len(CELLS), len(PLACES), len(space.operations), device="cpu")
-    for plan in plans(supernet.width, supernet.layers, bridge=supernet.bridge):
+    for plan in supernet.plans:
         voxels = 2.0 ** (-plan.level * supernet.dims)  # of those of the image
         for e, place in enumerate(PLACES):
             for k, name in enumerate(space.operations):

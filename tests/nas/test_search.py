@@ -10,7 +10,7 @@ from raykb.engine.recipe import Recipe
 from raykb.nas.bilevel import SearchRecipe, halves
 from raykb.nas.genotype import Genotype, SearchSpace
 from raykb.nas.samplers import SAMPLERS
-from raykb.nas.search import search_figures
+from raykb.nas.search import SearchBatch, search_figures
 from raykb.nas.supernet import cost_table
 
 PAIR = SearchSpace(("identity", "conv_3"))
@@ -147,6 +147,16 @@ def test_an_evaluation_leaves_the_search_as_it_was():
         states.append((architecture.alpha.detach(), weights(training)))
     assert torch.equal(states[0][0], states[1][0])
     assert not differing(states[0][1], states[1][1])
+
+
+@pytest.mark.parametrize("name", ["two_path", "score_function"])
+def test_a_loss_that_is_not_finite_stops_the_search_before_alpha_is(name):
+    training, architecture, _ = a_search(name)
+    fields = next(iter(training.batches(2))).weights
+    broken = fields._replace(images=fields.images * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"loss_architecture: nan at step 2, .*lower"):
+        training.step(SearchBatch(fields, broken), 2)
+    assert architecture.alpha.isfinite().all()
 
 
 def test_the_cost_term_draws_the_expected_cost_to_its_target():
