@@ -151,19 +151,19 @@ class _Means:
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}  # by name: a step need not have all figures
 
     def add(self, figures: dict[str, Any]) -> None:
         for name, value in figures.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def mean(self, name: str) -> float:
-        return float(self._sums[name]) / self._count
+        return float(self._sums[name]) / self._counts[name]
 
     def take(self) -> dict[str, float]:
         means = {name: self.mean(name) for name in self._sums}
-        self._sums, self._count = {}, 0
+        self._sums, self._counts = {}, {}
         return means
 
 

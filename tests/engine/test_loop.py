@@ -69,6 +69,13 @@ def test_the_logged_loss_is_the_mean_over_the_steps():
     assert triple == [pytest.approx(sum(single) / 3)]
 
 
+def test_a_figure_that_not_all_steps_have_is_the_mean_of_those_that_have_it():
+    made, rows = make_training(steps=4, log_every=4), []
+    made.update = lambda step: {"late": float(step)} if step >= 2 else {}
+    fit(made, log=lambda step, row: rows.append(row["train/late"]))
+    assert rows == [2.5]
+
+
 def test_stop_saves_where_it_stops():
     saved, asked = [], []
     done = fit(
