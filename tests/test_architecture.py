@@ -29,7 +29,7 @@ FILES = sorted(
 
 GROUND = {"config", "data", "engine", "metrics", "models", "parts"}
 FORMULAS = {"engine", "metrics", "parts"}
-ROOMS = {"augment", "semi", "selfsup", "nas", "recognition"}
+ROOMS = {"augment", "semi", "selfsup", "nas", "recognition", "segmentation"}
 TORCH = {"torch", "torchvision"}
 SCIENCE = TORCH | {"pandas", "matplotlib", "pyarrow", "yaml", "sklearn", "scipy", "nibabel"}
 SCIENCE |= {"monai", "PIL"}
