@@ -1,7 +1,7 @@
 """What a plan says: how cases are prepared, and the networks with what they are fed."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from raykb.engine.arguments import refuse
 from raykb.segmentation.documents import Document
@@ -68,6 +68,11 @@ class Configuration:
                 if given != wanted
             ]
         )
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What :class:`raykb.models.planned_unet.PlannedUNet` is made by, beside its classes."""
+        return {name: getattr(self, name) for name in ("strides", "kernel_sizes", "widths")}
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from shared_fingerprints import CT, uniform
 
 import raykb.segmentation
+from raykb.models.planned_unet import PlannedUNet
 from raykb.segmentation.fingerprint import Fingerprint
 from raykb.segmentation.nnunet import plan, target_spacing
 from raykb.segmentation.plans import Plan
+from raykb.segmentation.topology import Topology, feature_map_size
 
 SMALL = uniform((36, 50, 35), (1, 1, 1), cases=260, labels=3)
 LARGE = uniform((252, 512, 512), (1.24, 0.79, 0.79), cases=63, modalities=("CT",))
@@ -130,6 +133,22 @@ def test_more_memory_makes_patches_no_smaller_and_then_batches_larger():
 def test_a_memory_without_room_is_refused(memory_gb, wanted):
     with pytest.raises(ValueError, match=wanted):
         plan(SMALL, memory_gb)
+
+
+@pytest.mark.parametrize("cases", [SMALL, FLAT, LARGE])
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_network_of_a_plan_takes_its_patch_and_puts_out_what_was_estimated(cases, number):
+    found = plan(cases).configurations[number]
+    put_out = []
+    with torch.device("meta"):
+        network = PlannedUNet(cases.labels, 1, **found.network, deep_supervision=False)
+        for module in network.modules():
+            if type(module).__name__.startswith("Conv"):
+                module.register_forward_hook(lambda *seen: put_out.append(seen[2].numel()))
+        logits = network(torch.empty(1, 1, *found.patch_size))
+    assert logits.shape == (1, cases.labels, *found.patch_size)
+    shape = Topology(found.patch_size, found.strides, found.kernel_sizes)
+    assert sum(put_out) == feature_map_size(shape, found.widths, cases.labels)
 
 
 # ---------------------------------------------------------------------- rule 7
