@@ -51,7 +51,7 @@ PLAN: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(ROOMS, (FORMULAS, TORCH)),
     # operations on images are what its policies are made of; torchvision takes Pillow's images
     "augment": (FORMULAS | {"data"}, TORCH | {"PIL"}),
-    "evaluate": (FORMULAS | {"data"}, TORCH),
+    "evaluate": (FORMULAS | {"data"}, TORCH | {"monai", "scipy"}),
     "comparison": ({"engine"}, set()),
     "assembly": (GROUND | {"comparison", "evaluate"}, TORCH),
     "runtime": ({"config", "comparison", "report", "engine", "data", "gpipe"}, RUNTIME),
