@@ -3,24 +3,21 @@
     tiles      as many as a step of half a tile needs, spread evenly over each axis
     weight     exp(-d^2 / 2 sigma^2),  d from the tile's middle, sigma = tile / 8
 
-MONAI does it, from the extra ``medical``. Its tiles are a whole number of voxels apart and the last
-one ends where the volume does; nnU-Net's are spread by rounding, up to two voxels from these.
+MONAI does it, from the extra ``medical``, and is imported on use: that takes seconds. Its tiles are
+a whole number of voxels apart and the last one ends where the volume does; nnU-Net's are spread by
+rounding, up to two voxels from these.
 """
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raykb.engine.arguments import Rule, at_least, misfits, refuse
-
-try:
-    from monai.inferers.utils import sliding_window_inference
-except ImportError:  # all else of raykb.evaluate goes without it
-    sliding_window_inference = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +69,6 @@ class SlidingWindow:
             ImportError: MONAI is not installed.
             ValueError: the image has other axes than the tile.
         """
-        if sliding_window_inference is None:
-            raise ImportError(
-                "sliding window: is MONAI's, which is not installed; run: pip install "
-                "'raykb[medical]'"
-            )
         size = image.shape[1:]
         if len(size) != len(self.tile):
             raise ValueError(
@@ -89,7 +81,7 @@ class SlidingWindow:
             logits: Tensor = network(tiles.clone())
             return logits  # which MONAI weighs in place: it may share no memory with the volume
 
-        found = sliding_window_inference(
+        found: Tensor = _monai().sliding_window_inference(
             image[None].to(place),
             self.tile,
             self.batch_size,
@@ -100,11 +92,20 @@ class SlidingWindow:
             sw_device=device,
             device=place,
         )
-        return cast(Tensor, found)[0]
+        return found[0]
 
     def place(self, size: Sequence[int], device: torch.device) -> torch.device:
         """Return where a volume of such a size is put together."""
         return device if math.prod(size) <= self.voxels_on_device else torch.device("cpu")
+
+
+def _monai() -> Any:
+    try:
+        return importlib.import_module("monai.inferers.utils")
+    except ImportError as error:
+        raise ImportError(
+            "sliding window: is MONAI's, which is not installed; run: pip install 'raykb[medical]'"
+        ) from error
 
 
 def _overlap(length: int, tile: int, step: float) -> float:

@@ -2,13 +2,13 @@
 
 import itertools
 import pickle
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from raykb.evaluate import sliding_window
 from raykb.evaluate.sliding_window import SlidingWindow
 
 pytest.importorskip("monai", reason="in the extra 'medical'")
@@ -135,6 +135,6 @@ def test_an_image_of_other_axes_is_refused():
 
 
 def test_without_monai_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(sliding_window, "sliding_window_inference", None)
+    monkeypatch.setitem(sys.modules, "monai.inferers.utils", None)
     with pytest.raises(ImportError, match=r"is not installed; run: pip install 'raykb\[medical\]'"):
         SMALL.logits(nn.Identity(), torch.zeros(1, 5, 5, 5), CPU)
