@@ -33,7 +33,7 @@ from raykb.segmentation.fingerprint import Fingerprint
 from raykb.segmentation.plans import Configuration, Name, Normalisation, Plan
 from raykb.segmentation.topology import Topology, feature_map_size, smaller, topology, widths
 
-ANISOTROPIC = 3.0
+_ANISOTROPIC = 3.0
 _REFERENCE_GB = 8.0
 _LEAST_BATCH = 2
 _SHARE_OF_VOXELS = 0.05  # that a batch has of all cases
@@ -67,7 +67,7 @@ def plan(fingerprint: Fingerprint, memory_gb: float = 8.0) -> Plan:
     first = int(np.argmax(spacing))
     order = [first, *(axis for axis in range(3) if axis != first)]
     shapes = np.array(fingerprint.shapes) * (np.array(fingerprint.spacings_mm) / spacing)
-    spacing, median = spacing[order], np.median(np.round(shapes), axis=0)[order]
+    spacing, median = spacing[order], np.median(_whole(shapes), axis=0)[order]
     context = _Context(fingerprint, memory_gb)
     return Plan(
         transpose=(order[0], order[1], order[2]),
@@ -87,7 +87,7 @@ def target_spacing(fingerprint: Fingerprint) -> np.ndarray:
     worst = int(np.argmax(target))
     others = [axis for axis in range(3) if axis != worst]
     widest, fewest = target[others].max(), size[others].min()
-    if target[worst] > ANISOTROPIC * widest and size[worst] * ANISOTROPIC < fewest:
+    if target[worst] > _ANISOTROPIC * widest and size[worst] * _ANISOTROPIC < fewest:
         finer = np.percentile(spacings[:, worst], 10)
         target[worst] = finer if finer >= widest else widest + 1e-5
     return target
@@ -114,7 +114,7 @@ def _three_dimensional(
         coarse[fine if fine.any() else slice(None)] *= _COARSER
         shape = spacing / coarse * median
         voxels = shape.prod()
-        low = context.configuration("3d_lowres", coarse, np.round(shape), voxels, batch_dice=False)
+        low = context.configuration("3d_lowres", coarse, _whole(shape), voxels, batch_dice=False)
     if low is full or median.prod() < 2 * voxels:
         return [full]
     return [replace(full, batch_dice=True), low]
@@ -169,6 +169,12 @@ class _Context(NamedTuple):
 def _widths(found: Topology) -> tuple[int, ...]:
     most = _REFERENCES[len(found.patch_size)].most_channels
     return widths(len(found.strides), most)
+
+
+def _whole(shape: np.ndarray) -> np.ndarray:
+    """Return the nearest numbers of voxels, which are at least 1."""
+    voxels: np.ndarray = np.maximum(np.round(shape), 1.0)
+    return voxels
 
 
 def _first_patch(spacing: np.ndarray, median: np.ndarray, edge: int) -> list[float]:

@@ -192,6 +192,12 @@ def test_one_slice_is_planned_in_two_dimensions_alone():
     assert plan(uniform((1, 300, 200), (1, 1, 1))).names == ("2d",)
 
 
+def test_a_slice_much_thinner_than_others_is_a_slice():
+    cases = mixed([(1, 40, 40), (1, 40, 40), (9, 40, 40)], [(0.1, 1, 1), (9.0, 1, 1), (9.0, 1, 1)])
+    assert plan(cases).configuration("2d").median_shape == (40.0, 40.0)
+    assert plan(cases).names == ("2d",)
+
+
 # ---------------------------------------------------------------------- a pure function
 
 
