@@ -20,7 +20,8 @@ version 2 of its code. A plan knows of no task, but of what a fingerprint says.
 
 Departures:
     - CT is known by the name of its channel; other names that nnU-Net knows (none, RGB) are not.
-    - a memory that has no room for any patch is refused, where nnU-Net does not end.
+    - an axis of few voxels is not shortened to none, and a memory that has no room for any patch is
+      refused, where nnU-Net does not end.
 """
 
 from dataclasses import replace

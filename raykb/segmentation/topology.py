@@ -68,17 +68,19 @@ def smaller(
     """Return the next smaller patch: shorter where it covers most of the median shape (rule 6).
 
     The axis loses what the coarsest stage of the shorter patch divides it by, so that no size is
-    passed over: of 256 it is 32, not the 64 that divides 256.
+    passed over: of 256 it is 32, not the 64 that divides 256. One of which nothing would be left
+    stays.
 
     Raises:
-        ValueError: nothing is left of it.
+        ValueError: that is so of all.
     """
-    axes = range(len(spacing_mm))
+    sizes = zip(found.patch_size, found.divisor, strict=True)
+    axes = [axis for axis, (voxels, divisor) in enumerate(sizes) if voxels > divisor]
+    if not axes:
+        raise ValueError(f"patch_size: {found.patch_size}, cannot be made smaller")
     axis = max(axes, key=lambda axis: (found.patch_size[axis] / median_shape[axis], axis))
     tried, shorter = list(found.patch_size), list(found.patch_size)
     tried[axis] -= found.divisor[axis]
-    if tried[axis] <= 0:
-        raise ValueError(f"patch_size: {found.patch_size}, cannot be made smaller")
     shorter[axis] -= topology(spacing_mm, tried).divisor[axis]
     return topology(spacing_mm, shorter)
 

@@ -97,6 +97,11 @@ def test_of_axes_that_cover_the_same_the_last_shrinks():
     assert found.patch_size == (16, 16, 14)
 
 
+def test_an_axis_of_which_nothing_would_be_left_stays():
+    found = smaller(topology((1.0, 1.0), (1, 64)), (1.0, 1.0), (1, 640))
+    assert found.patch_size == (1, 56)
+
+
 def test_nothing_is_smaller_than_a_voxel():
     with pytest.raises(ValueError, match=r"patch_size: \(1, 1\), cannot be made smaller"):
         smaller(topology((1.0, 1.0), (1, 1)), (1.0, 1.0), (1, 1))
