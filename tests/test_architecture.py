@@ -29,7 +29,7 @@ FILES = sorted(
 
 GROUND = {"config", "data", "engine", "metrics", "models", "parts"}
 FORMULAS = {"engine", "metrics", "parts"}
-ROOMS = {"augment", "semi", "selfsup", "nas", "recognition"}
+ROOMS = {"augment", "semi", "selfsup", "nas", "recognition", "segmentation"}
 TORCH = {"torch", "torchvision"}
 SCIENCE = TORCH | {"pandas", "matplotlib", "pyarrow", "yaml", "sklearn", "scipy", "nibabel"}
 SCIENCE |= {"monai", "PIL"}
@@ -53,7 +53,7 @@ PLAN: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(ROOMS, (FORMULAS, TORCH)),
     # operations on images are what its policies are made of; torchvision takes Pillow's images
     "augment": (FORMULAS | {"data"}, TORCH | {"PIL"}),
-    "evaluate": (FORMULAS | {"data"}, TORCH),
+    "evaluate": (FORMULAS | {"data"}, TORCH | {"monai", "scipy"}),
     "comparison": ({"engine"}, set()),
     "assembly": (GROUND | {"comparison", "evaluate"}, TORCH),
     "runtime": ({"config", "comparison", "report", "engine", "data", "gpipe"}, RUNTIME),

@@ -148,11 +148,17 @@ def multi_step(
     return lambda progress: factor ** sum(progress >= milestone for milestone in milestones)
 
 
+def poly(*, power: float = 0.9) -> Callable[[float], float]:
+    """Return the schedule (1 - t)^power (Chen et al., DeepLab, 2016, arXiv:1606.00915)."""
+    return lambda progress: (1.0 - progress) ** power
+
+
 SCHEDULES: dict[str, Callable[..., Callable[[float], float]]] = {
     "constant": constant,
     "cosine": cosine,
     "cosine_7_16": cosine_7_16,
     "multi_step": multi_step,
+    "poly": poly,
 }
 
 

@@ -1,7 +1,7 @@
 """Networks by name; each is built from a number of classes and a number of channels.
 
 ``SEQUENTIALS`` are those that a pipeline may cut between any two layers. The U-Net is not among
-them: it is no classifier.
+them: it is no classifier. ``SEGMENTERS`` classify voxels, and are built from the same two numbers.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import nn
 
 from raykb.models.amoebanet import amoebanet_d
+from raykb.models.planned_unet import PlannedUNet, unet_3d
 from raykb.models.resnet import (
     resnet18,
     resnet50,
@@ -42,4 +43,9 @@ SEQUENTIALS: dict[str, Callable[..., nn.Sequential]] = {
     "resnet50_sequential": resnet50_sequential,
     "resnet101_sequential": resnet101_sequential,
     "amoebanet_d": amoebanet_d,
+}
+
+SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
+    "planned_unet": PlannedUNet,
+    "unet_3d": unet_3d,
 }

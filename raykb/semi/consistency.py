@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from raykb.parts.backbone import Backbone
 from raykb.parts.gather import gather, ranks
+from raykb.parts.precision import at_least_float32
 
 
 class Confidence(NamedTuple):
@@ -46,14 +47,6 @@ def _over_ranks(rows: Tensor, images: Sequence[Tensor]) -> list[Tensor]:
     sizes = [len(part) for part in images]
     by_rank = gather(at_least_float32(rows)).unflatten(0, (ranks(), sum(sizes)))
     return [part.flatten(0, 1) for part in by_rank.split(sizes, dim=1)]
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Return half-precision values as float32, for sums, logarithms and thresholds; others as is.
-
-    A probability of 0.9485 is 0.9492 in bfloat16, as is a threshold of 0.95.
-    """
-    return values.float() if values.itemsize < 4 else values
 
 
 def confidence(logits: Tensor) -> Confidence:

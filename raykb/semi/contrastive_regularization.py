@@ -49,8 +49,9 @@ from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.gather import gather
 from raykb.parts.heads import projection_head
+from raykb.parts.precision import at_least_float32
 from raykb.semi.batch import SemiBatch
-from raykb.semi.consistency import at_least_float32, confidence, predictions_and_projections
+from raykb.semi.consistency import confidence, predictions_and_projections
 from raykb.semi.fixmatch import fixmatch_loss
 from raykb.semi.pseudo_labels import PseudoLabelFigures
 

@@ -35,9 +35,9 @@ from torch.nn import functional as F
 from raykb.engine.arguments import refuse_outside
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
+from raykb.parts.precision import at_least_float32
 from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import (
-    at_least_float32,
     average,
     confidence,
     masked_cross_entropy,

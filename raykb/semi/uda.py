@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from raykb.engine.arguments import refuse_outside
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
+from raykb.parts.precision import at_least_float32
 from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import (
-    at_least_float32,
     check_same_shape,
     confidence,
     masked_cross_entropy,

@@ -19,10 +19,11 @@ from raykb.data.strong import WeakStrong
 from raykb.data.views import VIEWS
 from raykb.engine.objective import CrossEntropy, Task
 from raykb.metrics.classification import class_accuracies, confusion_matrix, top_k_accuracy
-from raykb.models import MODELS, SEQUENTIALS
+from raykb.models import MODELS, SEGMENTERS, SEQUENTIALS
 from raykb.models.unet import unet
 from raykb.parts.gather import gather
 from raykb.parts.heads import projection_head
+from raykb.segmentation.losses import DiceCrossEntropy, VoxelBatch
 from raykb.semi import freematch, softmatch
 from raykb.semi.consistency import masked_cross_entropy
 from raykb.semi.contrastive_regularization import contrastive_regularization
@@ -89,6 +90,17 @@ def test_cross_entropy():
         batch = gpu.moved((torch.zeros(2, 1, 16, 16), torch.arange(2)))
         objective = CrossEntropy(Task(network, steps=1, classes=7), label_smoothing=0.1)
         check(objective(network, batch, 0).values(), gpu)
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_dice_and_cross_entropy_of_voxels_at_each_level(batch_dice):
+    network = SEGMENTERS["unet_3d"](3, 1, width=4, depth=2, deep_supervision=True)
+    images, labels = torch.zeros(2, 1, 8, 8, 8), torch.zeros(2, 8, 8, 8, dtype=torch.int64)
+    with fake_cuda() as gpu:
+        network, batch = gpu.moved(network), VoxelBatch(*gpu.moved((images, labels)))
+        objective = DiceCrossEntropy(Task(network, 1, 3), batch_dice=batch_dice)
+        check(objective(network, batch, 0).values(), gpu)
+        check(network.eval()(batch.images), gpu)
 
 
 # Views and augmentations; what is drawn is drawn on the CPU

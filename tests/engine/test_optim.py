@@ -17,6 +17,7 @@ from raykb.engine.optim import (
     cosine_7_16,
     multi_step,
     parameter_groups,
+    poly,
     scheduled,
     sgd,
     updater,
@@ -154,6 +155,13 @@ def test_multi_step_multiplies_at_each_milestone():
         rates(multi_step(milestones=(0.25, 0.5), factor=0.5), 8)
         == [2, 2, 1, 1, 0.5, 0.5] + [0.5] * 2
     )
+
+
+def test_poly_has_the_rates_of_nnunet():
+    epochs = (1, 250, 500, 750, 999)
+    wanted = [0.00999100, 0.00771890, 0.00535887, 0.00287175, 1.9953e-05]
+    assert [0.01 * poly()(epoch / 1000) for epoch in epochs] == pytest.approx(wanted, rel=5e-5)
+    assert rates(poly(power=1.0), 4) == pytest.approx([2.0, 1.5, 1.0, 0.5])
 
 
 def test_constant_stays():
