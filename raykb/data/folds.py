@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sklearn.model_selection import KFold
+from raykb.later import Later
+
+selection = Later("sklearn.model_selection")
 
 
 class Fold(NamedTuple):
@@ -35,7 +37,7 @@ def folds(names: Iterable[str], *, splits: int = 5, seed: int = 12345) -> list[F
             f"splits: {splits} for {len(cases)} cases, must be in 2..{len(cases)}; give more cases "
             "or ask for fewer folds"
         )
-    scheme = KFold(splits, shuffle=True, random_state=seed)
+    scheme = selection.KFold(splits, shuffle=True, random_state=seed)
     return [
         Fold(tuple(cases[row] for row in rest), tuple(cases[row] for row in held_out))
         for rest, held_out in scheme.split(cases)
