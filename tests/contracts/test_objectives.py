@@ -1,6 +1,6 @@
 """The contract of an objective, held by every row of every table, as its YAMLs have it smoke.
 
-A new method needs nothing here: it is found by its row. A new kind of batch needs a row of BATCHES.
+A new method needs nothing here: it is found by its row. A new kind of batch needs a row of SEEN.
 """
 
 import copy
@@ -18,10 +18,12 @@ from raykb.engine.checkpoint import decode, encode
 from raykb.engine.objective import OBJECTIVES, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.seeding import generator
 from raykb.parts.backbone import LayeredClassifier
-from raykb.semi import METHODS
+from raykb.segmentation import METHODS as SEGMENTATION
+from raykb.segmentation.losses import VoxelBatch
+from raykb.semi import METHODS as SEMI
 from raykb.semi.batch import SemiBatch
 
-TABLES = {"engine": OBJECTIVES, "semi": METHODS}
+TABLES = {"engine": OBJECTIVES, "segmentation": SEGMENTATION, "semi": SEMI}
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines/configs").glob("*/*.yaml"))
 CLASSES, STEPS = 3, 20
 IDS = torch.arange(5, 105, 7)
@@ -84,9 +86,8 @@ def case(request):
     return CASES[request.param]
 
 
-def network(seed=0):
+def classifier():
     """Return a network of layers without chance that is sure of what it says."""
-    torch.manual_seed(seed)
     layers = LayeredClassifier(
         nn.Conv2d(1, 4, 3, padding=1),
         nn.Tanh(),
@@ -101,9 +102,21 @@ def network(seed=0):
     return layers
 
 
+def segmenter():
+    """Return such a network that says it of each pixel."""
+    layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, CLASSES, 1))
+    with torch.no_grad():
+        layers[-1].weight.mul_(10.0)
+    return layers
+
+
 def learner(case, seed=0):
     table, row = case
-    own = network(seed)
+    sees = TABLES[table][row["name"]].sees
+    if sees not in SEEN:
+        pytest.fail(f"{sees.__name__}: SEEN has no way to make one; add it")
+    torch.manual_seed(seed)
+    own = SEEN[sees][1]()
     truths = torch.arange(len(IDS)) % CLASSES
     return Learner(own, build(TABLES[table], row, task=Task(own, STEPS, CLASSES, IDS, truths)))
 
@@ -127,14 +140,21 @@ def semi(size, numbers, objective):
     )
 
 
-BATCHES = {LabelledBatch: labelled, SemiBatch: semi}
+def voxels(size, numbers, objective):
+    images = 2.0 * torch.randn(size, 1, 4, 4, generator=numbers)
+    return VoxelBatch(images, torch.randint(CLASSES, (size, 4, 4), generator=numbers))
+
+
+SEEN = {  # how it is made, and a network that it is for
+    LabelledBatch: (labelled, classifier),
+    SemiBatch: (semi, classifier),
+    VoxelBatch: (voxels, segmenter),
+}
 
 
 def batch(learner, size=5, seed=1):
-    sees = learner.objective.sees
-    if sees not in BATCHES:
-        pytest.fail(f"{sees.__name__}: BATCHES has no way to make one; add it")
-    return BATCHES[sees](size, generator(seed), learner.objective)
+    make, _ = SEEN[learner.objective.sees]
+    return make(size, generator(seed), learner.objective)
 
 
 def trained(learner, steps, start=0):
