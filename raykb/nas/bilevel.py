@@ -188,7 +188,7 @@ class Bilevel:
         alpha.grad = gradient + torch.autograd.grad(penalty, alpha)[0]
         if not alpha.grad.isfinite().all():
             raise FloatingPointError(
-                f"loss_architecture: {float(loss)} at step {step}, with a gradient of alpha that is "
+                f"loss_architecture: {float(loss)} at step {step}, whose gradient of alpha is "
                 "not finite; lower the learning rate of the weights, or clip their gradient"
             )
         self.optimizer.step()
