@@ -2,11 +2,11 @@
 
     W = sum of the ranks of |d_i| over the i with d_i > 0
 
-Ties have their mean rank; differences of 0 are dropped before ranking ("wilcox"), and so is NaN. Up to
-50 differences p is exact whatever ties there are: the share of the 2^n sign patterns, all equally
-likely under the hypothesis, whose W is no smaller. SciPy is exact without ties alone, and its normal
-approximation is far off where it matters: four equal differences have p = 0.023 by it, and 1/16 in
-truth. A bootstrap over cases makes ties in each sample.
+Ties have their mean rank; differences of 0 are dropped before ranking ("wilcox"), and so is NaN. Up
+to 50 differences p is exact whatever ties there are: the share of the 2^n sign patterns, equally
+likely under the hypothesis, whose W is no smaller. SciPy's is exact without ties alone, and a
+normal approximation is off where it matters: four equal differences have p = 0.023 by it, and 1/16
+in truth. A bootstrap over cases makes ties in nearly each sample.
 
 The distribution of S = sum of ±rank, a whole number in -U..U, U = n(n+1)/2, comes from its
 characteristic function, which is a product over the differences:
@@ -84,7 +84,7 @@ def _exact(ranks: Integers, sums: Integers) -> tuple[Floats, Floats]:
 
 @lru_cache(maxsize=1)
 def _tables(n: int) -> tuple[Floats, Floats]:
-    """Return cos(t_k rank) by doubled rank and k, and by s + U and k what phi is multiplied with."""
+    """Return cos(t_k rank) by doubled rank and k; by s + U and k, what phi is weighed with."""
     largest = n * (n + 1) // 2
     step = 2.0 * np.pi / (2 * largest + 1)
     k = np.arange(largest + 1)

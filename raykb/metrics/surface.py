@@ -85,6 +85,7 @@ def surface_dice_by_label(
     prediction: Array,
     reference: Array,
     labels: Sequence[str],
+    *,
     spacing_mm: Sequence[float],
     tolerance_mm: float,
     definition: Definition = "subvoxel",
