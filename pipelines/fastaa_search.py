@@ -142,7 +142,7 @@ def fastaa_search(session: Session, ready: Ready) -> None:
             chunks=settings.chunks,
             seed=config["seed"],
         )
-    session.tell_data(training=train, test=test)
+    session.tell_data(train=train, test=test)
     images = {"train": session.machine.share(train), "test": session.machine.share(test)}
 
     thetas = session.train_all(
