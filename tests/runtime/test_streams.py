@@ -183,11 +183,16 @@ def test_a_broken_image_is_refused_with_file_and_row(tmp_path):
 
 
 class Stuck(WeakStrong):
-    """Views that take longer than anybody waits, but for those that are made here."""
+    """Views that take until a file is there, but for those that are made here."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.__dict__["file"] = file
 
     def __call__(self, images, ids, seed, epoch):
         if ray.get_runtime_context().get_actor_id() is not None:
-            time.sleep(8)
+            while not self.file.exists():
+                time.sleep(0.05)
         return super().__call__(images, ids, seed, epoch)
 
 
@@ -218,14 +223,20 @@ def test_a_first_step_that_makes_no_progress_is_given_up_as_well(files):
     feed.close()
 
 
-def test_a_pipeline_that_makes_no_progress_is_given_up_and_says_why(files):
-    feed = RayData(source(files, pair=Stuck()), workers=1, block_steps=1)
+def test_a_pipeline_that_makes_no_progress_is_given_up_and_says_why(files, tmp_path):
+    file = tmp_path / "go on"
+    feed = RayData(source(files, pair=Stuck(file)), workers=1, block_steps=1)
     batches = feed.batches(0, Worker())
     next(batches)
     feed.timeout_s = 1.0  # from the second step on, which never comes
-    with pytest.raises(TimeoutError, match=r"nothing for 1 s: of the cluster's 4 CPUs \d.* free"):
-        next(batches)
-    feed.close()
+    try:
+        with pytest.raises(
+            TimeoutError, match=r"nothing for 1 s: of the cluster's 4 CPUs \d.* free"
+        ):
+            next(batches)
+    finally:
+        file.touch()  # so that its processes end now, and not in the midst of the next test
+        feed.close()
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -244,7 +255,11 @@ def test_a_pipeline_that_is_ahead_keeps_to_its_budget_and_leaves_the_cpu(tmp_pat
         while feed.figures()["stream/store_mib"] - before <= 5:
             assert time.monotonic() < end
             time.sleep(0.1)
-        time.sleep(3)  # the budget is full
+        held = []
+        while len(set(held[-3:])) != 1 or len(held) < 3:  # until the budget is full, and all rests
+            assert time.monotonic() < end
+            time.sleep(0.5)
+            held.append(feed.figures()["stream/store_mib"])
         began = time.process_time()
         time.sleep(2)
         assert time.process_time() - began < 1.0  # 2 where Ray's loop does not rest
