@@ -101,7 +101,7 @@ def test_rounds_of_a_split_follow_each_other_with_one_candidate_in_flight(whole)
 
 
 @pytest.mark.parametrize(
-    "lines", [2, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 9, 20, 41))]
+    "lines", [30, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 9, 20, 41))]
 )
 def test_resumed_anywhere_it_is_the_uninterrupted_search(whole, tmp_path, lines):
     """With fewer evaluators, too: a study asks one after the other."""
