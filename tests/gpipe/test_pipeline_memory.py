@@ -102,13 +102,14 @@ def counts():
     for number in range(12):
         own.step(*data(6), number)
         own.predict(*data(5))
-        tensors.append(live())
+        if number in (2, 3, 6, 11):  # to look costs more than all steps
+            tensors.append(live())
     turns = []
     for _ in range(2):
         for rows in range(1, 21):
             own.step(*data(rows), rows)
         turns.append(live())
-    return tensors[2:], turns, len(own.pipeline._runs)
+    return tensors, turns, len(own.pipeline._runs)
 
 
 def test_steps_leave_no_tensors_and_batches_of_all_sizes_few(gloo):

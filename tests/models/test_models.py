@@ -227,8 +227,8 @@ def test_the_small_network_learns_fashion_mnist_from_2000_images():
     torch.manual_seed(0)
     model = small_convnet(10, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 8 * 31, pct_start=0.15)
-    for _ in range(8):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 6 * 31, pct_start=0.15)
+    for _ in range(6):
         for rows in torch.randperm(2000)[: 31 * 64].split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()

@@ -1,7 +1,6 @@
 """The search as its users run it: from the command line, killed, resumed, and refused."""
 
 import fcntl
-import functools
 import json
 import runpy
 import signal
@@ -27,17 +26,7 @@ pytestmark = [
 SCRIPT = running.PIPELINES / "fastaa_search.py"
 DEFAULT = running.PIPELINES / "configs" / "augment" / "fastaa_fashion_mnist_sample.yaml"
 CONFIGS = sorted((running.PIPELINES / "configs" / "augment").glob("fastaa_*.yaml"))
-TINY = [
-    "--smoke",
-    "--set=data.train_size=240",
-    "--set=search.rounds=2",
-    "--set=search.width=4",
-    "--set=comparison.rivals={cutout: {name: cutout}}",
-    "--set=comparison.seeds=1",
-]
-
-
-run = functools.partial(running.run, "fastaa_search")
+TINY = running.TINY_SEARCH
 
 
 def history(directory):
@@ -45,9 +34,9 @@ def history(directory):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    done = run(folder, *TINY, "--out", "run")
+def whole(begun_search):
+    folder, end = begun_search
+    done = end()
     assert replay(folder / "run" / "tracking") == 0  # what a slow disk did not take in time
     return folder, done
 

@@ -14,6 +14,7 @@ import pytest
 import running
 import torch
 import yaml
+from databases import new_database
 from torch import nn
 
 from raykb.gpipe.costs import Costs
@@ -36,6 +37,7 @@ run = functools.partial(in_process.run, "gpipe_train")
 @pytest.fixture(scope="module")
 def whole(warm_ray, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
+    new_database(folder)
     done = run(folder, *TINY, "--out", "run")
     assert replay(folder / "run" / "tracking") == 0  # what a slow disk did not take in time
     return folder, done

@@ -16,6 +16,7 @@ import pytest
 import running
 import torch
 import yaml
+from databases import new_database
 
 from raykb.data.datasets import DATASETS
 from raykb.data.labels import Labels, to_json
@@ -43,6 +44,7 @@ run = functools.partial(in_process.run, "semi_train")
 @pytest.fixture(scope="module")
 def whole(warm_ray, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
+    new_database(folder)
     here = "--set=stream={name: in_place}"  # Ray's is below
     done = run(
         folder, *TINY, here, WITHOUT_CONTRAST, RIVALS, "--set=comparison.seeds=2", "--out", "run"
@@ -100,6 +102,7 @@ def test_it_leaves_weights_labels_tables_and_pictures(whole):
 
 
 def test_the_stream_of_ray_brings_the_same_and_tells_of_itself(whole, tmp_path):
+    new_database(tmp_path)
     run(tmp_path, *TINY, WITHOUT_CONTRAST, "--out", "run")
     place = "contrastive_regularization/seed-0"
     assert same(weights(tmp_path / "run" / place), weights(whole[0] / "run" / place))
@@ -411,6 +414,7 @@ LONGER = ["--smoke", "--set=recipe.steps=100"]
 @pytest.mark.parametrize("stream", ["ray", "loader"])
 def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(warm_ray, tmp_path, stream):
     """Whichever of the two brings the images: both bring the same."""
+    new_database(tmp_path)
     run(tmp_path, *LONGER, "--set=stream={name: in_place}", "--out", "uninterrupted")
     directory = tmp_path / "killed"
     training = directory / "contrastive_regularization" / "seed-0"
@@ -439,6 +443,7 @@ def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(warm_ray, tmp_pat
 
 @pytest.mark.slow
 def test_two_workers_share_the_cores_with_the_data_workers(warm_ray, tmp_path):
+    new_database(tmp_path)
     two = ["--set=resources.training.workers=2", "--set=resources.data.cpus=0"]
     run(tmp_path, *TINY, *two, "--out", "run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]

@@ -24,6 +24,16 @@ HERE = {  # what a run in one process has otherwise
 ids = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
+def rehearsals():
+    """Return all files; of those with one smoke section, all but the first are marked slow."""
+    sections = [(path.parent, yaml.safe_load(path.read_text())["smoke"]) for path in CONFIGS]
+    slow = [path.stem == LONG or sections[n] in sections[:n] for n, path in enumerate(CONFIGS)]
+    return [
+        pytest.param(path, marks=pytest.mark.slow if late else ())
+        for path, late in zip(CONFIGS, slow, strict=True)
+    ]
+
+
 @pytest.fixture(scope="module")
 def scripts():
     """Each script as a module, made once."""
@@ -63,11 +73,7 @@ def test_every_default_of_a_script_can_be_written_in_a_file(scripts, room):
     assert configuration.unwritable(scripts[room]["SCHEMA"]) == []
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, marks=pytest.mark.slow if p.stem == LONG else ()) for p in CONFIGS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", rehearsals(), ids=lambda path: path.stem)
 def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_path, path, capsys):
     room = path.parent.name
     config = here.resolved(scripts[room], path, *HERE.get(room, []))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from databases import new_database
 from mlflow import MlflowClient
 from torch import nn
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 STEPS = 8
 CONFIG = """
 storage: runs
-tracking: {uri: "sqlite:///FOLDER/mlflow.db"}
+tracking: {uri: "DATABASE"}
 method: {name: scaled, factor: 2.0}
 comparison: {seeds: 2, on_failure: hole, rivals: {plain: {name: scaled}}}
 """
@@ -91,9 +92,10 @@ def prepare(config):
 def launched(local_ray, tmp_path_factory):
     """Two invocations: with one training of four that fails, and gone on with once it is cured."""
     folder = tmp_path_factory.mktemp("holes")
-    (folder / "config.yaml").write_text(CONFIG.replace("FOLDER", str(folder)))
+    uri = new_database(folder)
+    (folder / "config.yaml").write_text(CONFIG.replace("DATABASE", uri))
     run, cured = folder / "run", folder / "cured"
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(uri)
 
     def script(session, ready):
         ill = ready.comparison.seeds_of(session.config)[1]

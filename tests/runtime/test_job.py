@@ -14,6 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
+from databases import new_database
 from mlflow import MlflowClient
 
 from raykb.runtime import job
@@ -47,6 +48,7 @@ STUBBORN = """
 def test_a_run_that_does_not_come_to_its_end_is_closed_and_says_how_to_go_on(tmp_path):
     (tmp_path / "stubborn.py").write_text(textwrap.dedent(STUBBORN))
     (tmp_path / "config.yaml").write_text("storage: runs\ntracking: {}\n")
+    new_database(tmp_path)
     with subprocess.Popen(
         [sys.executable, "stubborn.py", "--out", "run"],
         cwd=tmp_path,

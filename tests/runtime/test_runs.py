@@ -2,6 +2,7 @@
 
 import mlflow
 import pytest
+from databases import new_database
 
 from raykb.runtime.runs import tracked_runs
 
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationW
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    uri = new_database(tmp_path_factory.mktemp("store"))
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("one")
 
