@@ -40,6 +40,7 @@ from raykb.segmentation.plans import Configuration, Plan
 from raykb.segmentation.topology import topology, widths
 
 evaluation, resampling = Later("raykb.evaluate.segmentation"), Later("raykb.data.resampling")
+evaluated_slices = Later("raykb.evaluate.slices")
 FULL = "3d_fullres"  # the configuration that is trained
 
 # ---------------------------------------------------------------------- plan
@@ -315,6 +316,7 @@ def segmentation_data(
     task: PreparedTask,
     fold: int,
     tolerance_mm: float | None = None,
+    picture: bool = False,
 ) -> Data:
     """Return patches of the cases of a fold without an end, and the held-out cases to evaluate.
 
@@ -324,6 +326,7 @@ def segmentation_data(
         task: whose cases they are; its plan says how large a patch is.
         fold: number of it.
         tolerance_mm: of the surface Dice of whole cases; None for Dice alone.
+        picture: keep a slice of a case among the details, under ``slice``.
     """
     recipe, patches = build(Recipe, config["recipe"]), build(Patches, config["patches"])
     training, held_out = task.split(build(Folds, config["folds"]), fold)
@@ -332,10 +335,11 @@ def segmentation_data(
     order = Endless(len(training), recipe.batch_size, own)
     window = SlidingWindow(tile=(z, y, x), step=patches.step, batch_size=patches.tiles)
     whole = evaluation.Segmentation(held_out.cases, training.classes, window, tolerance_mm)
+    pictures = {"slice": evaluated_slices.LabelledSlice(held_out.cases, window)} if picture else {}
     return Data(
         feed=InPlace(Source(training, order, view, own)),
         samples=len(training),
         classes=len(training.classes),
         channels=training.channels,
-        evaluations={"": whole},
+        evaluations={"": whole} | pictures,
     )
