@@ -121,7 +121,8 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "method": Section(METHODS, given=("task", "batch_dice"), default="dice_cross_entropy"),
     "recipe": Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed),
     "comparison": Section(
-        functools.partial(Comparison, over="model", on_failure="hole"), rows={"rivals": "over"}
+        functools.partial(Comparison, over="model", rivals={}, on_failure="hole"),
+        rows={"rivals": "over"},
     ),
     "resources.preparation": WORKERS,
     "resources.training": WORKERS,
@@ -268,7 +269,7 @@ def check(session: Session, ready: Ready, tasks: Sequence[PreparedTask]) -> None
 
 
 def job(session: Session, ready: Ready, task: PreparedTask, fold: int, entry: Entry) -> TrainJob:
-    """Return the training of a method on a fold of a task; another plan makes another of it."""
+    """Return the training of a method on a fold of a task; other files or plans make another."""
     recorded = ready.comparison.entries(session.recorded)[entry.label]  # MLflow has them once
     whole = functools.partial(planned, task.configuration, SEGMENTERS)
     arguments = {
@@ -283,7 +284,7 @@ def job(session: Session, ready: Ready, task: PreparedTask, fold: int, entry: En
         "picture": entry.number == 0 and fold == ready.folds.numbers[0],
     }
     return TrainJob(
-        f"{task.name}-{task.plan.hash[:8]}/{entry.label}/fold-{fold}-seed-{entry.number}",
+        f"{task.name}-{task.key}/{entry.label}/fold-{fold}-seed-{entry.number}",
         training,
         arguments,
         entry.seed,

@@ -185,6 +185,11 @@ class PreparedTask:
         """What is trained."""
         return self.plan.configuration(FULL)
 
+    @property
+    def key(self) -> str:
+        """Stands for all that trainings depend on beside their config: files and plan."""
+        return hashlib.sha256(f"{self.files} {self.plan.hash}".encode()).hexdigest()[:8]
+
     def record(self) -> str:
         """Return what :func:`prepared` goes on from, as JSON."""
         return json.dumps({"files": self.files, "fingerprint": self.fingerprint.to_json()})
@@ -286,7 +291,7 @@ def _cases(task: DecathlonTask) -> Iterator[Case]:
 def _state(task: DecathlonTask) -> str:
     """Return what stands for the files of all training cases, and for the task's tables."""
     paths = [path for case in task.training for path in case[1:] if path and path.is_file()]
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     content = [len(task.training), files, task.modalities, task.labels]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -77,18 +77,12 @@ class TaskTable:
 
     def text(self) -> str:
         """Return the table, what is missing, the order, and how to read it, as Markdown."""
-        if not self.metrics:
-            return "No training has a result."
-        columns = [(method, name) for name in self.metrics for method in self.methods]
-        head = ["task", *(f"{metric(f'test/{name}').heading} {method}" for method, name in columns)]
-        rows = [[task, *(self._cell(task, *column) for column in columns)] for task in self.tasks]
-        rows.append(["mean of tasks", *(_percent(self._over_tasks(*c)) for c in columns)])
-        parts = [markdown(head, rows), RULE]
+        parts = [self._table(), RULE] if self.metrics else ["No training has a result."]
         if names := [name for own in self.missing.values() for name in own]:
-            have = "has" if len(names) == 1 else "have"
+            one, their = ("training has", "its") if len(names) == 1 else ("trainings have", "their")
             parts.append(
-                f"*: {len(names)} trainings {have} no result, and their cases count in no mean, "
-                f"but as 0 in the order: {', '.join(names)}"
+                f"*: {len(names)} {one} no result, and {their} cases count in no mean, but as 0 in "
+                f"the order: {', '.join(names)}"
             )
         if (found := self.ranking()) is not None:
             parts.append(_order(*found))
@@ -131,6 +125,14 @@ class TaskTable:
         means = [self.means[task, method, name].mean for task in self.tasks]
         known = [mean for mean in means if not math.isnan(mean)]
         return float(np.mean(known)) if known else math.nan
+
+    def _table(self) -> str:
+        columns = [(method, name) for name in self.metrics for method in self.methods]
+        headings = {name: metric(f"test/{name}").heading for name in self.metrics}
+        head = ["task", *(f"{headings[name]} {method}" for method, name in columns)]
+        rows = [[task, *(self._cell(task, *column) for column in columns)] for task in self.tasks]
+        rows.append(["mean of tasks", *(_percent(self._over_tasks(*c)) for c in columns)])
+        return markdown(head, rows)
 
     def _cell(self, task: str, method: str, name: str) -> str:
         mean, low, high = self.means[task, method, name]
