@@ -55,6 +55,7 @@ from raykb.engine.arguments import above, at_least, misfits, refuse
 from raykb.engine.recipe import Recipe
 from raykb.later import Later
 from raykb.models import SEGMENTERS
+from raykb.nas.found import found_network
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, Phase, WorkerResources
 from raykb.runtime.session import Session
@@ -66,6 +67,7 @@ from raykb.segmentation.plans import Configuration
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "segmentation" / "decathlon_phantoms.yaml"
 PREPARATION, TRAINING = "preparation", "trainings"
+NETWORKS = SEGMENTERS | {"scnas": found_network}
 PLANNED = ("strides", "kernel_sizes", "widths")
 TOLERANCES_MM = {  # of the challenge's surface Dice
     "Task01_BrainTumour": 5.0,
@@ -117,7 +119,7 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "plan": PlanSettings,
     "folds": Folds,
     "patches": Patches,
-    "model": Section(SEGMENTERS, given=("classes", "channels", *PLANNED), default="planned_unet"),
+    "model": Section(NETWORKS, given=("classes", "channels", *PLANNED), default="planned_unet"),
     "method": Section(METHODS, given=("task", "batch_dice"), default="dice_cross_entropy"),
     "recipe": Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed),
     "comparison": Section(
@@ -185,8 +187,8 @@ def rehearse_on(
         data,
         (data.channels, *own.patch_size),
         problems,
-        models=SEGMENTERS,
-        whole=functools.partial(planned, own, SEGMENTERS),
+        models=NETWORKS,
+        whole=functools.partial(planned, own, NETWORKS),
         workers=config["resources"]["training"]["workers"],
     )
 
@@ -271,11 +273,11 @@ def check(session: Session, ready: Ready, tasks: Sequence[PreparedTask]) -> None
 def job(session: Session, ready: Ready, task: PreparedTask, fold: int, entry: Entry) -> TrainJob:
     """Return the training of a method on a fold of a task; other files or plans make another."""
     recorded = ready.comparison.entries(session.recorded)[entry.label]  # MLflow has them once
-    whole = functools.partial(planned, task.configuration, SEGMENTERS)
+    whole = functools.partial(planned, task.configuration, NETWORKS)
     arguments = {
         "config": whole(entry.config),
         "methods": METHODS,
-        "models": SEGMENTERS,
+        "models": NETWORKS,
         "data": segmentation_data,
         "seed": entry.seed,
         "task": task,
