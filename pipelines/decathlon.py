@@ -37,7 +37,7 @@ from raykb.assembly import (
     Patches,
     PlanSettings,
     PreparedTask,
-    opened,
+    Tasks,
     planned,
     prepared,
     rehearse_all,
@@ -48,10 +48,6 @@ from raykb.assembly import (
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.decathlon import DecathlonTask
-from raykb.data.nifti import require_nibabel
-from raykb.data.phantom_anatomy import ANATOMIES
-from raykb.data.phantoms import write_phantoms
-from raykb.engine.arguments import above, at_least, misfits, refuse
 from raykb.engine.recipe import Recipe
 from raykb.later import Later
 from raykb.models import SEGMENTERS
@@ -83,37 +79,6 @@ TOLERANCES_MM = {  # of the challenge's surface Dice
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tasks:
-    """Which tasks there are; a section of the config.
-
-    Args:
-        root: folder of tasks in the Decathlon's layout, which all nodes see; null has phantoms
-            written into the run directory.
-        tasks: their numbers, as 4 of Task04_Hippocampus; null for all that there are.
-        cases: of each phantom task.
-        size: voxels of a phantom along an axis, about.
-        shards: folder for prepared cases, which all nodes see; null for the run directory's.
-        tolerance_mm: of the surface Dice, for tasks that the challenge has no tolerance for.
-    """
-
-    root: str | None = None
-    tasks: tuple[int, ...] | None = None
-    cases: int = 12
-    size: int = 24
-    shards: str | None = None
-    tolerance_mm: float = 1.0
-
-    def __post_init__(self) -> None:
-        rules = {"cases": at_least(2), "size": at_least(16), "tolerance_mm": above(0)}
-        refuse(misfits(self, **rules))
-
-    @property
-    def phantoms(self) -> tuple[int, ...]:
-        """Numbers of the phantom tasks that are to be written."""
-        return tuple(ANATOMIES) if self.tasks is None else self.tasks
-
-
 SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "data": Tasks,
     "plan": PlanSettings,
@@ -136,7 +101,6 @@ class Ready:
     """What a run is made of before anything starts."""
 
     data: Tasks
-    tasks: list[DecathlonTask]
     plan: PlanSettings
     folds: Folds
     comparison: Comparison
@@ -154,22 +118,18 @@ def prepare(config: dict[str, Any]) -> Ready:
     data, folds = build(Tasks, config["data"]), build(Folds, config["folds"])
     plan, comparison = build(PlanSettings, config["plan"]), build(Comparison, config["comparison"])
     resources = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
-    tasks: list[DecathlonTask] = []
+    count = 0
     with problems.at("data", config["data"]):
-        if data.root is not None:
-            tasks = opened(Path(data.root), data.tasks)
-        elif strange := [number for number in data.phantoms if number not in ANATOMIES]:
-            raise ValueError(f"tasks: {strange[0]}, must be of 1..10, as phantoms are")
+        count = data.count()
     with problems.at("plan", config["plan"]):
         rehearse_on(config, comparison, *stand_in(plan, channels=1, labels=2), problems)
     problems.refuse("this run cannot be")
-    count = len(tasks or data.phantoms)
     units = count * len(folds.numbers) * len(comparison.trainings(config))
     phases = [
         Phase(PREPARATION, count, resources["preparation"]),
         Phase(TRAINING, units, resources["training"]),
     ]
-    return Ready(data, tasks, plan, folds, comparison, resources, phases)
+    return Ready(data, plan, folds, comparison, resources, phases)
 
 
 def rehearse_on(
@@ -215,13 +175,7 @@ def decathlon(session: Session, ready: Ready) -> None:
 
 def prepare_tasks(session: Session, ready: Ready) -> list[PreparedTask]:
     """Return the tasks with plans and prepared cases; both are in the run directory afterwards."""
-    tasks = ready.tasks
-    if ready.data.root is None:
-        require_nibabel()
-        root, size = session.files / "phantoms", ready.data.size
-        numbers, cases = ready.data.phantoms, ready.data.cases
-        write_phantoms(root, tasks=numbers, cases=cases, test_cases=0, size=size)
-        tasks = opened(root, numbers)
+    tasks = ready.data.open(session.files)
     with ThreadPoolExecutor(session.parallel[PREPARATION]) as pool:
         found = list(pool.map(functools.partial(prepare_task, session, ready), tasks))
     plans = {

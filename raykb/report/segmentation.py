@@ -72,17 +72,17 @@ class TaskTable:
         """Return the order of methods, and how stable it is; None where nothing can be ordered."""
         if len(self.methods) < 2 or self.scores["value"].notna().sum() == 0:
             return None
-        own = self.scores[list(COLUMNS)]
+        own = _with_failures(self.scores, self.methods)
         return significance_ranking(own), rank_stability(own, seed=self.seed)
 
     def text(self) -> str:
         """Return the table, what is missing, the order, and how to read it, as Markdown."""
         parts = [self._table(), RULE] if self.metrics else ["No training has a result."]
         if names := [name for own in self.missing.values() for name in own]:
-            one, their = ("training has", "its") if len(names) == 1 else ("trainings have", "their")
+            have = "training has" if len(names) == 1 else "trainings have"
             parts.append(
-                f"*: {len(names)} {one} no result, and {their} cases count in no mean, but as 0 in "
-                f"the order: {', '.join(names)}"
+                f"*: {len(names)} {have} no result; cases without a score count in no mean, but as "
+                f"0 in the order: {', '.join(names)}"
             )
         if (found := self.ranking()) is not None:
             parts.append(_order(*found))
@@ -178,6 +178,16 @@ def _over_seeds(scored: Iterable[Scored]) -> pd.DataFrame:
     keys = [column for column in COLUMNS if column != "value"]
     means: pd.DataFrame = table.groupby(keys, sort=False, as_index=False)["value"].mean()
     return means
+
+
+def _with_failures(scores: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """Return a row for each method and every case that some method has; 0 where there was none."""
+    cells = scores[["task", "region", "metric", "case"]].drop_duplicates()
+    all_rows = cells.merge(pd.DataFrame({"method": list(methods)}), how="cross")
+    found = all_rows.merge(scores, how="left", indicator="had")
+    found.loc[found["had"] == "left_only", "value"] = 0.0
+    whole: pd.DataFrame = found[list(COLUMNS)]
+    return whole
 
 
 def _order(ranking: Ranking, stability: Stability) -> str:

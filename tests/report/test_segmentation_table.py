@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from raykb.report import Scored, TaskTable, slices
@@ -42,9 +44,17 @@ def test_seeds_of_a_case_are_averaged_before_cases_are_drawn():
 def test_a_missing_training_is_marked_where_it_belongs_and_named():
     found = table(ALL[:-1], {("B", "bad"): ["B/bad/fold-0"]})
     assert "– *" in found.text()
-    assert "1 training has no result, and its cases count in no mean, but as 0" in found.text()
+    assert (
+        "1 training has no result; cases without a score count in no mean, but as 0" in found.text()
+    )
     assert found.text().count(" *") == 1
     assert found.summary()["missing"] == ["B/bad/fold-0"]
+
+
+def test_a_method_that_failed_everywhere_is_ordered_as_one_that_found_nothing():
+    found = table([each for each in ALL if each.method == "good"], {("A", "bad"): ["A/bad/fold-0"]})
+    assert [row["place"] for row in found.summary()["ranking"]] == [1, 2]
+    assert math.isnan(found.means["A", "bad", "dice"].mean)
 
 
 def test_without_any_result_the_table_says_so_and_names_what_is_missing():
