@@ -10,6 +10,7 @@ import pytest
 import running
 
 from raykb.data.phantoms import write_phantoms
+from raykb.nas import GOLDEN
 
 CONFIGS = running.PIPELINES / "configs" / "segmentation"
 ONE_FOLD = ("folds={splits: 2, run: [0]}", "recipe.steps=2", "patches.step=1.0")
@@ -85,3 +86,13 @@ def test_a_method_that_cannot_take_a_task_s_patches_is_refused_before_anything_i
     with pytest.raises(ValueError, match=r"comparison\.rivals\.deep.* must be multiples of"):
         run(script, tmp_path, deep)
     assert not finals(tmp_path)
+
+
+def test_the_cells_of_a_genotype_are_one_more_method(script, tmp_path):
+    (tmp_path / "genotype.json").write_text(GOLDEN.to_json())
+    cells = f"{{name: scnas, genotype: {tmp_path}/genotype.json, width: 4, layers: 2}}"
+    run(script, tmp_path / "run", ALONE, f"model={cells}", "data.tasks=[9]")
+    (trained,) = finals(tmp_path / "run")
+    config = json.loads((tmp_path / "run" / trained / "config.json").read_text())
+    assert config["model"]["layers"] == 2
+    assert "strides" not in config["model"]
