@@ -55,7 +55,8 @@ PLAN: dict[str, tuple[set[str], set[str]]] = {
     "augment": (FORMULAS | {"data"}, TORCH | {"PIL"}),
     "evaluate": (FORMULAS | {"data"}, TORCH | {"monai", "scipy"}),
     "comparison": ({"engine"}, set()),
-    "assembly": (GROUND | {"comparison", "evaluate"}, TORCH),
+    # a plan of the room of segmentation says how cases are prepared, and what is built of them
+    "assembly": (GROUND | {"comparison", "evaluate", "segmentation"}, TORCH),
     "runtime": ({"config", "comparison", "report", "engine", "data", "gpipe"}, RUNTIME),
     "pipelines": (
         GROUND | ROOMS | {"assembly", "comparison", "evaluate", "report", "gpipe", "runtime"},

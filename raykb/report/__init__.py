@@ -8,17 +8,21 @@ from raykb.report.figures import png
 from raykb.report.images import image_columns
 from raykb.report.pseudo_labels import told_of
 from raykb.report.search import operation_use, search_files
+from raykb.report.segmentation import Scored, TaskTable, slices
 from raykb.report.stages import stages
 from raykb.report.timeline import timeline
 from raykb.report.told import Told
 
 __all__ = [
     "ComparisonTable",
+    "Scored",
+    "TaskTable",
     "Told",
     "image_columns",
     "operation_use",
     "png",
     "search_files",
+    "slices",
     "stages",
     "timeline",
     "told_of",
