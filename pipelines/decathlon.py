@@ -22,6 +22,7 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     answer(__file__, __doc__)  # --help, before the imports below take their seconds
 
 import functools
+import importlib.util
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,7 @@ report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "segmentation" / "decathlon_phantoms.yaml"
 PREPARATION, TRAINING = "preparation", "trainings"
 NETWORKS = SEGMENTERS | {"scnas": found_network}
+MEDICAL = ("monai", "nibabel")  # what is imported late, and would be missed after a training
 PLANNED = ("strides", "kernel_sizes", "widths")
 TOLERANCES_MM = {  # of the challenge's surface Dice
     "Task01_BrainTumour": 5.0,
@@ -118,6 +120,8 @@ def prepare(config: dict[str, Any]) -> Ready:
     data, folds = build(Tasks, config["data"]), build(Folds, config["folds"])
     plan, comparison = build(PlanSettings, config["plan"]), build(Comparison, config["comparison"])
     resources = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
+    if missing := [name for name in MEDICAL if importlib.util.find_spec(name) is None]:
+        problems.add(f"{' and '.join(missing)}: not installed; run: pip install 'raykb[medical]'")
     count = 0
     with problems.at("data", config["data"]):
         count = data.count()

@@ -1,5 +1,6 @@
 """The ten tasks by one method: holes that are shown, and what a run that goes on does again."""
 
+import importlib.util
 import json
 import runpy
 
@@ -96,3 +97,10 @@ def test_the_cells_of_a_genotype_are_one_more_method(script, tmp_path):
     config = json.loads((tmp_path / "run" / trained / "config.json").read_text())
     assert config["model"]["layers"] == 2
     assert "strides" not in config["model"]
+
+
+def test_without_the_medical_packages_nothing_is_started(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="monai and nibabel: not installed; run: pip install"):
+        run(script, tmp_path)
+    assert not list(tmp_path.iterdir())
