@@ -10,6 +10,17 @@ from raykb.assembly.builder import (
     rehearse_all,
     training,
 )
+from raykb.assembly.segmentation import (
+    Folds,
+    Patches,
+    PlanSettings,
+    PreparedTask,
+    opened,
+    planned,
+    prepared,
+    segmentation_data,
+    stand_in,
+)
 from raykb.assembly.semi_supervised import SemiSupervised, semi_supervised_data
 from raykb.assembly.supervised import Supervised, classifier_data
 
@@ -17,13 +28,22 @@ __all__ = [
     "RECIPE",
     "SECTIONS",
     "Data",
+    "Folds",
+    "Patches",
+    "PlanSettings",
+    "PreparedTask",
     "SemiSupervised",
     "Supervised",
     "classifier_data",
     "network_of",
     "objective_of",
+    "opened",
+    "planned",
+    "prepared",
     "rehearse",
     "rehearse_all",
+    "segmentation_data",
     "semi_supervised_data",
+    "stand_in",
     "training",
 ]

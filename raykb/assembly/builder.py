@@ -11,7 +11,7 @@ worker, and hands over its table of methods. :data:`SECTIONS` is what a script's
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from raykb.models import MODELS
 
 Config = Mapping[str, Any]
 Methods = Mapping[str, Callable[..., Objective]]
+Models = Mapping[str, Callable[..., nn.Module]]
 META = Worker(device=torch.device("meta"))
 RECIPE = Section(Recipe, renamed=RENAMED)
 SECTIONS: dict[str, Any] = {
@@ -73,6 +74,7 @@ def training(
     methods: Methods,
     seed: int,
     data: Callable[..., Data],
+    models: Models = MODELS,
     **arguments: Any,
 ) -> Training:
     """Return the training that a config describes.
@@ -83,18 +85,19 @@ def training(
         methods: the table that ``method`` is a row of.
         seed: of what the method puts on the network; the caller seeds the network's weights.
         data: ``data(config=…, seed=…, **arguments)`` returns what is read.
+        models: the table that ``model`` is a row of.
         arguments: for ``data``.
     """
     given = data(config=config, seed=seed, **arguments)
-    network = network_of(config, given)
+    network = network_of(config, given, models)
     objective = objective_of(config, methods, network, given, seed)
     return joined(worker, config, network, objective, given)
 
 
-def network_of(config: Config, data: Data) -> nn.Module:
+def network_of(config: Config, data: Data, models: Models = MODELS) -> nn.Module:
     """Return the network of the section ``model``."""
     network: nn.Module = build(
-        MODELS, config["model"], classes=data.classes, channels=data.channels
+        models, config["model"], classes=data.classes, channels=data.channels
     )
     return network
 
@@ -135,9 +138,10 @@ def rehearse(
     config: Config,
     methods: Methods,
     data: Data,
-    shape: tuple[int, int, int],
+    shape: Sequence[int],
     problems: Problems,
     *,
+    models: Models = MODELS,
     places: Mapping[str, str] | None = None,
     workers: int = 1,
 ) -> Objective | None:
@@ -147,8 +151,9 @@ def rehearse(
         config: as :func:`training` takes it.
         methods: as :func:`training` takes it.
         data: what will be read; nothing is read of it.
-        shape: (C, H, W) of its images.
+        shape: (C, H, W) of its images, or (C, Z, Y, X) of volumes, which have no section ``view``.
         problems: take what is wrong, by section.
+        models: as :func:`training` takes them.
         places: the keys under which sections were written, where these are not their names.
         workers: that share the training.
 
@@ -159,17 +164,16 @@ def rehearse(
     recipe: Mapping[str, Any] = {"steps": 1}  # for the method, should there be none
 
     def at(section: str) -> contextlib.AbstractContextManager[None]:
-        return problems.at((places or {}).get(section, section), config[section])
+        return problems.at((places or {}).get(section, section), config.get(section, {}))
 
     with at("view"):
-        view = build(VIEWS, config["view"])
-        images = view.plain(torch.zeros(1, *shape, dtype=torch.uint8)).to("meta")
+        images = _images(config, shape)
     with torch.device("meta"):
         stand_in = MODELS["small_convnet"](data.classes, data.channels)
         with at("model"):
-            network = network_of(config, data)
+            network = network_of(config, data, models)
             if images is not None:
-                _check_logits(network.eval()(images), data.classes)
+                _check_logits(network.eval()(images), data.classes, shape[1:])
         with at("optimizer"):
             build(OPTIMIZERS, config["optimizer"], model=nn.Linear(1, 1))
         with at("recipe"):
@@ -190,28 +194,46 @@ def rehearse_all(
     config: Config,
     methods: Methods,
     data: Data,
-    shape: tuple[int, int, int],
+    shape: Sequence[int],
     problems: Problems,
     *,
+    models: Models = MODELS,
+    whole: Callable[[Config], Config] = dict,
     workers: int = 1,
 ) -> dict[str, Objective | None]:
-    """Rehearse every entry of a comparison; return the objectives by label."""
+    """Rehearse every entry of a comparison; return the objectives by label.
+
+    ``whole`` adds to the config of an entry what the program decides, as a plan does.
+    """
     made: dict[str, Objective | None] = {}
     with problems.at("comparison", ["rivals"]):
         for label, entry in comparison.entries(config).items():
             rival = {comparison.over: f"comparison.rivals.{label}"}
             made[label] = rehearse(
-                entry,
+                whole(entry),
                 methods,
                 data,
                 shape,
                 problems,
+                models=models,
                 places=rival if label in comparison.rivals else None,
                 workers=workers,
             )
     return made
 
 
-def _check_logits(logits: Tensor, classes: int) -> None:
-    if logits.shape != (1, classes):
-        raise ValueError(f"gives {tuple(logits.shape)} for an image, must be (1, {classes})")
+def _images(config: Config, shape: Sequence[int]) -> Tensor:
+    """Return a batch of one without memory, as a network is given it."""
+    if len(shape) > 3:
+        return torch.zeros(1, *shape, device="meta")
+    view = build(VIEWS, config["view"])
+    images: Tensor = view.plain(torch.zeros(1, *shape, dtype=torch.uint8)).to("meta")
+    return images
+
+
+def _check_logits(logits: Tensor, classes: int, axes: Sequence[int]) -> None:
+    """Raise ValueError unless there are logits of an image, or of each voxel of a volume."""
+    wanted = (1, classes, *(axes if len(axes) > 2 else ()))
+    if logits.shape != wanted:
+        what = "a volume" if len(axes) > 2 else "an image"
+        raise ValueError(f"gives {tuple(logits.shape)} for {what}, must be {wanted}")

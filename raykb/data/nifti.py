@@ -10,6 +10,7 @@ nibabel, which reads and writes, is in the extra ``medical`` and is asked for on
 """
 
 import gzip
+import importlib.util
 import os
 import zlib
 from collections.abc import Iterator
@@ -20,13 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-try:
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
-    from nibabel.spatialimages import HeaderDataError
-except ImportError:  # all else of raykb.data goes without it
-    nibabel = None  # type: ignore[assignment]
+from raykb.later import Later
+
+# all else of raykb.data goes without it
+nibabel: Any = Later("nibabel") if importlib.util.find_spec("nibabel") else None
 
 _NEAR = 1e-3  # what a label that is stored as a float may be off a whole number
 _APART = 0.1  # of the finest spacing: how far corners of one grid may lie apart
@@ -97,7 +95,7 @@ class Geometry:
 
     def to_array(self, data: np.ndarray) -> np.ndarray:
         """Return the file's (X, Y, Z) or (X, Y, Z, C) as (Z, Y, X) or (C, Z, Y, X)."""
-        turned: np.ndarray = apply_orientation(data, self._from_file)
+        turned: np.ndarray = nibabel.orientations.apply_orientation(data, self._from_file)
         array: np.ndarray = turned.T
         return array
 
@@ -112,8 +110,9 @@ class Geometry:
                 f"array: of shape {array.shape}, must end in {self.shape}, the Z, Y and X of the "
                 "file that it belongs to"
             )
-        back = ornt_transform(axcodes2ornt("RAS"), self._from_file)
-        data: np.ndarray = apply_orientation(array.T, back)
+        axes = nibabel.orientations
+        back = axes.ornt_transform(axes.axcodes2ornt("RAS"), self._from_file)
+        data: np.ndarray = axes.apply_orientation(array.T, back)
         return data
 
     def differences(self, other: "Geometry") -> list[str]:
@@ -262,7 +261,10 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise ValueError(f"{path}: is missing") from None
-    except (ImageFileError, HeaderDataError) as error:
+    except (
+        nibabel.filebasedimages.ImageFileError,
+        nibabel.spatialimages.HeaderDataError,
+    ) as error:
         raise ValueError(f"{path}: cannot be read as NIfTI: {error}") from error
     except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: is truncated or damaged: {error}") from error

@@ -92,7 +92,7 @@ class Segmentation:
         self, network: nn.Module, case: LabelledVolume, device: torch.device
     ) -> dict[str, dict[str, float]]:
         """Return the scores of a case by metric and label."""
-        image = torch.from_numpy(np.asarray(case.image, np.float32))
+        image = torch.from_numpy(np.array(case.image, np.float32))  # a copy of what is mapped
         logits = self.window.logits(network, image, device)  # (K, Z, Y, X)
         if len(logits) != len(self.labels):
             raise ValueError(

@@ -22,6 +22,8 @@ class Metric(NamedTuple):
 METRICS = {
     "test/top1": Metric("top-1 %", PERCENT),
     "test/top5": Metric("top-5 %", PERCENT),
+    "test/dice": Metric("Dice %", PERCENT),
+    "test/nsd": Metric("NSD %", PERCENT),
     "test/loss": Metric("loss", higher_is_better=False),
     "pseudo_labels/correct": Metric("correct pseudo-labels %", PERCENT),
     "pseudo_labels/precision": Metric("precision of pseudo-labels %", PERCENT),
@@ -31,6 +33,9 @@ METRICS = {
 }
 
 
+BY_LABEL = {"test/dice": "Dice", "test/nsd": "NSD"}  # each label has its own, test/dice/liver
+
+
 def metric(name: str) -> Metric:
     """Return how a metric is shown; one that no table has is shown as it is, by its own name.
 
@@ -38,5 +43,7 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    last = name.rpartition("/")[2]
+    family, _, last = name.rpartition("/")
+    if family in BY_LABEL:
+        return Metric(f"{BY_LABEL[family]} of {last.replace('_', ' ')} %", PERCENT)
     return Metric(name, higher_is_better=not any(word in last for word in ("loss", "error")))

@@ -3,6 +3,7 @@
 Figures are made without pyplot, so they need no display and leave no state behind.
 """
 
+from raykb.report.cells import cells
 from raykb.report.comparison import ComparisonTable
 from raykb.report.figures import png
 from raykb.report.images import image_columns
@@ -15,6 +16,7 @@ from raykb.report.told import Told
 __all__ = [
     "ComparisonTable",
     "Told",
+    "cells",
     "image_columns",
     "operation_use",
     "png",

@@ -23,3 +23,10 @@ def test_any_metric_has_a_direction(name, higher_is_better):
 
 def test_an_unknown_metric_is_shown_as_it_is():
     assert metric("knn/purity") == Metric("knn/purity", 1, True)
+
+
+def test_labels_have_headings_of_their_own():
+    assert metric("test/dice") == Metric("Dice %", 100)
+    assert metric("test/dice/left_atrium") == Metric("Dice of left atrium %", 100)
+    assert metric("test/nsd/liver") == Metric("NSD of liver %", 100)
+    assert metric("test/nsd/loss_of_signal").higher_is_better

@@ -60,8 +60,9 @@ def test_the_device_is_chosen_when_torch_is_there():
     assert "(default: cuda where there is a GPU)" in " ".join(said.split())
 
 
-TRAINING = ("fastaa_search", "gpipe_train", "semi_train")
+TRAINING = ("decathlon", "fastaa_search", "gpipe_train", "semi_train")
 SLOW = {"mlflow", "torchvision", "sklearn", "scipy", "pandas", "matplotlib", "optuna"}
+SLOW |= {"monai", "nibabel"}
 
 
 @pytest.mark.parametrize("script", TRAINING)

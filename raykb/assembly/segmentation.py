@@ -1,0 +1,350 @@
+"""Labelled volumes of a task in the Decathlon's layout: what segmentation learns from.
+
+    files ─▶ fingerprint ─▶ plan ─▶ limits ─▶ cases prepared once ─▶ folds ─▶ patches, whole cases
+
+A prepared case is cropped to what is not zero, normalised, transposed and resampled as the plan
+says, and kept in a shard under the plan's hash: another plan makes others and leaves these.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raykb.assembly.builder import Config, Data, Models
+from raykb.config import build
+from raykb.data.decathlon import DecathlonTask, read_case, read_task, task_folders
+from raykb.data.feed import InPlace
+from raykb.data.folds import Fold, folds
+from raykb.data.order import Endless
+from raykb.data.source import Source
+from raykb.data.volume_shards import Contents, Preparation
+from raykb.data.volume_views import PatchView
+from raykb.data.volumes import Volumes, open_volumes
+from raykb.engine.arguments import above, at_least, misfits, or_none, refuse
+from raykb.engine.recipe import Recipe
+from raykb.engine.seeding import stream_seed
+from raykb.evaluate.sliding_window import SlidingWindow
+from raykb.later import Later
+from raykb.segmentation.fingerprint import Case, Fingerprint, Intensities, fingerprint, nonzero_box
+from raykb.segmentation.nnunet import plan
+from raykb.segmentation.normalisation import normalise
+from raykb.segmentation.plans import Configuration, Plan
+from raykb.segmentation.topology import topology, widths
+
+evaluation, resampling = Later("raykb.evaluate.segmentation"), Later("raykb.data.resampling")
+evaluated_slices = Later("raykb.evaluate.slices")
+FULL = "3d_fullres"  # the configuration that is trained
+
+# ---------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """How networks are planned; a section of the config.
+
+    nnU-Net knows ``memory_gb`` alone. The others are limits put on its plan, the same for every
+    task, so that small networks can be compared where there is no GPU; null leaves the plan.
+
+    Args:
+        memory_gb: of the device.
+        width: channels of the finest stage, where the plan has 32.
+        patch: most voxels of a patch along an axis.
+        multiple: a patch is made larger along each axis up to a multiple of it, a power of two, for
+            networks that halve all axes whatever the plan says.
+        batch_size: most patches of a batch.
+    """
+
+    memory_gb: float = 8.0
+    width: int | None = None
+    patch: int | None = None
+    multiple: int = 1
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        least = or_none(at_least(1))
+        rules = {"memory_gb": above(0), "width": least, "batch_size": least}
+        problems = misfits(self, **rules, patch=or_none(at_least(8)), multiple=at_least(1))
+        if self.multiple & (self.multiple - 1):
+            problems.append(f"multiple: {self.multiple}, must be a power of two, as 8")
+        refuse(problems)
+
+    def plan(self, found: Fingerprint) -> Plan:
+        """Return nnU-Net's plan within the limits; it has the configuration :data:`FULL` alone.
+
+        Raises:
+            ValueError: no patch fits into the memory.
+            KeyError: cases are flat, so that nothing is planned in 3-D.
+        """
+        whole = plan(found, self.memory_gb)
+        return replace(whole, configurations=(self._limited(whole.configuration(FULL)),))
+
+    def _limited(self, own: Configuration) -> Configuration:
+        most = math.inf if self.patch is None else self.patch
+        size = [math.ceil(min(n, most) / self.multiple) * self.multiple for n in own.patch_size]
+        shape = own if size == list(own.patch_size) else topology(own.spacing_mm, size)
+        stages, width = len(shape.strides), self.width or own.widths[0]
+        return replace(
+            own,
+            patch_size=shape.patch_size,
+            strides=shape.strides,
+            kernel_sizes=shape.kernel_sizes,
+            widths=widths(stages, max(width, *own.widths), width),
+            batch_size=min(own.batch_size, self.batch_size or own.batch_size),
+        )
+
+
+def planned(own: Configuration, models: Models, config: Config) -> dict[str, Any]:
+    """Return a config with what the plan decides in it: batch size, kind of Dice, and network.
+
+    Of the network these are the arguments that bear the names of the plan, if it has such.
+    """
+    takes = inspect.signature(models[config["model"]["name"]]).parameters
+    network = {name: value for name, value in own.network.items() if name in takes}
+    return dict(config) | {
+        "recipe": {**config["recipe"], "batch_size": own.batch_size},
+        "method": {**config["method"], "batch_dice": own.batch_dice},
+        "model": {**config["model"], **json.loads(json.dumps(network))},  # as a file would say it
+    }
+
+
+def stand_in(settings: PlanSettings, *, channels: int, labels: int) -> tuple[Data, Configuration]:
+    """Return what a rehearsal has to know of a task, and a plan of cases that are cubes.
+
+    Raises:
+        ValueError: as :meth:`PlanSettings.plan`.
+    """
+    cube = Fingerprint(
+        shapes=((64, 64, 64),),
+        spacings_mm=((1.0, 1.0, 1.0),),
+        modalities=("MR",) * channels,
+        intensities=(Intensities(0.0, 1.0, 2.0, 1.0, 1.0),) * channels,
+        labels=labels,
+        relative_size=1.0,
+    )
+    data = Data(feed=None, samples=1, classes=labels, channels=channels)
+    return data, settings.plan(cube).configuration(FULL)
+
+
+# ---------------------------------------------------------------------- cases
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folds:
+    """How cases are held out; a section of the config.
+
+    Args:
+        splits: folds of the cross-validation.
+        run: numbers of those that are trained, from 0; null for all.
+        seed: of the draw; 12345 is nnU-Net's.
+    """
+
+    splits: int = 5
+    run: tuple[int, ...] | None = None
+    seed: int = 12345
+
+    def __post_init__(self) -> None:
+        problems = misfits(self, splits=at_least(2))
+        if strange := [fold for fold in self.run or () if not 0 <= fold < self.splits]:
+            problems.append(f"run: {strange[0]}, must be in 0..{self.splits - 1}")
+        refuse(problems)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Those that are trained."""
+        return tuple(range(self.splits)) if self.run is None else self.run
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedTask:
+    """A task whose cases lie in shards as its plan wants them; it is pickled without their voxels.
+
+    Attributes:
+        name: of its folder.
+        fingerprint: of all its training cases.
+        files: stands for the files that this was made of.
+        plan: within the limits of the config.
+        volumes: all training cases.
+    """
+
+    name: str
+    fingerprint: Fingerprint
+    files: str
+    plan: Plan
+    volumes: Volumes
+
+    @property
+    def configuration(self) -> Configuration:
+        """What is trained."""
+        return self.plan.configuration(FULL)
+
+    @property
+    def key(self) -> str:
+        """Stands for all that trainings depend on beside their config: files and plan."""
+        return hashlib.sha256(f"{self.files} {self.plan.hash}".encode()).hexdigest()[:8]
+
+    def record(self) -> str:
+        """Return what :func:`prepared` goes on from, as JSON."""
+        return json.dumps({"files": self.files, "fingerprint": self.fingerprint.to_json()})
+
+    def split(self, settings: Folds, fold: int) -> tuple[Volumes, Volumes]:
+        """Return the cases to train on in a fold, and those held out.
+
+        Raises:
+            ValueError: there are fewer cases than folds.
+        """
+        rows = {case.name: row for row, case in enumerate(self.volumes.cases)}
+        parts: Fold = folds(rows, splits=settings.splits, seed=settings.seed)[fold]
+        training, held_out = (np.array([rows[name] for name in names]) for names in parts)
+        return self.volumes.subset(training), self.volumes.subset(held_out)
+
+
+def opened(root: Path, numbers: Sequence[int] | None = None) -> list[DecathlonTask]:
+    """Return the tasks in a folder, by name; of these numbers alone, as 4 of Task04_Hippocampus.
+
+    Raises:
+        FileNotFoundError: there is no task.
+        ConfigError: one is not in the Decathlon's layout.
+        ValueError: there is none of some number.
+    """
+    folders = task_folders(root)
+    if numbers is None:
+        return [read_task(folder) for folder in folders]
+    found = {n: [f for f in folders if f.name.startswith(f"Task{n:02d}_")] for n in numbers}
+    if missing := [number for number, own in found.items() if len(own) != 1]:
+        raise ValueError(
+            f"tasks: {missing[0]}, must be of one folder in {root}, which has "
+            f"{', '.join(folder.name for folder in folders)}"
+        )
+    return [read_task(folder) for own in found.values() for folder in own]
+
+
+def prepared(
+    task: DecathlonTask,
+    settings: PlanSettings,
+    shards: Path,
+    record: str | None = None,
+    workers: int = 1,
+) -> PreparedTask:
+    """Return a task with all of its training cases prepared; what is there is not done again.
+
+    Args:
+        task: as :func:`opened` returns it.
+        settings: of the plan.
+        shards: the folder of shards, which all who read them can see.
+        record: of an earlier :class:`PreparedTask`, whose fingerprint holds while files do.
+        workers: threads.
+
+    Raises:
+        ConfigError: cases cannot be used; all that is wrong with any of them is told.
+        ValueError: there is no foreground, or no plan fits into the memory.
+    """
+    files, before = _state(task), json.loads(record or "{}")
+    if before.get("files") == files:
+        found = Fingerprint.from_json(before["fingerprint"])
+    else:
+        found = fingerprint(_cases(task), modalities=task.modalities, labels=len(task.labels))
+    own = settings.plan(found)
+    volumes = open_volumes(task, shards, preparation=preparation(own), workers=workers)
+    return PreparedTask(
+        name=task.folder.name, fingerprint=found, files=files, plan=own, volumes=volumes
+    )
+
+
+def preparation(own: Plan) -> Preparation:
+    """Return what is done to the cases of a plan; its hash stands for that."""
+    return Preparation(prepare=functools.partial(prepared_case, own), key=f"{own.hash} {FULL}")
+
+
+def prepared_case(own: Plan, contents: Contents) -> Contents:
+    """Return a case cropped, normalised, transposed and resampled, axes as the plan has them."""
+    box, order = nonzero_box(contents.image), own.transpose
+    target = own.configuration(FULL).spacing_mm
+    image = normalise(contents.image[:, box[0], box[1], box[2]], own.normalisation)
+    image = image.transpose(0, *(1 + axis for axis in order))
+    spacing = [contents.spacing_mm[axis] for axis in order]
+    shape = resampling.resampled_shape(image.shape[1:], spacing, target)
+    thick = resampling.thick_axis(spacing, target)
+    label = None
+    if contents.label is not None:
+        label = contents.label[box].transpose(order)
+        label = resampling.resample_label(label, shape, thick=thick)
+    z, y, x = target
+    return Contents(resampling.resample_image(image, shape, thick=thick), label, (z, y, x))
+
+
+def _cases(task: DecathlonTask) -> Iterator[Case]:
+    """Yield image, label and spacing of each training case, one in memory at a time."""
+    for case in task.training:
+        image, label, geometry = read_case(task, case)
+        if label is not None:  # a training case has one
+            yield image, label, geometry.spacing_mm
+
+
+def _state(task: DecathlonTask) -> str:
+    """Return what stands for the files of all training cases, and for the task's tables."""
+    paths = [path for case in task.training for path in case[1:] if path and path.is_file()]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    content = [len(task.training), files, task.modalities, task.labels]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------- what a training reads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches:
+    """How patches are drawn, and how volumes are segmented whole; a section of the config.
+
+    Args:
+        foreground_share: of patches that have a voxel of a label in their middle.
+        step: from one tile to the next, as a share of the patch.
+        tiles: of one forward pass.
+    """
+
+    foreground_share: float = 0.33
+    step: float = 0.5
+    tiles: int = 1
+
+
+def segmentation_data(
+    *,
+    config: Config,
+    seed: int,
+    task: PreparedTask,
+    fold: int,
+    tolerance_mm: float | None = None,
+    picture: bool = False,
+) -> Data:
+    """Return patches of the cases of a fold without an end, and the held-out cases to evaluate.
+
+    Args:
+        config: the sections ``recipe``, ``patches`` and ``folds``.
+        seed: of order and patches.
+        task: whose cases they are; its plan says how large a patch is.
+        fold: number of it.
+        tolerance_mm: of the surface Dice of whole cases; None for Dice alone.
+        picture: keep a slice of a case among the details, under ``slice``.
+    """
+    recipe, patches = build(Recipe, config["recipe"]), build(Patches, config["patches"])
+    training, held_out = task.split(build(Folds, config["folds"]), fold)
+    own, (z, y, x) = stream_seed(seed, "patches"), task.configuration.patch_size
+    view = PatchView(training, (z, y, x), patches.foreground_share)
+    order = Endless(len(training), recipe.batch_size, own)
+    window = SlidingWindow(tile=(z, y, x), step=patches.step, batch_size=patches.tiles)
+    whole = evaluation.Segmentation(held_out.cases, training.classes, window, tolerance_mm)
+    pictures = {"slice": evaluated_slices.LabelledSlice(held_out.cases, window)} if picture else {}
+    return Data(
+        feed=InPlace(Source(training, order, view, own)),
+        samples=len(training),
+        classes=len(training.classes),
+        channels=training.channels,
+        evaluations={"": whole} | pictures,
+    )
