@@ -24,10 +24,10 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
     answer(__file__, __doc__)  # --help, before the imports below take their seconds
 
+import dataclasses
 import functools
 import json
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,20 +46,25 @@ from raykb.assembly import (
     stand_in,
     training,
 )
-from raykb.assembly.search import parts, rehearse_search, retraining_data, searching
+from raykb.assembly.search import (
+    SearchedTask,
+    parts,
+    rehearse_search,
+    retraining_data,
+    searching,
+)
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.decathlon import DecathlonTask
 from raykb.data.nifti import require_nibabel
-from raykb.data.phantom_anatomy import ANATOMIES
 from raykb.data.phantoms import write_phantoms
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.loop import Training
 from raykb.engine.recipe import Recipe
-from raykb.engine.seeding import generator, stream_seed
+from raykb.engine.seeding import generator
 from raykb.later import Later
 from raykb.models import SEGMENTERS
 from raykb.nas.bilevel import SearchRecipe
-from raykb.nas.contest import contest
+from raykb.nas.contest import GOLDEN_LABEL, RANDOM, Beside, best_of, contest, mean_by_seed
 from raykb.nas.found import found_network
 from raykb.nas.genotype import Genotype, SearchSpace
 from raykb.nas.samplers import SAMPLERS
@@ -78,51 +83,9 @@ PREPARATION, SEARCH, RETRAINING = "preparation", "architecture searches", "retra
 CELLS = "scnas"  # the row whose networks are made of cells
 NETWORKS = SEGMENTERS | {CELLS: found_network}
 PLANNED = ("strides", "kernel_sizes", "widths")
-TRANSFERRED, RANDOM = "transferred", "random"
+TRANSFERRED = "transferred"
 VALID, TEST = "test/valid/dice", "test/dice"  # of a retraining
 LENGTHS = Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchedTask:
-    """The task that is searched and retrained on; a section of the config.
-
-    Args:
-        root: folder of tasks in the Decathlon's layout, which all nodes see; null has phantoms
-            written into the run directory.
-        task: its number, as 4 of Task04_Hippocampus.
-        cases: of a task of phantoms.
-        size: voxels of a phantom along an axis, about.
-        shards: folder for prepared cases, which all nodes see; null for the run directory's.
-    """
-
-    root: str | None = None
-    task: int = 1
-    cases: int = 24
-    size: int = 24
-    shards: str | None = None
-
-    def __post_init__(self) -> None:
-        problems = misfits(self, cases=at_least(4), size=at_least(16))
-        if self.root is None and self.task not in ANATOMIES:
-            problems.append(f"task: {self.task}, must be in 1..10, as phantoms are")
-        refuse(problems)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beside:
-    """Which cells are retrained beside those that were found; a section of the config.
-
-    Args:
-        random: genotypes of the same size, drawn at random.
-        golden: whether the published cells are among them.
-    """
-
-    random: int = 3
-    golden: bool = True
-
-    def __post_init__(self) -> None:
-        refuse(misfits(self, random=at_least(0)))
 
 
 SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
@@ -138,7 +101,8 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "supernet": LENGTHS,
     "retraining": Section(Recipe, given=("batch_size", "evaluate_every"), renamed=RECIPE.renamed),
     "replicas": Section(
-        functools.partial(Comparison, over="sampler", on_failure="hole"), rows={"rivals": "over"}
+        functools.partial(Comparison, over="sampler", rivals={}, on_failure="hole"),
+        rows={"rivals": "over"},
     ),
     "beside": Beside,
     "comparison": Section(
@@ -152,13 +116,12 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
         rows={"rivals": "over"},
     ),
     "resources.preparation": WORKERS,
-    "resources.search": WORKERS,
+    "resources.supernet": WORKERS,
     "resources.retraining": WORKERS,
 }
 
-Searched = list[tuple[Entry, Result]]
-Models = dict[str, dict[str, Any]]
-"""Sections ``model`` by label."""
+Ended = list[tuple[Entry, Result]]
+"""Trainings that ended well."""
 
 
 @dataclass
@@ -194,12 +157,12 @@ def prepare(config: dict[str, Any]) -> Ready:
     with problems.at("plan", config["plan"]):
         rehearse_on(config, *stand_in(plan, channels=1, labels=2), problems)
     problems.refuse("this run cannot be")
-    searches = 0 if transferred else len(replicas.trainings(config))
+    searches = 0 if transferred is not None else len(replicas.trainings(config))
     beside = build(Beside, config["beside"])
     genotypes = max(searches, 1) + beside.random + beside.golden
     phases = [
         Phase(PREPARATION, 1, resources["preparation"]),
-        Phase(SEARCH, searches, resources["search"]),
+        Phase(SEARCH, searches, resources["supernet"]),
         Phase(
             RETRAINING,
             (genotypes + len(comparison.rivals)) * comparison.seeds,
@@ -230,7 +193,7 @@ def check_comparisons(
         problems.add(f"comparison.over: {comparison.over!r}, must be 'model'; see replicas.over")
     with problems.at("replicas", ["rivals"]):
         own = [found_label(entry) for entry in replicas.trainings(config)]
-        taken = {*own, "golden", RANDOM, TRANSFERRED} & {*comparison.rivals}
+        taken = {*own, GOLDEN_LABEL, RANDOM, TRANSFERRED} & {*comparison.rivals}
         if taken:
             problems.add(f"comparison.rivals: {min(taken)!r} is the run's own word; take another")
 
@@ -261,25 +224,22 @@ def rehearse_on(config: dict[str, Any], data: Data, own: Configuration, problems
 def nas_search(session: Session, ready: Ready) -> None:
     """Search, retrain and compare; what an earlier run of the directory finished is not redone."""
     if ready.transferred is None:
-        session.warm(SEARCH, searching, ready.resources["search"])
+        session.warm(SEARCH, searching, ready.resources["supernet"])
     with session.reading("data"):
         task = prepared_task(session, ready)
     with session.reading("plan"):
         check(session, task)
-    searched = [] if ready.transferred else search(session, ready, task)
+    searched = search(session, ready, task) if ready.transferred is None else []
     with session.reading("beside"):
         genotypes = barrier(session, ready, searched)
-    models = sections(session, ready, genotypes)
-    results = retrain(session, ready, task, models, genotypes)
-    tell_results(session, ready, searched, genotypes, models, results)
+    results = retrain(session, ready, task, genotypes)
+    tell_results(session, ready, searched, genotypes, results)
 
 
 def prepared_task(session: Session, ready: Ready) -> PreparedTask:
-    """Return the task with its plan and prepared cases; both are in the run directory afterwards."""
-    data, plan = (
-        build(SearchedTask, session.config["data"]),
-        build(PlanSettings, session.config["plan"]),
-    )
+    """Return the task with its plan and prepared cases, which the run directory has then."""
+    data = build(SearchedTask, session.config["data"])
+    plan = build(PlanSettings, session.config["plan"])
     task, each, name = ready.task, ready.resources["preparation"], "fingerprint.json"
     if task is None:
         require_nibabel()
@@ -311,48 +271,74 @@ def check(session: Session, task: PreparedTask) -> None:
     )
 
 
-# ---------------------------------------------------------------------- searches
+# ---------------------------------------------------------------------- trainings
 
 
-def search(session: Session, ready: Ready, task: PreparedTask) -> Searched:
+def job(
+    ready: Ready,
+    task: PreparedTask,
+    entry: Entry,
+    recorded: dict[str, dict[str, Any]],
+    make: Callable[..., Training],
+    recipe: str,
+    name: str,
+    **arguments: Any,
+) -> TrainJob:
+    """Return the search or retraining of an entry; other files or another plan make another.
+
+    Args:
+        ready: has the resources.
+        task: whose cases it has.
+        entry: what it is of.
+        recorded: configs by label, as MLflow has them once and for all.
+        make: builds it.
+        recipe: section of its recipe, and of its resources.
+        name: of its folder, after the task's.
+        arguments: for ``make``.
+    """
+
+    def whole(config: dict[str, Any]) -> dict[str, Any]:
+        return planned(task.configuration, NETWORKS, config | {"recipe": config[recipe]})
+
+    given = {"config": whole(entry.config), "methods": METHODS, "seed": entry.seed, "task": task}
+    return TrainJob(
+        f"{task.name}-{task.key}/{name}",
+        make,
+        given | arguments,
+        entry.seed,
+        ready.resources[recipe],
+        params={"label": entry.label, "seed_number": entry.number},
+        config=whole(recorded[entry.label]),
+    )
+
+
+def ended(
+    session: Session, phase: str, jobs: Sequence[tuple[Entry, TrainJob]], comparison: Comparison
+) -> Ended:
+    """Run trainings; return those that ended well."""
+    results = session.train(phase, [each for _, each in jobs], on_failure=comparison.on_failure)
+    pairs = zip(jobs, results, strict=True)
+    return [(entry, result) for (entry, _), result in pairs if result is not None]
+
+
+def search(session: Session, ready: Ready, task: PreparedTask) -> Ended:
     """Run the searches side by side; return those that ended well, the best first.
 
     Raises:
         SearchError: there is none.
     """
-    entries = ready.replicas.trainings(session.config, "architecture search")
     recorded = ready.replicas.entries(session.recorded)
     jobs = [
-        TrainJob(
-            f"search-{task.key}/{entry.name}",
-            searching,
-            {
-                "config": search_config(entry.config, task),
-                "methods": METHODS,
-                "seed": entry.seed,
-                "task": task,
-            },
-            entry.seed,
-            ready.resources["search"],
-            params={"label": entry.label, "seed_number": entry.number},
-            config=search_config(recorded[entry.label], task),
-        )
-        for entry in entries
+        (entry, job(ready, task, entry, recorded, searching, "supernet", f"search/{entry.name}"))
+        for entry in ready.replicas.trainings(session.config, "architecture search")
     ]
-    results = session.train(SEARCH, jobs, on_failure=ready.replicas.on_failure)
-    pairs = zip(entries, results, strict=True)
-    found = [(entry, result) for entry, result in pairs if result is not None]
+    found = ended(session, SEARCH, jobs, ready.replicas)
     if not found:
         raise SearchError("searches: none of them ended well; each has its error in MLflow")
     return sorted(found, key=lambda pair: -pair[1].metrics.get("valid/dice", 0.0))
 
 
-def search_config(config: dict[str, Any], task: PreparedTask) -> dict[str, Any]:
-    """Return the config of a search."""
-    return planned(task.configuration, NETWORKS, config | {"recipe": config["supernet"]})
-
-
-def found_by(searched: Searched) -> dict[str, Genotype]:
+def found_by(searched: Ended) -> dict[str, Genotype]:
     """Return what searches found, by label."""
     return {
         found_label(entry): Genotype(**result.details()["genotype"]["cells"])
@@ -360,19 +346,17 @@ def found_by(searched: Searched) -> dict[str, Genotype]:
     }
 
 
-def barrier(session: Session, ready: Ready, searched: Searched) -> dict[str, Genotype]:
+def barrier(session: Session, ready: Ready, searched: Ended) -> dict[str, Genotype]:
     """Return the genotypes that are retrained, each once, and write them down.
 
     Raises:
         ValueError: there are not so many random ones.
     """
-    config, beside = session.config, build(Beside, session.config["beside"])
-    own = found_by(searched)
+    config, own = session.config, found_by(searched)
     genotypes = contest(
-        {TRANSFERRED: ready.transferred} if ready.transferred else own,
+        own if ready.transferred is None else {TRANSFERRED: ready.transferred},
         build(SearchSpace, config["space"]),
-        random=beside.random,
-        golden=beside.golden,
+        beside=build(Beside, config["beside"]),
         generator=generator(config["seed"], "random genotypes"),
     )
     same = {
@@ -389,70 +373,35 @@ def barrier(session: Session, ready: Ready, searched: Searched) -> dict[str, Gen
     return genotypes
 
 
-# ---------------------------------------------------------------------- retraining
-
-
-def sections(session: Session, ready: Ready, genotypes: dict[str, Genotype]) -> Models:
-    """Return what is retrained: rivals, then networks of cells, of the size that was searched."""
-    files, own = session.files / "genotypes", session.config["model"]
-    cells = {label: own | {"genotype": str(files / f"{label}.json")} for label in genotypes}
-    return dict(ready.comparison.rivals) | dict(reversed(cells.items()))
-
-
 def retrain(
-    session: Session,
-    ready: Ready,
-    task: PreparedTask,
-    models: Models,
-    genotypes: dict[str, Genotype],
-) -> list[tuple[str, int, Result]]:
-    """Train all networks from scratch under one budget; return label, seed and result of each."""
-    seeds = ready.comparison.seeds_of(session.config, "retraining")
-    units = [(label, number, seed) for number, seed in enumerate(seeds) for label in models]
+    session: Session, ready: Ready, task: PreparedTask, genotypes: dict[str, Genotype]
+) -> Ended:
+    """Train rivals and cells from scratch under one budget; return those that ended well."""
+    own, files = session.config["model"], session.files / "genotypes"
+    cells = {label: own | {"genotype": str(files / f"{label}.json")} for label in genotypes}
+    first, *others = cells
+    rivals = ready.comparison.rivals | {label: cells[label] for label in others}
+    comparison = dataclasses.replace(ready.comparison, rivals=rivals, label=first)
+    recorded = comparison.entries(session.recorded | {"model": cells[first]})
+    hashes = {label: f"-{genotype.hash}" for label, genotype in genotypes.items()}
     jobs = [
-        retraining(session, ready, task, label, number, seed, models[label], genotypes.get(label))
-        for label, number, seed in units
+        (
+            entry,
+            job(
+                ready,
+                task,
+                entry,
+                recorded,
+                training,
+                "retraining",
+                f"retrained/{entry.label}{hashes.get(entry.label, '')}/seed-{entry.number}",
+                models=NETWORKS,
+                data=retraining_data,
+            ),
+        )
+        for entry in comparison.trainings(session.config | {"model": cells[first]}, "retraining")
     ]
-    results = session.train(RETRAINING, jobs, on_failure=ready.comparison.on_failure)
-    pairs = zip(units, results, strict=True)
-    return [(label, number, result) for (label, number, _), result in pairs if result is not None]
-
-
-def retraining(
-    session: Session,
-    ready: Ready,
-    task: PreparedTask,
-    label: str,
-    number: int,
-    seed: int,
-    model: dict[str, Any],
-    genotype: Genotype | None,
-) -> TrainJob:
-    """Return the training of a network; another genotype, plan or files make another."""
-
-    def whole(config: dict[str, Any]) -> dict[str, Any]:
-        changed = config | {"recipe": config["retraining"], "model": model}
-        return planned(task.configuration, NETWORKS, changed)
-
-    own = label if genotype is None else f"{label}-{genotype.hash}"
-    arguments = {
-        "config": whole(session.config),
-        "methods": METHODS,
-        "models": NETWORKS,
-        "data": retraining_data,
-        "seed": seed,
-        "task": task,
-    }
-    params = {"label": label, "seed_number": number}
-    return TrainJob(
-        f"retrained-{task.key}/{own}/seed-{number}",
-        training,
-        arguments,
-        seed,
-        ready.resources["retraining"],
-        params=params if genotype is None else params | {"genotype_hash": genotype.hash},
-        config=whole(session.recorded),
-    )
+    return ended(session, RETRAINING, jobs, comparison)
 
 
 # ---------------------------------------------------------------------- results
@@ -461,65 +410,31 @@ def retraining(
 def tell_results(
     session: Session,
     ready: Ready,
-    searched: Searched,
+    searched: Ended,
     genotypes: dict[str, Genotype],
-    models: Models,
-    results: Sequence[tuple[str, int, Result]],
+    results: Ended,
 ) -> None:
     """Write and print what networks are worth, and the best genotype, chosen before the test."""
     rows: list[dict[str, Any]] = [
-        {"label": label, "seed": number, "steps": result.steps} | result.metrics
-        for label, number, result in results
+        {"label": entry.label, "seed": entry.number, "steps": result.steps} | result.metrics
+        for entry, result in results
     ]
-    found = [TRANSFERRED] if ready.transferred else [*found_by(searched)]
-    best = chosen([label for label in genotypes if label in found], rows)
+    found = [label for label in genotypes if label in {TRANSFERRED, *found_by(searched)}]
+    best = best_of(found, rows, VALID)
     session.write("genotype.json", genotypes[best].to_json())
     session.write("cells.png", report.png(report.cells(genotypes[best].cells, title=best)))
     random = [label for label in genotypes if label.startswith(f"{RANDOM}_")]
-    rows += mean_rows(random, rows)
-    labels = [label for label in models if label != best] + [RANDOM] * (len(random) > 1)
-    table = Comparison(
-        over="model",
-        seeds=ready.comparison.seeds,
-        rivals={label: {} for label in labels},
-        label=best,
-    )
+    rows += mean_by_seed(random, rows, TEST)
+    labels = [*ready.comparison.rivals, *([RANDOM] * (len(random) > 1)), *reversed(genotypes)]
+    rivals: dict[str, dict[str, Any]] = {label: {} for label in labels if label != best}
+    table = dataclasses.replace(ready.comparison, rivals=rivals, label=best)
     searches = [
-        {
-            "label": found_label(entry),
-            "genotype": result.details()["genotype_hash"],
-            "steps": result.steps,
-            "seconds": result.seconds,
-        }
+        {"label": found_label(entry), "genotype": result.details()["genotype_hash"]}
+        | {"steps": result.steps, "seconds": result.seconds}
         | result.metrics
         for entry, result in searched
     ]
     session.tell(table, rows, [TEST], about={"chosen_by": VALID, "searches": searches})
-
-
-def chosen(labels: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """Return the label whose retrainings do best on the cases to choose by; the first of equals."""
-
-    def worth(label: str) -> float:
-        own = [row.get(VALID, 0.0) for row in rows if row["label"] == label]
-        return statistics.fmean(own) if own else -1.0
-
-    return max(labels, key=worth)
-
-
-def mean_rows(labels: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the mean over random genotypes for each seed that all of them have a result of."""
-    if len(labels) < 2:
-        return []
-    by_seed: dict[int, list[float]] = {}
-    for row in rows:
-        if row["label"] in labels and TEST in row:
-            by_seed.setdefault(row["seed"], []).append(row[TEST])
-    return [
-        {"label": RANDOM, "seed": seed, TEST: statistics.fmean(values)}
-        for seed, values in by_seed.items()
-        if len(values) == len(labels)
-    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,8 @@ Edges = Sequence[tuple[str, str, str]]
 # 1. inputs on the left, 2. nodes, each in a column of its own and higher or lower by turns, so that
 # arrows over several columns go between them, 3. what is concatenated on the right
 PLACES = {
-    "s0": (0.0, 0.75),
-    "s1": (0.0, -0.75),
+    "s0": (0.0, 1.1),
+    "s1": (0.0, -1.1),
     "n0": (1.6, 1.1),
     "n1": (3.2, -1.1),
     "n2": (4.8, 1.1),
@@ -46,7 +46,8 @@ def cells(edges: Mapping[str, Edges], *, title: str = "") -> Figure:
         panel.set_title(kind.replace("_", " "), fontsize=11, loc="left")
     used = [name for name in COLOURS if any(e[2] == name for own in edges.values() for e in own)]
     lines = [panels[0, 0].plot([], [], color=COLOURS[name], linewidth=2)[0] for name in used]
-    names = [name.replace("_", " ") for name in used]
+    lines += panels[0, 0].plot([], [], color=SKY, linestyle=":", linewidth=2)
+    names = [*(name.replace("_", " ") for name in used), "concatenated"]
     figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=9)
     figure.suptitle(title.replace("_", " "), fontsize=12)
     return figure
@@ -73,7 +74,7 @@ def _cell(axes: Axes, edges: Edges) -> None:
         axes.add_patch(box)
         axes.text(x, y, name, ha="center", va="center", fontsize=10, zorder=4)
     axes.set_xlim(-0.6, 8.6)
-    axes.set_ylim(-2.3, 2.3)
+    axes.set_ylim(-2.1, 2.1)
     axes.axis("off")
 
 
