@@ -6,8 +6,8 @@ the same size, the published ones and a plain 3-D U-Net, over several seeds, and
 that no search saw. With no option it writes a task of phantoms and runs on it, in minutes on two
 cores; data.root names the Medical Segmentation Decathlon.
 
-  nas_search.py --set data.task=4 --set replicas.seeds=4
-  nas_search.py --set data.task=9 --set model.genotype=runs/nas_search-…/genotype.json
+  nas_search.py --set data.tasks=[4] --set replicas.seeds=4
+  nas_search.py --set data.tasks=[9] --set model.genotype=runs/nas_search-…/genotype.json
 
 The second retrains on a task what was found on another, and searches nothing.
 
@@ -26,6 +26,7 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 import dataclasses
 import functools
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,25 +40,16 @@ from raykb.assembly import (
     Patches,
     PlanSettings,
     PreparedTask,
-    opened,
+    Tasks,
     planned,
     prepared,
     rehearse_all,
     stand_in,
     training,
 )
-from raykb.assembly.search import (
-    SearchedTask,
-    parts,
-    rehearse_search,
-    retraining_data,
-    searching,
-)
+from raykb.assembly.search import parts, rehearse_search, retraining_data, searching
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
-from raykb.data.decathlon import DecathlonTask
-from raykb.data.nifti import require_nibabel
-from raykb.data.phantoms import write_phantoms
 from raykb.engine.loop import Training
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import generator
@@ -82,6 +74,7 @@ DEFAULT = Path(__file__).parent / "configs" / "nas" / "scnas_phantoms.yaml"
 PREPARATION, SEARCH, RETRAINING = "preparation", "architecture searches", "retrainings"
 CELLS = "scnas"  # the row whose networks are made of cells
 NETWORKS = SEGMENTERS | {CELLS: found_network}
+MEDICAL = ("monai", "nibabel")  # what is imported late, and would be missed after a training
 PLANNED = ("strides", "kernel_sizes", "widths")
 TRANSFERRED = "transferred"
 VALID, TEST = "test/valid/dice", "test/dice"  # of a retraining
@@ -89,7 +82,7 @@ LENGTHS = Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed)
 
 
 SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
-    "data": SearchedTask,
+    "data": Section(Tasks, given=("tolerance_mm",)),
     "plan": PlanSettings,
     "folds": Section(Folds, given=("run",)),
     "patches": Patches,
@@ -128,7 +121,7 @@ Ended = list[tuple[Entry, Result]]
 class Ready:
     """What a run is made of before anything starts."""
 
-    task: DecathlonTask | None
+    data: Tasks
     transferred: Genotype | None
     replicas: Comparison
     comparison: Comparison
@@ -143,13 +136,16 @@ def prepare(config: dict[str, Any]) -> Ready:
         ValueError: all that is wrong is named.
     """
     problems = Problems()
-    data, plan = build(SearchedTask, config["data"]), build(PlanSettings, config["plan"])
+    data, plan = build(Tasks, config["data"]), build(PlanSettings, config["plan"])
     replicas = build(Comparison, config["replicas"])
     comparison = build(Comparison, config["comparison"])
     resources = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
-    task, transferred = None, None
+    transferred = None
+    if missing := [name for name in MEDICAL if importlib.util.find_spec(name) is None]:
+        problems.add(f"{' and '.join(missing)}: not installed; run: pip install 'raykb[medical]'")
     with problems.at("data", config["data"]):
-        task = None if data.root is None else opened(Path(data.root), [data.task])[0]
+        if (count := data.count()) != 1:
+            raise ValueError(f"tasks: {count} of them, must be one, as [4] of Task04_Hippocampus")
     with problems.at("model", config["model"]):
         transferred = given_genotype(config["model"])
     check_comparisons(config, replicas, comparison, problems)
@@ -169,7 +165,7 @@ def prepare(config: dict[str, Any]) -> Ready:
             resources["retraining"],
         ),
     ]
-    return Ready(task, transferred, replicas, comparison, resources, phases)
+    return Ready(data, transferred, replicas, comparison, resources, phases)
 
 
 def given_genotype(model: dict[str, Any]) -> Genotype | None:
@@ -238,16 +234,10 @@ def nas_search(session: Session, ready: Ready) -> None:
 
 def prepared_task(session: Session, ready: Ready) -> PreparedTask:
     """Return the task with its plan and prepared cases, which the run directory has then."""
-    data = build(SearchedTask, session.config["data"])
-    plan = build(PlanSettings, session.config["plan"])
-    task, each, name = ready.task, ready.resources["preparation"], "fingerprint.json"
-    if task is None:
-        require_nibabel()
-        root = session.files / "phantoms"
-        write_phantoms(root, tasks=[data.task], cases=data.cases, test_cases=0, size=data.size)
-        (task,) = opened(root, [data.task])
+    plan, each = build(PlanSettings, session.config["plan"]), ready.resources["preparation"]
+    (task,), name = ready.data.open(session.files), "fingerprint.json"
     record = session.storage.read(name).decode() if session.storage.exists(name) else None
-    shards = Path(data.shards or session.files / "shards") / task.folder.name
+    shards = Path(ready.data.shards or session.files / "shards") / task.folder.name
     found: PreparedTask = session.machine.call(
         prepared, task, plan, shards, record, each.cpus, resources=each
     )
@@ -258,8 +248,10 @@ def prepared_task(session: Session, ready: Ready) -> PreparedTask:
 
 def check(session: Session, task: PreparedTask) -> None:
     """Say what is trained on; raise ConfigError, with all that is wrong, unless all can be."""
-    own = parts(task, build(Folds, session.config["folds"]))
     problems, shape = Problems(), task.configuration.patch_size
+    with problems.at("folds", ["splits"]):
+        own = parts(task, build(Folds, session.config["folds"]))
+    problems.refuse(f"{task.name} cannot be shared out")
     classes, channels = task.volumes.classes, task.volumes.channels
     given = Data(feed=None, samples=len(own.train), classes=len(classes), channels=channels)
     rehearse_on(session.config, given, task.configuration, problems)

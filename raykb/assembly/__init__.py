@@ -13,8 +13,8 @@ from raykb.assembly.builder import (
 from raykb.assembly.segmentation import (
     Folds,
     Patches,
-    PlanSettings,
     PreparedTask,
+    Tasks,
     opened,
     planned,
     prepared,
@@ -23,6 +23,7 @@ from raykb.assembly.segmentation import (
 )
 from raykb.assembly.semi_supervised import SemiSupervised, semi_supervised_data
 from raykb.assembly.supervised import Supervised, classifier_data
+from raykb.segmentation.settings import PlanSettings
 
 __all__ = [
     "RECIPE",
@@ -34,6 +35,7 @@ __all__ = [
     "PreparedTask",
     "SemiSupervised",
     "Supervised",
+    "Tasks",
     "classifier_data",
     "network_of",
     "objective_of",

@@ -7,7 +7,7 @@ train     the rest; a search has weights learn from one half, and architectures 
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +19,9 @@ from raykb.config import Problems, build
 from raykb.data.feed import InPlace
 from raykb.data.nifti import Triple
 from raykb.data.order import Endless
-from raykb.data.phantom_anatomy import ANATOMIES
 from raykb.data.source import Source
 from raykb.data.volume_views import PatchView
 from raykb.data.volumes import Volumes
-from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.engine.loop import Evaluation, Training, Worker
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES
 from raykb.engine.recipe import Recipe
@@ -38,32 +36,6 @@ from raykb.nas.supernet import Architecture, ChosenNetwork, supernet
 
 evaluation = Later("raykb.evaluate.segmentation")
 SIZES = ("width", "layers", "bridge")  # of the network; a supernet has them as what it finds has
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchedTask:
-    """The task that is searched and retrained on; a section of the config.
-
-    Args:
-        root: folder of tasks in the Decathlon's layout, which all nodes see; null has phantoms
-            written into the run directory.
-        task: its number, as 4 of Task04_Hippocampus.
-        cases: of a task of phantoms.
-        size: voxels of a phantom along an axis, about.
-        shards: folder for prepared cases, which all nodes see; null for the run directory's.
-    """
-
-    root: str | None = None
-    task: int = 1
-    cases: int = 24
-    size: int = 24
-    shards: str | None = None
-
-    def __post_init__(self) -> None:
-        problems = misfits(self, cases=at_least(4), size=at_least(16))
-        if self.root is None and self.task not in ANATOMIES:
-            problems.append(f"task: {self.task}, must be in 1..10, as phantoms are")
-        refuse(problems)
 
 
 class Parts(NamedTuple):

@@ -10,9 +10,8 @@ import functools
 import hashlib
 import inspect
 import json
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,82 +22,28 @@ from raykb.config import build
 from raykb.data.decathlon import DecathlonTask, read_case, read_task, task_folders
 from raykb.data.feed import InPlace
 from raykb.data.folds import Fold, folds
+from raykb.data.nifti import require_nibabel
 from raykb.data.order import Endless
+from raykb.data.phantom_anatomy import ANATOMIES
+from raykb.data.phantoms import write_phantoms
 from raykb.data.source import Source
 from raykb.data.volume_shards import Contents, Preparation
 from raykb.data.volume_views import PatchView
 from raykb.data.volumes import Volumes, open_volumes
-from raykb.engine.arguments import above, at_least, misfits, or_none, refuse
+from raykb.engine.arguments import above, at_least, misfits, refuse
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
 from raykb.evaluate.sliding_window import SlidingWindow
 from raykb.later import Later
 from raykb.segmentation.fingerprint import Case, Fingerprint, Intensities, fingerprint, nonzero_box
-from raykb.segmentation.nnunet import plan
 from raykb.segmentation.normalisation import normalise
 from raykb.segmentation.plans import Configuration, Plan
-from raykb.segmentation.topology import topology, widths
+from raykb.segmentation.settings import FULL, PlanSettings
 
 evaluation, resampling = Later("raykb.evaluate.segmentation"), Later("raykb.data.resampling")
 evaluated_slices = Later("raykb.evaluate.slices")
-FULL = "3d_fullres"  # the configuration that is trained
 
 # ---------------------------------------------------------------------- plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanSettings:
-    """How networks are planned; a section of the config.
-
-    nnU-Net knows ``memory_gb`` alone. The others are limits put on its plan, the same for every
-    task, so that small networks can be compared where there is no GPU; null leaves the plan.
-
-    Args:
-        memory_gb: of the device.
-        width: channels of the finest stage, where the plan has 32.
-        patch: most voxels of a patch along an axis.
-        multiple: a patch is made larger along each axis up to a multiple of it, a power of two, for
-            networks that halve all axes whatever the plan says.
-        batch_size: most patches of a batch.
-    """
-
-    memory_gb: float = 8.0
-    width: int | None = None
-    patch: int | None = None
-    multiple: int = 1
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        least = or_none(at_least(1))
-        rules = {"memory_gb": above(0), "width": least, "batch_size": least}
-        problems = misfits(self, **rules, patch=or_none(at_least(8)), multiple=at_least(1))
-        if self.multiple & (self.multiple - 1):
-            problems.append(f"multiple: {self.multiple}, must be a power of two, as 8")
-        refuse(problems)
-
-    def plan(self, found: Fingerprint) -> Plan:
-        """Return nnU-Net's plan within the limits; it has the configuration :data:`FULL` alone.
-
-        Raises:
-            ValueError: no patch fits into the memory.
-            KeyError: cases are flat, so that nothing is planned in 3-D.
-        """
-        whole = plan(found, self.memory_gb)
-        return replace(whole, configurations=(self._limited(whole.configuration(FULL)),))
-
-    def _limited(self, own: Configuration) -> Configuration:
-        most = math.inf if self.patch is None else self.patch
-        size = [math.ceil(min(n, most) / self.multiple) * self.multiple for n in own.patch_size]
-        shape = own if size == list(own.patch_size) else topology(own.spacing_mm, size)
-        stages, width = len(shape.strides), self.width or own.widths[0]
-        return replace(
-            own,
-            patch_size=shape.patch_size,
-            strides=shape.strides,
-            kernel_sizes=shape.kernel_sizes,
-            widths=widths(stages, max(width, *own.widths), width),
-            batch_size=min(own.batch_size, self.batch_size or own.batch_size),
-        )
 
 
 def planned(own: Configuration, models: Models, config: Config) -> dict[str, Any]:
@@ -204,6 +149,57 @@ class PreparedTask:
         parts: Fold = folds(rows, splits=settings.splits, seed=settings.seed)[fold]
         training, held_out = (np.array([rows[name] for name in names]) for names in parts)
         return self.volumes.subset(training), self.volumes.subset(held_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """Which tasks there are; a section of the config.
+
+    Args:
+        root: folder of tasks in the Decathlon's layout, which all nodes see; null has phantoms
+            written into the run directory.
+        tasks: their numbers, as 4 of Task04_Hippocampus; null for all that there are.
+        cases: of each phantom task.
+        size: voxels of a phantom along an axis, about.
+        shards: folder for prepared cases, which all nodes see; null for the run directory's.
+        tolerance_mm: of the surface Dice, for tasks that the challenge has no tolerance for.
+    """
+
+    root: str | None = None
+    tasks: tuple[int, ...] | None = None
+    cases: int = 12
+    size: int = 24
+    shards: str | None = None
+    tolerance_mm: float = 1.0
+
+    def __post_init__(self) -> None:
+        rules = {"cases": at_least(2), "size": at_least(16), "tolerance_mm": above(0)}
+        refuse(misfits(self, **rules))
+
+    def count(self) -> int:
+        """Return how many tasks there are; raises as :func:`opened`, or ValueError for phantoms."""
+        if self.root is not None:
+            return len(opened(Path(self.root), self.tasks))
+        if strange := [number for number in self._phantoms if number not in ANATOMIES]:
+            raise ValueError(f"tasks: {strange[0]}, must be of 1..10, as phantoms are")
+        return len(self._phantoms)
+
+    def open(self, files: Path) -> list[DecathlonTask]:
+        """Return the tasks; phantoms are written below ``files``, if they are not there.
+
+        Raises:
+            ImportError: nibabel is not installed.
+        """
+        require_nibabel()
+        if self.root is not None:
+            return opened(Path(self.root), self.tasks)
+        root, how = files / "phantoms", {"cases": self.cases, "size": self.size, "test_cases": 0}
+        write_phantoms(root, tasks=self._phantoms, **how)
+        return opened(root, self._phantoms)
+
+    @property
+    def _phantoms(self) -> tuple[int, ...]:
+        return tuple(ANATOMIES) if self.tasks is None else self.tasks
 
 
 def opened(root: Path, numbers: Sequence[int] | None = None) -> list[DecathlonTask]:

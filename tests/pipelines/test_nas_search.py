@@ -185,7 +185,7 @@ def test_without_any_search_there_is_nothing_to_retrain(script, tmp_path, monkey
 
 def test_what_was_found_on_a_task_is_retrained_on_another_by_its_file(script, whole, tmp_path):
     file = whole[1] / "genotype.json"
-    change = [f"model.genotype={file}", "data.task=4", "beside.golden=false"]
+    change = [f"model.genotype={file}", "data.tasks=[4]", "beside.golden=false"]
     config = resolved(script, *change)
     assert [phase.units for phase in script["prepare"](config).phases] == [1, 0, 3]
     here.run(script, "nas_search", config, tmp_path)
@@ -204,7 +204,8 @@ REFUSED = {
     "supernet.evaluate_every=0": "supernet.evaluate_every: 0, must be above 0: an epoch",
     "sampler={name: straight_through_executed}": "none",
     "search.warmup_epochs=9": "warmup_epochs: 9, of 2 steps each, must end before the 4",
-    "data.task=11": "task: 11, must be in 1..10",
+    "data.tasks=[11]": "tasks: 11, must be of 1..10",
+    "data.tasks=[1, 4]": "data.tasks: 2 of them, must be one",
 }
 
 
