@@ -106,6 +106,7 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
             rivals={"unet_3d": {"name": "unet_3d"}},
             on_failure="hole",
         ),
+        given=("label",),
         rows={"rivals": "over"},
     ),
     "resources.preparation": WORKERS,
@@ -278,15 +279,7 @@ def job(
 ) -> TrainJob:
     """Return the search or retraining of an entry; other files or another plan make another.
 
-    Args:
-        ready: has the resources.
-        task: whose cases it has.
-        entry: what it is of.
-        recorded: configs by label, as MLflow has them once and for all.
-        make: builds it.
-        recipe: section of its recipe, and of its resources.
-        name: of its folder, after the task's.
-        arguments: for ``make``.
+    ``recipe`` names the section of its recipe, and of its resources.
     """
 
     def whole(config: dict[str, Any]) -> dict[str, Any]:
