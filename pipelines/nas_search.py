@@ -408,6 +408,9 @@ def tell_results(
     best = best_of(found, rows, VALID)
     session.write("genotype.json", genotypes[best].to_json())
     session.write("cells.png", report.png(report.cells(genotypes[best].cells, title=best)))
+    if searched:
+        told = report.searches(session.told(SEARCH, searched))
+        session.write("searches.png", report.png(told))
     random = [label for label in genotypes if label.startswith(f"{RANDOM}_")]
     rows += mean_by_seed(random, rows, TEST)
     labels = [*ready.comparison.rivals, *([RANDOM] * (len(random) > 1)), *reversed(genotypes)]

@@ -9,6 +9,7 @@ from raykb.report.figures import png
 from raykb.report.images import image_columns
 from raykb.report.pseudo_labels import told_of
 from raykb.report.search import operation_use, search_files
+from raykb.report.searches import searches
 from raykb.report.stages import stages
 from raykb.report.timeline import timeline
 from raykb.report.told import Told
@@ -21,6 +22,7 @@ __all__ = [
     "operation_use",
     "png",
     "search_files",
+    "searches",
     "stages",
     "timeline",
     "told_of",

@@ -90,7 +90,7 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
             found = json.loads((tmp_path / "genotypes.json").read_text())["genotypes"]
             labels = [*found, *labels[:-1], "random"]
             results["results"].sort(key=lambda row: labels.index(row["label"]))
-            pictures |= {"cells.png", "genotype.json"}
+            pictures |= {"cells.png", "searches.png", "genotype.json"}
         assert list(dict.fromkeys(row["label"] for row in results["results"])) == labels
         assert len(results["results"]) == len(labels) * each
         assert results["missing"] == []
