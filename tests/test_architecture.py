@@ -55,8 +55,9 @@ PLAN: dict[str, tuple[set[str], set[str]]] = {
     "augment": (FORMULAS | {"data"}, TORCH | {"PIL"}),
     "evaluate": (FORMULAS | {"data"}, TORCH | {"monai", "scipy"}),
     "comparison": ({"engine"}, set()),
-    # a plan of the room of segmentation says how cases are prepared, and what is built of them
-    "assembly": (GROUND | {"comparison", "evaluate", "segmentation"}, TORCH),
+    # a plan of the room of segmentation says how cases are prepared, and what is built of them; a
+    # search is a training of another shape, which the room of nas has
+    "assembly": (GROUND | {"comparison", "evaluate", "nas", "segmentation"}, TORCH),
     "runtime": ({"config", "comparison", "report", "engine", "data", "gpipe"}, RUNTIME),
     "pipelines": (
         GROUND | ROOMS | {"assembly", "comparison", "evaluate", "report", "gpipe", "runtime"},

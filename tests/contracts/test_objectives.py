@@ -41,7 +41,7 @@ WAITS = {
 """What asks the device for a value in the middle of a step, and why it must."""
 
 
-OVER = {"augment": "augmentation"}  # what a room's script compares, where that is no method
+OVER = {"augment": "augmentation", "nas": "model", "segmentation": "model"}  # where no methods are
 
 # What is tested: every row with every section `method`, or rival, that a YAML's smoke run has
 

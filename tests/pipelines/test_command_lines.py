@@ -60,7 +60,7 @@ def test_the_device_is_chosen_when_torch_is_there():
     assert "(default: cuda where there is a GPU)" in " ".join(said.split())
 
 
-TRAINING = ("decathlon", "fastaa_search", "gpipe_train", "semi_train")
+TRAINING = ("decathlon", "fastaa_search", "gpipe_train", "nas_search", "semi_train")
 SLOW = {"mlflow", "torchvision", "sklearn", "scipy", "pandas", "matplotlib", "optuna"}
 SLOW |= {"monai", "nibabel"}
 

@@ -18,6 +18,7 @@ SCRIPTS = {
     "augment": "fastaa_search",
     "gpipe": "gpipe_train",
     "segmentation": "decathlon",
+    "nas": "nas_search",
     "semi": "semi_train",
 }
 CONFIGS = sorted((running.PIPELINES / "configs").glob("*/*.yaml"))
@@ -91,12 +92,16 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
         assert "timeline.png" in session.written
     else:
         labels = [*config["comparison"]["rivals"], results["subject"]]
-        each = config["comparison"]["seeds"]
-        pictures = {"comparison.png"}
+        each, pictures = config["comparison"]["seeds"], {"comparison.png"}
         if room == "segmentation":
             tasks = dict.fromkeys(row["task"] for row in results["results"])
             each *= len(tasks) * config["folds"]["splits"]
             pictures = {f"{task}.png" for task in tasks}
+        if room == "nas":  # what was found is in the table, and the best of it is the subject
+            found = json.loads((tmp_path / "genotypes.json").read_text())["genotypes"]
+            labels = [*found, *labels[:-1], "random"]
+            results["results"].sort(key=lambda row: labels.index(row["label"]))
+            pictures |= {"cells.png", "searches.png", "genotype.json"}
         assert list(dict.fromkeys(row["label"] for row in results["results"])) == labels
         assert len(results["results"]) == len(labels) * each
         assert results["missing"] == []
@@ -106,6 +111,10 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
     classes, channels = 10, config["data"].get("channels") or 1
     if room == "segmentation":  # the plan decides part of the network, and the training has all
         config, classes = json.loads((finals[-1].parent / "config.json").read_text()), 2
+    if room == "nas":  # a rival, whose config stands beside it; of brains
+        finals = sorted(tmp_path.rglob("unet_3d/*/final.pt"))
+        config, classes = json.loads((finals[-1].parent / "config.json").read_text()), 4
+        weights, channels = torch.load(finals[-1], weights_only=True), 4
     tables = MODELS | SEQUENTIALS | SEGMENTERS
     model = build(tables, config["model"], classes=classes, channels=channels)
     model.load_state_dict(weights)

@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from raykb.nas import GOLDEN, SearchSpace, random_genotype
+from raykb.nas.contest import Beside, best_of, contest, mean_by_seed
+from raykb.nas.genotype import CELLS, Genotype
+
+SPACE = SearchSpace()
+
+
+def drawn(seed, sizes=GOLDEN.sizes):
+    return random_genotype(SPACE, sizes, torch.Generator().manual_seed(seed))
+
+
+def of(found, space=SPACE, seed=0, **beside):
+    numbers = torch.Generator().manual_seed(seed)
+    return contest(found, space, beside=Beside(**beside), generator=numbers)
+
+
+def test_an_architecture_that_was_found_twice_is_trained_once():
+    again = Genotype(**{name: tuple(reversed(edges)) for name, edges in drawn(0).cells.items()})
+    kept = of({"a": drawn(0), "b": again, "c": drawn(1), "d": GOLDEN}, random=0)
+    assert kept == {"a": drawn(0), "c": drawn(1), "d": GOLDEN}
+    assert of({"a": drawn(0)}, random=0, golden=True) == {"a": drawn(0), "golden": GOLDEN}
+    assert of({"a": drawn(0)}, random=0, golden=False) == {"a": drawn(0)}
+
+
+def test_random_ones_are_of_the_size_of_the_first_and_differ():
+    kept = of({"a": drawn(0), "b": GOLDEN}, random=5, golden=False)
+    assert list(kept) == ["a", "b", *(f"random_{number}" for number in range(5))]
+    assert len({genotype.hash for genotype in kept.values()}) == 7
+    assert all(kept[f"random_{n}"].sizes == drawn(0).sizes for n in range(5))
+    assert of({"a": drawn(0), "b": GOLDEN}, random=5, golden=False) == kept
+    assert of({"a": drawn(0), "b": GOLDEN}, random=5, golden=False, seed=1) != kept
+
+
+def test_more_random_ones_than_there_are_cannot_be_had(monkeypatch):
+    space, one = SearchSpace(("none", "identity")), (("n1", "s0", "identity"),)
+    found = Genotype(**dict.fromkeys(CELLS, one))
+    assert len(of({"a": found}, space, random=20, golden=False)) == 21
+    monkeypatch.setattr("raykb.nas.contest._DRAWS", 1)
+    with pytest.raises(ValueError, match=r"random: 2000, must be at most \d+: there are no more"):
+        of({"a": found}, space, random=2000, golden=False)
+
+
+ROWS = [
+    {"label": "a", "seed": 0, "dice": 0.9},
+    {"label": "a", "seed": 1, "dice": 0.1},
+    {"label": "b", "seed": 0, "dice": 0.6},
+    {"label": "c", "seed": 0},
+]
+
+
+def test_the_best_has_the_highest_mean_and_one_without_figures_is_the_last():
+    assert best_of(["c", "a", "b"], ROWS, "dice") == "b"
+    assert best_of(["c", "a"], ROWS, "dice") == "a"
+    assert best_of(["c", "d"], ROWS, "dice") == "c"
+
+
+def test_a_mean_over_random_ones_is_of_seeds_that_all_of_them_have():
+    assert mean_by_seed(["a", "b"], ROWS, "dice") == [
+        {"label": "random", "seed": 0, "dice": pytest.approx(0.75)}
+    ]
+    assert mean_by_seed(["a"], ROWS, "dice") == []
+
+
+def test_fewer_than_no_random_ones_are_refused():
+    with pytest.raises(ValueError, match="random: -1, must be at least 0"):
+        Beside(random=-1)
