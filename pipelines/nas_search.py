@@ -188,7 +188,7 @@ def check_comparisons(
     """Find what the two comparisons may not be: labels have to name one network each."""
     if comparison.over != "model":
         problems.add(f"comparison.over: {comparison.over!r}, must be 'model'; see replicas.over")
-    with problems.at("replicas", ["rivals"]):
+    with problems.at("replicas", ["label", "rivals"]):
         own = {found_label(entry) for entry in replicas.trainings(config)}
         if any(label.startswith(f"{RANDOM}_") for label in own):
             raise ValueError(f"label: {RANDOM!r} is the run's own word; take another")
