@@ -188,11 +188,14 @@ def check_comparisons(
     """Find what the two comparisons may not be: labels have to name one network each."""
     if comparison.over != "model":
         problems.add(f"comparison.over: {comparison.over!r}, must be 'model'; see replicas.over")
-    with problems.at("replicas", ["rivals"]):
-        own = [found_label(entry) for entry in replicas.trainings(config)]
-        taken = {*own, GOLDEN_LABEL, RANDOM, TRANSFERRED} & {*comparison.rivals}
+    with problems.at("replicas", ["label", "rivals"]):
+        own = {found_label(entry) for entry in replicas.trainings(config)}
+        if any(label.startswith(f"{RANDOM}_") for label in own):
+            raise ValueError(f"label: {RANDOM!r} is the run's own word; take another")
+        own |= {GOLDEN_LABEL, RANDOM, TRANSFERRED}
+        taken = [n for n in comparison.rivals if n in own or n.startswith(f"{RANDOM}_")]
         if taken:
-            problems.add(f"comparison.rivals: {min(taken)!r} is the run's own word; take another")
+            problems.add(f"comparison.rivals: {taken[0]!r} is the run's own word; take another")
 
 
 def found_label(entry: Entry) -> str:
