@@ -412,7 +412,9 @@ def test_twenty_epochs_of_four_object_stores_take_no_more_and_more_memory(tmp_pa
     assert max(epoch["stream/spilled_mib"] for epoch in epochs) == 0
     stores = [epoch["store_mib"] for epoch in epochs]
     assert 10 < max(stores) <= 40, stores  # half of the store is the budget
-    # Ray's processes keep records of tasks: 0.02 MiB for each of the 64 blocks of an epoch
-    for who, most in (("trainer_mib", 1), ("makers_mib", 1), ("rays_mib", 3)):
+    # a hundredth of what an epoch brings: resident memory goes up and down by 30 MiB by itself,
+    # which alone is a slope of up to 1, and Ray's processes keep records of tasks
+    for who in ("trainer_mib", "makers_mib", "rays_mib"):
+        most = soak["views_mib"] / 100
         slope = np.polyfit(range(5, 20), [epoch[who] for epoch in epochs[5:]], 1)[0]
         assert slope < most, (who, [round(epoch[who]) for epoch in epochs])
