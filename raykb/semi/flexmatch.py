@@ -34,7 +34,7 @@ from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
 from raykb.semi.batch import SemiBatch
 from raykb.semi.consistency import confidence, masked_cross_entropy, predictions
-from raykb.semi.pseudo_labels import PseudoLabelFigures, counts, ids_of, positions
+from raykb.semi.pseudo_labels import PseudoLabelFigures, counts, positions
 
 
 def learning_status(selected: Tensor, classes: int, *, warm_up: bool = True) -> Tensor:
@@ -64,7 +64,6 @@ class FlexMatch(Objective):
 
     sees = SemiBatch
 
-    ids: Tensor
     selected: Tensor
 
     def __init__(
@@ -83,8 +82,7 @@ class FlexMatch(Objective):
         )
         self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
         self.warm_up = warm_up
-        self.register_buffer("ids", ids_of(task), persistent=False)
-        self.register_buffer("selected", torch.full_like(self.ids, -1))
+        self.register_buffer("selected", torch.full_like(self.pseudo_labels.ids, -1))
 
     def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, its two parts, and the figures of the pseudo-labels."""
@@ -106,7 +104,7 @@ class FlexMatch(Objective):
         } | self.pseudo_labels.figures(labels, confident, batch.ids)
 
     def _learn(self, highest: Tensor, labels: Tensor, ids: Tensor) -> None:
-        learned, count = highest >= self.threshold, len(self.ids)
+        learned, count = highest >= self.threshold, len(self.selected)
         # what is not learned goes where it is cut off: to choose rows would wait for the device
-        places = positions(self.ids, ids).where(learned, count)
+        places = positions(self.pseudo_labels.ids, ids).where(learned, count)
         self.selected.copy_(F.pad(self.selected, (0, 1)).index_put_((places,), labels)[:count])
