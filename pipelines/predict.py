@@ -90,11 +90,10 @@ from raykb.data.parquet import (
 from raykb.data.views import VIEWS, ImageView
 from raykb.engine import checkpoint
 from raykb.models import MODELS, SEQUENTIALS
-from raykb.runtime.run_files import FINAL, config_file, config_of, final_weights
+from raykb.runtime.run_files import FINAL, TASK, config_file, config_of, final_weights
 from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import Storage, check_new, whole_file
 
-TASK = "task.json"
 _SHOWN = 10
 
 Batch = tuple[Sequence[int | str], list[Encoded]]

@@ -26,13 +26,13 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from raykb.assembly import (
     RECIPE,
     SECTIONS,
     SemiSupervised,
+    compared,
     rehearse_all,
     semi_supervised_data,
     training,
@@ -44,13 +44,12 @@ from raykb.data.labels import Labels, from_json, to_json
 from raykb.data.strong import PAIRS
 from raykb.data.unlabelled import UnlabelledImages
 from raykb.engine.objective import Objective
-from raykb.engine.recipe import Recipe
 from raykb.later import Later
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResources
 from raykb.runtime.session import Session
 from raykb.runtime.streams import (
-    RENAMED,
+    STREAM,
     TRANSPORTS,
     BrokenImages,
     broken_images,
@@ -64,19 +63,16 @@ from raykb.semi import METHODS
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "semi" / "fashion_mnist_sample.yaml"
 TRAINING = "trainings"
-LABELS, TASK, STREAM, BROKEN = "labels.json", "task.json", "stream.json", "broken_images.txt"
+LABELS, UNLABELLED, BROKEN = "labels.json", "stream.json", "broken_images.txt"
 METRICS = ("test/top1", "pseudo_labels/correct")
-LARGE_START = 0.05  # share of the initial weights in the average that the user is told of
 SCHEMA = SECTIONS | {
     "labels": Labels,
     "unlabelled": UnlabelledImages,
     "pair": Section(PAIRS, given=("strong_views",), default="fixmatch"),
-    "stream": Section(
-        TRANSPORTS, given=("source", "tell", "trainings"), default="ray", renamed=RENAMED
-    ),
+    "stream": STREAM,
     "method": Section(METHODS, given=("task",)),
     "recipe": RECIPE,
-    "comparison": Section(Comparison, rows={"rivals": "over"}),
+    "comparison": compared(),
     "resources.training": WORKERS,
     "resources.data": DataResources,
     "views": Renamed("pair"),
@@ -90,6 +86,7 @@ class Ready:
     data: SemiSupervised
     comparison: Comparison
     objectives: dict[str, Objective | None]
+    each: WorkerResources
     phases: list[Phase]
 
 
@@ -100,90 +97,61 @@ def prepare(config: dict[str, Any]) -> Ready:
         ValueError: all that is wrong is named.
     """
     problems = Problems()
-    each = build(WorkerResources, config["resources"]["training"])
-    beside = build(DataResources, config["resources"]["data"]).beside(each)
     comparison = build(Comparison, config["comparison"])
+    each = build(WorkerResources, config["resources"]["training"])
     data = SemiSupervised.opened(config, comparison.seeds_of(config), TRANSPORTS, problems)
     shape, given = data.examples.shape, data.stand_in
     objectives = rehearse_all(
         comparison, config, METHODS, given, shape, problems, workers=each.workers
     )
     problems.refuse("this run cannot be")
+    beside = build(DataResources, config["resources"]["data"]).beside(each)
     beside = beside if has_workers(config["stream"]) else None
     phases = [Phase(TRAINING, len(comparison.trainings(config)), each, beside)]
-    return Ready(data, comparison, objectives, phases)
+    return Ready(data, comparison, objectives, each, phases)
 
 
 def semi_train(session: Session, ready: Ready) -> None:
     """Run all trainings; a run that was stopped goes on from the last checkpoint of each."""
-    data, comparison = ready.data, ready.comparison
-    session.unchanged(STREAM, data.record, "unlabelled.paths")
-    session.warm(TRAINING, training, ready.phases[0].each)
-    with session.reading(LABELS):  # those that the run began with, whatever would be drawn now
-        sizes = [len(drawn) for drawn in data.drawn]
-        drawn = from_json(session.keep(LABELS, to_json(data.drawn)), data.train, sizes)
-    with session.reading("data"):
-        labelled, test = data.read(drawn)
-    shape = test.images.shape[1:]
-    session.write(TASK, json.dumps({"schema": 1, "classes": test.classes, "shape": shape}))
-    tell_data(session, data, labelled[0], test)
-    images = {
-        "test": session.machine.share(test),
-        "truths": session.machine.share(known_labels(session, data)),
-        "ids": session.machine.share(data.examples.ids),
-    }
+    data = ready.data
+    session.unchanged(UNLABELLED, data.record, "unlabelled.paths")
+    session.warm(TRAINING, training, ready.each)
+    labelled, test = read(session, data)
+    session.keep_task(test)
+    session.say(data.described(session.config, labelled[0], test))
+    images = session.share(test=test, truths=data.truths(session.say), ids=data.examples.ids)
     jobs = [
         (entry, job(session, ready, entry, images | {"labelled": labelled[entry.number]}))
-        for entry in comparison.trainings(session.config)
+        for entry in ready.comparison.trainings(session.config)
     ]
-    results = session.compare(TRAINING, comparison, jobs)
+    results = session.compare(TRAINING, ready.comparison, jobs)
     tell_broken(session, [result for _, result in results])
     tell_results(session, ready, results)
 
 
+def read(session: Session, data: SemiSupervised) -> tuple[list[ImageSet], ImageSet]:
+    """Return the labelled images of each seed that the run began with, and the test images."""
+    with session.reading(LABELS):  # whatever would be drawn now
+        sizes = [len(drawn) for drawn in data.drawn]
+        drawn = from_json(session.keep(LABELS, to_json(data.drawn)), data.train, sizes)
+    with session.reading("data"):
+        return data.read(drawn)
+
+
 def job(session: Session, ready: Ready, entry: Entry, images: dict[str, Any]) -> TrainJob:
     """Return the training of an entry; its seed decides all but the section that is compared."""
-    stream = ready.data.stream(
-        entry.config,
-        ready.objectives[entry.label],
-        entry.seed,
-        TRANSPORTS,
-        tell=BrokenImages(session.storage.below(entry.name).uri),
+    tell = BrokenImages(session.storage.below(entry.name).uri)
+    objective, cpus = ready.objectives[entry.label], session.config["resources"]["data"]["cpus"]
+    stream = ready.data.stream(entry.config, objective, entry.seed, TRANSPORTS, tell=tell)
+    return TrainJob.of(
+        entry,
+        training,
+        ready.each,
+        methods=METHODS,
+        data=semi_supervised_data,
+        unlabelled=sharing(stream, session.parallel[TRAINING], cpus),
+        **images,
     )
-    cpus = session.config["resources"]["data"]["cpus"]
-    arguments = {
-        "config": entry.config,
-        "methods": METHODS,
-        "data": semi_supervised_data,
-        "unlabelled": sharing(stream, session.parallel[TRAINING], cpus),
-        "seed": entry.seed,
-    }
-    return TrainJob(entry.name, training, images | arguments, entry.seed, ready.phases[0].each)
-
-
-def known_labels(session: Session, data: SemiSupervised) -> dict[int, int] | None:
-    """Return the true labels of unlabelled images by id, for figures; None where there are none."""
-    try:
-        return data.truths()
-    except (ValueError, OSError) as error:
-        session.say(f"pseudo-labels cannot be held against true labels: {error}")
-        return None
-
-
-def tell_data(session: Session, data: SemiSupervised, labelled: ImageSet, test: ImageSet) -> None:
-    """Say what is trained and tested on, and if it is too short for its average."""
-    recipe = build(Recipe, session.config["recipe"])
-    steps, batch = recipe.lengths(len(labelled)).steps, recipe.batch_size
-    session.say(
-        f"{len(labelled)} labelled, {len(data.examples):,} unlabelled, {len(test)} test images of "
-        f"{len(test.classes)} classes; {steps} steps of {batch} + {data.unlabelled.ratio * batch} "
-        "images"
-    )
-    if (start := recipe.share_of_start(len(labelled))) > LARGE_START:
-        session.say(
-            f"recipe.ema_decay: after {steps} steps {start:.0%} of the average are still the "
-            "initial weights; lower it, or train longer"
-        )
 
 
 def tell_broken(session: Session, results: Sequence[Result]) -> None:

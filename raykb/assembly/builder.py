@@ -44,6 +44,24 @@ SECTIONS: dict[str, Any] = {
 }
 
 
+def compared(
+    *, given: Sequence[str] = (), renamed: Mapping[str, str] | None = None, **defaults: Any
+) -> Section:
+    """Return the section of a schema that is a :class:`raykb.comparison.Comparison`.
+
+    Args:
+        given: arguments that the program gives.
+        renamed: what arguments were called once.
+        defaults: of this script, where they are not the class's own.
+    """
+    return Section(
+        functools.partial(Comparison, **{"rivals": {}} | defaults),  # which a file can say
+        given=given,
+        rows={"rivals": "over"},
+        renamed=renamed or {},
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """What a training reads, and what the builder has to know of it.

@@ -1,6 +1,6 @@
 """Few labelled images beside a stream of unlabelled ones: what semi-supervised learning reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,15 +152,36 @@ class SemiSupervised:
                 )
         return labelled, test
 
-    def truths(self) -> dict[int, int]:
+    def truths(self, say: Callable[[str], None]) -> dict[int, int] | None:
         """Return the true labels of unlabelled images by id, for figures alone.
 
-        Raises:
-            ValueError: the files have no labels, or others than the data set's.
-            OSError: a file cannot be read.
+        ``say`` is told why there are none: files without labels, or with others than the data
+        set's, or a file that cannot be read.
         """
         selected = self.options.classes is not None or self.options.num_classes is not None
-        return true_labels(self.examples.files, self.train.classes, selected=selected)
+        try:
+            return true_labels(self.examples.files, self.train.classes, selected=selected)
+        except (ValueError, OSError) as error:
+            say(f"pseudo-labels cannot be held against true labels: {error}")
+            return None
+
+    def described(self, config: Config, labelled: ImageSet, test: ImageSet) -> str:
+        """Return what is trained and tested on, in words; and that it is too short, if it is.
+
+        Args:
+            config: the section ``recipe``.
+            labelled: images of a training, as :meth:`read` gave them.
+            test: as :meth:`read` gave them.
+        """
+        recipe = build(Recipe, config["recipe"])
+        steps, batch = recipe.lengths(len(labelled)).steps, recipe.batch_size
+        told = (
+            f"{len(labelled)} labelled, {len(self.examples):,} unlabelled, {len(test)} test images "
+            f"of {len(test.classes)} classes; {steps} steps of {batch} + "
+            f"{self.unlabelled.ratio * batch} images"
+        )
+        short = recipe.too_short(len(labelled))
+        return f"{told}\nrecipe.{short}" if short else told
 
 
 def semi_supervised_data(

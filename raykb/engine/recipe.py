@@ -16,6 +16,7 @@ RENAMED = {
 
 _EVERY_EPOCHS = {"save_every": 5.0, "log_every": 1.0}
 _EVERY_STEPS = {"save_every": 1000.0, "log_every": 50.0}
+_LARGE_START = 0.05  # share of the initial weights in the average that the user is told of
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,15 @@ class Recipe:
     def share_of_start(self, count: int) -> float:
         """Return the weight that the initial weights have in the final average."""
         return self.ema_decay ** self.lengths(count).steps
+
+    def too_short(self, count: int) -> str:
+        """Say what is wrong with the average of so short a training; nothing, if it is not."""
+        if (start := self.share_of_start(count)) <= _LARGE_START:
+            return ""
+        return (
+            f"ema_decay: after {self.lengths(count).steps} steps {start:.0%} of the average are "
+            "still the initial weights; lower it, or train longer"
+        )
 
     def check_data_parallel(self, workers: int) -> None:
         """Raise ValueError unless so many workers that each have the whole model can train so."""

@@ -17,6 +17,7 @@ from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import LocalStorage, Storage, open_storage
 
 RECORD, CONFIG, FINAL = "run.json", "config.json", "final.pt"
+TASK = "task.json"  # classes and shape of the images that were trained on
 DEPTH = 3  # names of trainings have slashes: fold-0/theta
 _SHOWN = 10
 

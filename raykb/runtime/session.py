@@ -18,6 +18,7 @@ from raykb.later import Later
 from raykb.runtime.mailbox import Letter
 from raykb.runtime.progress import Progress
 from raykb.runtime.resources import WorkerResources
+from raykb.runtime.run_files import TASK
 from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import LocalStorage, Storage
 from raykb.runtime.studies import Candidate, Study, searched
@@ -94,6 +95,10 @@ class Session:
     def warm(self, phase: str, build: Callable[..., Any], each: WorkerResources) -> None:
         """Have the workers of ``phase`` import what ``build`` needs while the driver goes on."""
         self.machine.warm(build, self.parallel[phase], each)
+
+    def share(self, **values: Any) -> dict[str, Any]:
+        """Hand large values over to all workers that need them; return what stands for them."""
+        return {name: self.machine.share(value) for name, value in values.items()}
 
     @contextlib.contextmanager
     def reading(self, section: str) -> Iterator[None]:
@@ -267,6 +272,11 @@ class Session:
         figures = counts | {"skipped": len(skipped)}
         self.parent.log(0, {f"data/{name}": count for name, count in figures.items()})
         self.listed("skipped.txt", skipped, "images were left out")
+
+    def keep_task(self, test: ImageSet) -> None:
+        """Keep classes and shape of the images, for whoever labels others by what is trained."""
+        task = {"schema": 1, "classes": test.classes, "shape": test.images.shape[1:]}
+        self.write(TASK, json.dumps(task))
 
     def told(self, phase: str, results: Sequence[tuple[Entry, Result]]) -> list[Any]:
         """Return what trainings told, as :class:`raykb.report.told.Told`."""

@@ -24,6 +24,7 @@ import ray
 import torch
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
+from raykb.config import Section
 from raykb.data.feed import InPlace, Observer, Tell
 from raykb.data.loader import Loader
 from raykb.data.source import Fields, Source
@@ -192,7 +193,9 @@ RENAMED = {"views": "unlabelled.views_by"} | {
     key: f"unlabelled.{key}"
     for key in ("paths", "on_bad_image", "mix_shards", "image_size", "channels")
 }
-"""What stood in the section of a transport once, for the schemas of scripts."""
+"""What stood in the section of a transport once."""
+STREAM = Section(TRANSPORTS, given=("source", "tell", "trainings"), default="ray", renamed=RENAMED)
+"""The section of a schema that says by what a stream comes."""
 
 
 def has_workers(section: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import torch
 
+from raykb.comparison import Entry
 from raykb.engine import checkpoint
 from raykb.engine.loop import Training, Worker, fit
 from raykb.engine.memory import keep_freed_memory
@@ -55,6 +56,28 @@ class TrainJob:
     params: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     group: Group = field(default_factory=Group)
+
+    @classmethod
+    def of(
+        cls,
+        entry: Entry,
+        build: Callable[..., Training],
+        resources: WorkerResources,
+        *,
+        name: str | None = None,
+        **arguments: Any,
+    ) -> "TrainJob":
+        """Return the training of an entry of a comparison.
+
+        Args:
+            entry: its seed decides all but the section that is compared.
+            build: also gets config and seed of the entry.
+            resources: what one worker takes.
+            name: the entry's, unless there is more below the run directory than the comparison.
+            arguments: what else ``build`` gets.
+        """
+        given = {"config": entry.config, "seed": entry.seed} | arguments
+        return cls(name or entry.name, build, given, entry.seed, resources)
 
 
 def run_alone(job: TrainJob, uri: str, mailbox: Any) -> None:

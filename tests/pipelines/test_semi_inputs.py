@@ -66,41 +66,41 @@ def test_a_run_is_prepared_without_a_download_where_that_is_refused(semi_train, 
 # ---------------------------------------------------------------------- true labels
 
 
-def truths(semi_train, path, **wanted):
+def truths(path, **wanted):
     """Return the true labels of what is streamed, those of the training set, and what was said."""
     train, _, options = open_records("parquet", train=path, test=path, **wanted)
     examples = ShardedImages(paths=path)
     data = SemiSupervised(train, train, options, Labels(count=4), UnlabelledImages(), examples, [])
     said = []
-    found = semi_train["known_labels"](types.SimpleNamespace(say=said.append), data)
+    found = data.truths(said.append)
     return found, dict(zip(train.ids.tolist(), train.labels.tolist(), strict=True)), said
 
 
-def test_true_labels_are_found_by_name_where_classes_are_renumbered(semi_train, tmp_path):
+def test_true_labels_are_found_by_name_where_classes_are_renumbered(tmp_path):
     write_shards(tmp_path, [(number, picture(number), number % 3) for number in range(12)], CLASSES)
-    found, known, said = truths(semi_train, str(tmp_path), classes=["eel", "cat"])
+    found, known, said = truths(str(tmp_path), classes=["eel", "cat"])
     assert known == {number: (1, None, 0)[number % 3] for number in range(12) if number % 3 != 1}
     assert found == dict.fromkeys(range(12), -1) | known
     assert said == []
 
 
-def test_true_labels_without_names_are_left_out_where_classes_are_renumbered(semi_train, tmp_path):
+def test_true_labels_without_names_are_left_out_where_classes_are_renumbered(tmp_path):
     [path] = write_shards(tmp_path, [(n, picture(n), n % 2) for n in range(8)], CLASSES[:2])
     pq.write_table(pq.read_table(path).replace_schema_metadata(), path)
-    found, known, said = truths(semi_train, str(path), classes=["1", "0"])
+    found, known, said = truths(str(path), classes=["1", "0"])
     assert found is None
     assert "the files of 'unlabelled' name none of these; pipelines/prepare_data.py" in said[0]
-    found, known, said = truths(semi_train, str(path))
+    found, known, said = truths(str(path))
     assert found == known == {number: number % 2 for number in range(8)}
 
 
-def test_what_keeps_true_labels_away_is_said_with_its_facts(semi_train, tmp_path):
+def test_what_keeps_true_labels_away_is_said_with_its_facts(tmp_path):
     [path] = write_shards(tmp_path, [(n, picture(n), n % 2) for n in range(8)], CLASSES[:2])
     apes = types.SimpleNamespace(classes=("ape", "bee"))
     files = types.SimpleNamespace(files=[str(path)])
     data = SemiSupervised(apes, apes, Options(), Labels(count=4), UnlabelledImages(), files, [])
     said = []
-    assert semi_train["known_labels"](types.SimpleNamespace(say=said.append), data) is None
+    assert data.truths(said.append) is None
     assert "the names given, or those of the training set: ['ape', 'bee']" in said[0]
     assert f"{path}: ['cat', 'dog']" in said[0]
 
