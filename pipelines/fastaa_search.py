@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from raykb.assembly import (
@@ -31,11 +30,12 @@ from raykb.assembly import (
     SECTIONS,
     Supervised,
     classifier_data,
+    compared,
     network_of,
     rehearse,
     training,
 )
-from raykb.augment.augmentations import AUGMENTATIONS, augmentation
+from raykb.augment.augmentations import AUGMENTATIONS, RIVALS, augmentation
 from raykb.augment.contact_sheet import contact_sheet
 from raykb.augment.density_matching import DensityMatching
 from raykb.augment.fast_autoaugment import Candidate as Scored
@@ -45,25 +45,21 @@ from raykb.augment.settings import SearchSettings
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.images import ImageSet
-from raykb.data.splits import SPLITS, Split, searched_splits, stratified_chunks
+from raykb.data.splits import SPLITS, Split
 from raykb.data.views import VIEWS
 from raykb.engine.objective import OBJECTIVES
 from raykb.engine.seeding import stream_seed
 from raykb.later import Later
 from raykb.runtime.job import launch
-from raykb.runtime.resources import WORKERS, Phase, WorkerResources
+from raykb.runtime.resources import WORKERS, Phase, WorkerResources, workers_of
 from raykb.runtime.session import Session
-from raykb.runtime.studies import Candidate, Halving, Study
+from raykb.runtime.studies import Candidate, Halving, rounds_of_splits
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "augment" / "fastaa_fashion_mnist_sample.yaml"
 THETA, SEARCH, FINAL = "theta trainings", "policy search", "final trainings"
-RIVALS = {
-    name: {"name": name}
-    for name in ("none", "cutout", "trivial_augment_wide", "rand_augment", "random_policy")
-}
 SCHEMA = SECTIONS | {
     "augmentation": Section(AUGMENTATIONS, given=("seed", "searched"), default="searched_policy"),
     "method": Section(OBJECTIVES, given=("task",), default="cross_entropy"),
@@ -71,11 +67,7 @@ SCHEMA = SECTIONS | {
     "theta": RECIPE,
     "search": SearchSettings,
     "final": RECIPE,
-    "comparison": Section(
-        functools.partial(Comparison, over="augmentation", rivals=RIVALS),
-        rows={"rivals": "over"},
-        renamed={"augmentations": "rivals"},
-    ),
+    "comparison": compared(over="augmentation", rivals=RIVALS, renamed={"augmentations": "rivals"}),
     "resources.theta": WORKERS,
     "resources.evaluators": WORKERS,
     "resources.final": WORKERS,
@@ -99,13 +91,12 @@ def prepare(config: dict[str, Any]) -> Ready:
     Raises:
         ValueError: all that is wrong is named.
     """
-    problems = Problems()
+    problems, resources = Problems(), workers_of(config)
     settings = build(SearchSettings, config["search"])
     comparison = build(Comparison, config["comparison"])
-    resources = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
     with problems.at("data", config["data"]):
         data = Supervised.opened(config["data"])
-    problems.refuse("this run cannot be")
+    problems.refuse()
     for phase in ("theta", "final"):
         rehearse(
             config | {"recipe": config[phase]},
@@ -116,10 +107,9 @@ def prepare(config: dict[str, Any]) -> Ready:
             places={"recipe": phase},
             workers=resources[phase].workers,
         )
-    count = 0
     with problems.at("comparison", config["comparison"]):
         count = len(comparison.trainings(config))
-    problems.refuse("this run cannot be")
+    problems.refuse()
     splits = config["splits"]["splits"]
     phases = [
         Phase(THETA, splits, resources["theta"]),
@@ -135,64 +125,60 @@ def fastaa_search(session: Session, ready: Ready) -> None:
     session.warm(THETA, training, ready.resources["theta"])
     with session.reading("data"):
         train, test = ready.data.read()
-        splits = searched_splits(
-            train.labels,
-            functools.partial(build, SPLITS, config["splits"]),
-            images=settings.images,
-            chunks=settings.chunks,
-            seed=config["seed"],
-        )
+        split = functools.partial(build, SPLITS, config["splits"])
+        splits = settings.splits(train.labels, split, config["seed"])
     session.tell_data(train=train, test=test)
-    images = {"train": session.machine.share(train), "test": session.machine.share(test)}
+    images = session.share(train=train, test=test)
 
-    thetas = session.train_all(
-        THETA,
-        [theta(ready, images | {"rows": rest}, config, n) for n, (rest, _) in enumerate(splits)],
-    )
+    jobs = [theta(ready, images | {"rows": rest}, config, n) for n, (rest, _) in enumerate(splits)]
+    thetas = session.train_all(THETA, jobs)
     candidates = search(session, ready, train, splits, thetas)
-    kept = {study: best(found, settings.keep) for study, found in by_study(candidates).items()}
+    kept = kept_of(candidates, settings.keep)
     policy = merge([candidate.policy for found in kept.values() for candidate in found])
     tell_search(session, settings, candidates, kept, policy, train)
 
     entries = ready.comparison.trainings(config, "final")
-    finals = session.compare(
-        FINAL, ready.comparison, [(entry, final(ready, images, entry, policy)) for entry in entries]
-    )
-    rows = [
-        {"label": entry.label, "seed": entry.number} | result.metrics for entry, result in finals
-    ]
+    finals = [(entry, final(ready, images, entry, policy)) for entry in entries]
+    results = session.compare(FINAL, ready.comparison, finals)
+    rows = [{"label": e.label, "seed": e.number} | result.metrics for e, result in results]
     session.tell(ready.comparison, rows, ["test/top1"], about={"search": session.searched()})
+
+
+# ---------------------------------------------------------------------- trainings
 
 
 def theta(ready: Ready, images: dict[str, Any], config: dict[str, Any], split: int) -> TrainJob:
     """Return the training of the network of a split, on the images that it does not hold out."""
-    seed = stream_seed(config["seed"], "theta", split)
-    job = supervised(f"theta/split-{split}", config, images, seed, ready.resources, "theta")
+    entry = Entry("theta", split, stream_seed(config["seed"], "theta", split), split, config)
+    job = supervised(ready, images, entry, "theta", f"split-{split}")
     return dataclasses.replace(job, params={"split": split})
 
 
 def final(ready: Ready, images: dict[str, Any], entry: Entry, policy: Policy) -> TrainJob:
     """Return the training of an entry of the comparison, on all images."""
-    config = dict(entry.config)
-    given = augmentation(config["augmentation"], seed=entry.seed, searched=policy)
-    if not given.cutout and "cutout" in config["view"]:
-        config["view"] = config["view"] | {"cutout": 0}
-    images = images | {"augmentation": given}
-    return supervised(f"final/{entry.name}", config, images, entry.seed, ready.resources, "final")
+    given = augmentation(entry.config["augmentation"], seed=entry.seed, searched=policy)
+    if not given.cutout and "cutout" in (view := entry.config["view"]):
+        entry = dataclasses.replace(entry, config=entry.config | {"view": view | {"cutout": 0}})
+    return supervised(ready, images | {"augmentation": given}, entry, "final", entry.name)
 
 
 def supervised(
-    name: str,
-    config: dict[str, Any],
-    images: dict[str, Any],
-    seed: int,
-    resources: dict[str, WorkerResources],
-    phase: str,
+    ready: Ready, images: dict[str, Any], entry: Entry, phase: str, name: str
 ) -> TrainJob:
-    """Return a training on labelled images by the recipe of a phase."""
-    config = config | {"recipe": config[phase]}
-    given = {"config": config, "methods": OBJECTIVES, "data": classifier_data, "seed": seed}
-    return TrainJob(name, training, images | given, seed, resources[phase])
+    """Return a training on labelled images, by the recipe of a phase and in its folder."""
+    config = entry.config | {"recipe": entry.config[phase]}
+    return TrainJob.of(
+        dataclasses.replace(entry, config=config),
+        training,
+        ready.resources[phase],
+        name=f"{phase}/{name}",
+        methods=OBJECTIVES,
+        data=classifier_data,
+        **images,
+    )
+
+
+# ---------------------------------------------------------------------- search
 
 
 def search(
@@ -204,24 +190,9 @@ def search(
 ) -> list[Candidate]:
     """Score B candidates for each split and round; return them all."""
     config, settings, each = session.config, ready.settings, ready.resources["evaluators"]
-    held_out = [part for _, part in splits]
-    chunks = [
-        stratified_chunks(train.labels[part], np.arange(len(part)), settings.chunks)
-        for part in held_out
-    ]
-    studies = [
-        Study(
-            f"split-{split}/round-{turn}",
-            f"split-{split}",
-            stream_seed(config["seed"], "study", split, turn) % 2**32,
-            {"split": split, "round": turn},
-        )
-        for split in range(len(splits))
-        for turn in range(settings.rounds)
-    ]
     return session.search(
         SEARCH,
-        studies=studies,
+        studies=rounds_of_splits(len(splits), settings.rounds, config["seed"]),
         width=settings.width,
         every_candidate_a_child=settings.every_candidate_a_child,
         space=search_space(settings.sub_policies, settings.operations),
@@ -230,14 +201,10 @@ def search(
         score=DensityMatching(
             network=functools.partial(network_of, config, ready.data.stand_in),
             view=build(VIEWS, config["view"]),
-            held_out=held_out,
-            chunks=chunks,
-            copies=settings.copies,
-            reward=settings.reward,
+            held_out=[part for _, part in splits],
+            settings=settings,
             seed=config["seed"],
-            batch_size=settings.batch_size,
             device=each.device,
-            autocast=settings.precision == "bf16",
         ),
         shared={"train": train, "thetas": [result.state() for result in thetas]},
         resources=each,
@@ -247,15 +214,15 @@ def search(
     )
 
 
-def by_study(candidates: Sequence[Candidate]) -> dict[str, list[Scored]]:
-    """Return the candidates that were scored to the end, by study."""
+def kept_of(candidates: Sequence[Candidate], count: int) -> dict[str, list[Scored]]:
+    """Return the best of each study's candidates that were scored to the end, by study."""
     studies: dict[str, list[Scored]] = {}
     for candidate in candidates:
         if candidate.status == "finished":
             policy = policy_from(candidate.params)
             found = Scored(candidate.number, candidate.figures["reward"], policy)
             studies.setdefault(candidate.study.name, []).append(found)
-    return studies
+    return {study: best(found, count) for study, found in studies.items()}
 
 
 def tell_search(
@@ -269,10 +236,12 @@ def tell_search(
     """Write the policy, the history of all candidates, and the pictures of the search."""
     scores = {study: [candidate.reward for candidate in found] for study, found in kept.items()}
     session.write("policy.json", policy.to_json({"reward": settings.reward, "scores": scores}))
-    sheet = contact_sheet(policy, torch.from_numpy(train.images[:8]))
-    files = report.search_files([candidate.row() for candidate in candidates], settings.reward)
-    files["operation_use.png"] = report.png(report.operation_use(policy.statistics().usage))
-    files["contact_sheet.png"] = report.png(report.image_columns(sheet))
+    files = report.search_files(
+        [candidate.row() for candidate in candidates],
+        settings.reward,
+        usage=policy.statistics().usage,
+        sheet=contact_sheet(policy, torch.from_numpy(train.images[:8])),
+    )
     for name, content in files.items():
         session.write(name, content)
     params = {(c.study.name, c.number): c.params for c in candidates}

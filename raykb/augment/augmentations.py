@@ -149,6 +149,11 @@ AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
     "policy": policy,
     "searched_policy": searched_policy,
 }
+RIVALS: dict[str, dict[str, Any]] = {
+    name: {"name": name}
+    for name in ("none", "cutout", "trivial_augment_wide", "rand_augment", "random_policy")
+}
+"""What a searched policy has to beat, as sections of the config."""
 
 
 def augmentation(

@@ -15,7 +15,9 @@ from raykb.augment.fast_autoaugment import (
     policy_from,
     reward,
 )
+from raykb.augment.settings import SearchSettings
 from raykb.data.images import ImageSet
+from raykb.data.splits import stratified_chunks
 from raykb.data.views import ImageView
 
 
@@ -30,25 +32,17 @@ class DensityMatching:
         network: builds a theta, without its weights.
         view: the default augmentation.
         held_out: positions of the held-out images, by split.
-        chunks: for each split, the parts of ``held_out`` as positions in it.
-        copies: R, augmented copies of each image.
-        reward: which of the four scores is maximised.
+        settings: of the search; its chunks are parts of what each split holds out.
         seed: of all random numbers.
-        batch_size: images of one forward pass.
         device: where the thetas run.
-        autocast: run them in bfloat16.
     """
 
     network: Callable[[], nn.Module]
     view: ImageView
     held_out: Sequence[np.ndarray]
-    chunks: Sequence[Sequence[np.ndarray]]
-    copies: int
-    reward: str
+    settings: SearchSettings
     seed: int
-    batch_size: int
     device: str
-    autocast: bool
 
     def setup(self, train: ImageSet, thetas: Sequence[dict[str, Tensor]]) -> None:
         """Take the images, which stay where they are, and the trained states of the thetas."""
@@ -71,11 +65,11 @@ class DensityMatching:
         losses, hits = (torch.cat(parts, dim=1) for parts in zip(*self._parts, strict=True))
         scores = density_matching_scores(losses, hits)
         self._seconds += time.perf_counter() - start
-        return scores | {"reward": reward(scores, self.reward), "seconds": self._seconds}
+        return scores | {"reward": reward(scores, self.settings.reward), "seconds": self._seconds}
 
     def _evaluator(self, split: int) -> PolicyEvaluator:
         if split not in self._evaluators:
-            train = self._train
+            train, settings, held_out = self._train, self.settings, self.held_out[split]
             theta = self.network()
             theta.load_state_dict(self._thetas[split])
             self._evaluators[split] = PolicyEvaluator(
@@ -83,14 +77,16 @@ class DensityMatching:
                 train.images,
                 labels=train.labels,
                 ids=train.ids,
-                indices=self.held_out[split],
+                indices=held_out,
                 view=self.view,
-                copies=self.copies,
+                copies=settings.copies,
                 seed=self.seed,
                 split=split,
-                chunks=self.chunks[split],
-                batch_size=self.batch_size,
+                chunks=stratified_chunks(
+                    train.labels[held_out], np.arange(len(held_out)), settings.chunks
+                ),
+                batch_size=settings.batch_size,
                 device=self.device,
-                autocast=self.autocast,
+                autocast=settings.precision == "bf16",
             )
         return self._evaluators[split]

@@ -1,9 +1,13 @@
 """How a policy is searched: a section of the config."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from raykb.augment.fast_autoaugment import SCORES
+from raykb.data.splits import Split, stratified_chunks, stratified_subset
 from raykb.engine.arguments import above, at_least, misfits, or_none, refuse
 from raykb.engine.objective import Precision
 
@@ -76,3 +80,25 @@ class SearchSettings:
         if self.reward not in SCORES:
             problems.append(f"reward: {self.reward!r}, must be one of {', '.join(SCORES)}")
         refuse(problems)
+
+    def splits(
+        self, labels: np.ndarray, split: Callable[..., list[Split]], seed: int
+    ) -> list[Split]:
+        """Return the splits that are searched on, of all images or of a stratified draw of them.
+
+        Args:
+            labels: (N,) class numbers of all images.
+            split: ``split(labels=…)`` returns the splits of some.
+            seed: of the draw.
+
+        Returns:
+            Positions in ``labels``, those held out ascending.
+
+        Raises:
+            ValueError: so many cannot be drawn, split, or scored in so many chunks.
+        """
+        drawn = stratified_subset(labels, self.images or len(labels), seed=seed)
+        splits = split(labels=labels[drawn])
+        for _, held_out in splits:  # refused now rather than after the first trainings
+            stratified_chunks(labels[drawn], held_out, self.chunks)
+        return [(drawn[rest], drawn[np.sort(held_out)]) for rest, held_out in splits]

@@ -67,7 +67,7 @@ class Problems:
         except (ValueError, TypeError, OSError) as error:
             self.add(*told_at(place, str(error), arguments))
 
-    def refuse(self, what: str) -> None:
+    def refuse(self, what: str = "this run cannot be") -> None:
         """Raise ConfigError if there are problems; it says ``what`` and names them all."""
         if self._found:
             raise ConfigError(what, list(self._found))

@@ -49,33 +49,6 @@ def stratified_shuffle_splits(
     return list(scheme.split(np.zeros(len(labels)), labels))
 
 
-def searched_splits(
-    labels: np.ndarray,
-    split: Callable[..., list[Split]],
-    *,
-    images: int | None,
-    chunks: int,
-    seed: int,
-) -> list[Split]:
-    """Return the splits that a search uses, of all images or of a stratified draw of them.
-
-    Args:
-        labels: (N,) class numbers of all images.
-        split: ``split(labels=…)`` returns the splits of some.
-        images: how many are drawn; None for all.
-        chunks: parts that what is held out will be scored in, which must be possible.
-        seed: of the draw.
-
-    Returns:
-        Positions in ``labels``, those held out ascending.
-    """
-    drawn = stratified_subset(labels, images or len(labels), seed=seed)
-    splits = split(labels=labels[drawn])
-    for _, held_out in splits:  # refused now rather than after the first trainings
-        stratified_chunks(labels[drawn], held_out, chunks)
-    return [(drawn[rest], drawn[np.sort(held_out)]) for rest, held_out in splits]
-
-
 def stratified_folds(labels: np.ndarray, *, splits: int = 5, seed: int = 0) -> list[Split]:
     """Return the splits of a K-fold: each label is held out in exactly one of ``splits``.
 

@@ -6,9 +6,8 @@ Figures are made without pyplot, so they need no display and leave no state behi
 from raykb.report.cells import cells
 from raykb.report.comparison import ComparisonTable
 from raykb.report.figures import png
-from raykb.report.images import image_columns
 from raykb.report.pseudo_labels import told_of
-from raykb.report.search import operation_use, search_files
+from raykb.report.search import search_files
 from raykb.report.searches import searches
 from raykb.report.segmentation import Scored, TaskTable, slices
 from raykb.report.stages import stages
@@ -21,8 +20,6 @@ __all__ = [
     "TaskTable",
     "Told",
     "cells",
-    "image_columns",
-    "operation_use",
     "png",
     "search_files",
     "searches",

@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from raykb.report.figures import BLUE, GREY, RED, bare, plain_figure, png
+from raykb.report.images import image_columns
 
 
 def search_history(history: pd.DataFrame, reward: str) -> Figure:
@@ -39,16 +41,28 @@ def search_history(history: pd.DataFrame, reward: str) -> Figure:
     return figure
 
 
-def search_files(rows: Sequence[Mapping[str, Any]], reward: str) -> dict[str, bytes]:
-    """Return the history of a search as a table and as a picture, by file name.
+def search_files(
+    rows: Sequence[Mapping[str, Any]],
+    reward: str,
+    *,
+    usage: Mapping[str, int],
+    sheet: Mapping[str, Tensor],
+) -> dict[str, bytes]:
+    """Return the history of a search as a table and a picture, and pictures of what it found.
 
     Args:
         rows: one for each candidate; see :func:`search_history`.
         reward: what its reward is.
+        usage: how often each operation stands in the policy.
+        sheet: what the policy does; see :func:`raykb.report.images.image_columns`.
     """
     history = pd.DataFrame(rows)
-    picture = png(search_history(history, reward))
-    return {"history.parquet": history.to_parquet(), "search_history.png": picture}
+    return {
+        "history.parquet": history.to_parquet(),
+        "search_history.png": png(search_history(history, reward)),
+        "operation_use.png": png(operation_use(usage)),
+        "contact_sheet.png": png(image_columns(sheet)),
+    }
 
 
 def operation_use(usage: Mapping[str, int]) -> Figure:

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import ray
 import torch
 
-from raykb.config import Section
+from raykb.config import Section, build
 from raykb.engine.arguments import among, at_least, misfits, or_none, refuse
 
 
@@ -44,6 +44,11 @@ class WorkerResources:
 
 WORKERS = Section(WorkerResources, renamed={"at_most": "side_by_side"})
 """The section of a schema that says what one unit takes."""
+
+
+def workers_of(config: Mapping[str, Any]) -> dict[str, WorkerResources]:
+    """Return what one unit of each kind of work takes, by name of the section in ``resources``."""
+    return {name: build(WorkerResources, part) for name, part in config["resources"].items()}
 
 
 @dataclass(frozen=True, kw_only=True)

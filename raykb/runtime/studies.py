@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.seeding import stream_seed
 from raykb.runtime.storage import Storage
 
 LEDGER = "ledger.jsonl"
@@ -43,6 +44,20 @@ class Study:
     group: str
     seed: int
     fields: dict[str, Any]
+
+
+def rounds_of_splits(splits: int, rounds: int, seed: int) -> list[Study]:
+    """Return a study for each round of each split of the data, which is its group."""
+    return [
+        Study(
+            f"split-{split}/round-{turn}",
+            f"split-{split}",
+            stream_seed(seed, "study", split, turn) % 2**32,
+            {"split": split, "round": turn},
+        )
+        for split in range(splits)
+        for turn in range(rounds)
+    ]
 
 
 @dataclass

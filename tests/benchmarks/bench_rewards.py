@@ -33,7 +33,7 @@ import torch
 from bars import BARS, bars, by_effect, by_level, turning_share
 from torch import nn
 
-from pipelines.fastaa_search import DEFAULT, SCHEMA, draw_splits, final, prepare, theta
+from pipelines.fastaa_search import DEFAULT, SCHEMA, final, prepare, theta
 from raykb.assembly import Data, network_of
 from raykb.augment.density_matching import DensityMatching
 from raykb.augment.fast_autoaugment import SCORES, best, merge, policy_from, reward, search_space
@@ -44,6 +44,7 @@ from raykb.config import Value, build, load
 from raykb.data.datasets import DATASETS
 from raykb.data.image_views import ClassifierView
 from raykb.data.images import ImageSet
+from raykb.data.splits import SPLITS
 from raykb.data.views import VIEWS
 from raykb.engine.assemble import evaluating
 from raykb.engine.loop import Worker, fit
@@ -92,21 +93,20 @@ class Search:
         self.config, self.choice = config, ready.settings
         classes, channels = len(train.classes), train.images.shape[1]
         data = Data(feed=None, samples=len(train), classes=classes, channels=channels)
-        splits = draw_splits(config, self.choice, train.labels)
+        split = functools.partial(build, SPLITS, config["splits"])
+        splits = self.choice.splits(train.labels, split, config["seed"])
         images = {"train": train, "test": train}
-        jobs = [theta(ready, config, images, n, rest) for n, (rest, _) in enumerate(splits)]
+        jobs = [
+            theta(ready, images | {"rows": rest}, config, n) for n, (rest, _) in enumerate(splits)
+        ]
         self._splits = len(splits)
         self._score = DensityMatching(
             network=functools.partial(network_of, config, data),
             view=build(VIEWS, config["view"]),
             held_out=[held_out for _, held_out in splits],
-            chunks=[[np.arange(len(held_out))] for _, held_out in splits],
-            copies=self.choice.copies,
-            reward=self.choice.reward,
+            settings=self.choice,
             seed=config["seed"],
-            batch_size=self.choice.batch_size,
             device="cpu",
-            autocast=False,
         )
         self._score.setup(train, [network.state_dict() for network in pool.map(trained, jobs)])
         self._known: dict[str, dict[str, float]] = {}
