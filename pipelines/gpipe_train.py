@@ -97,7 +97,7 @@ def prepare(config: dict[str, Any]) -> Ready:
     each = build(StageResources, config["resources"])
     with problems.at("data", config["data"]):
         train, test = build(DATASETS, config["data"])
-    problems.refuse("this run cannot be")
+    problems.refuse()
     sizes = {"classes": len(train.classes), "channels": train.images.shape[1]}
     network = functools.partial(build, SEQUENTIALS, config["model"], **sizes)
     layers, sample = [], None
@@ -128,10 +128,7 @@ def gpipe_train(session: Session, ready: Ready) -> None:
     session.say(f"{len(ready.train)} training images, {len(ready.test)} test images")
     costs = costs_of(session, ready)
     needs = tell_layout(session, ready, costs)
-    images = {
-        "train": session.machine.share(ready.train),
-        "test": session.machine.share(ready.test),
-    }
+    images = session.share(train=ready.train, test=ready.test)
     view = build(VIEWS, config["view"])
     job = TrainJob(
         TRAINING,

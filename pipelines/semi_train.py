@@ -104,7 +104,7 @@ def prepare(config: dict[str, Any]) -> Ready:
     objectives = rehearse_all(
         comparison, config, METHODS, given, shape, problems, workers=each.workers
     )
-    problems.refuse("this run cannot be")
+    problems.refuse()
     beside = build(DataResources, config["resources"]["data"]).beside(each)
     beside = beside if has_workers(config["stream"]) else None
     phases = [Phase(TRAINING, len(comparison.trainings(config)), each, beside)]

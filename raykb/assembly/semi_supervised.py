@@ -83,7 +83,7 @@ class SemiSupervised:
             train, test, options = open_records(**config["data"])
         with problems.at("unlabelled", config["unlabelled"]):
             examples = unlabelled.examples(seed=0)
-        problems.refuse("this run cannot be")
+        problems.refuse()
         labels, drawn = build(Labels, config["labels"]), list[Records]()
         with problems.at("labels", config["labels"]):
             drawn = [labels.draw(train, seed) for seed in seeds]
