@@ -316,6 +316,15 @@ def test_a_rehearsal_of_what_is_right_returns_the_objective(method):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_what_was_put_together_to_be_rehearsed_cannot_be_trained():
+    given = Data(samples=6, classes=3, channels=1)
+    rehearsed_only = training(
+        Worker(), config=config("supervised"), methods=METHODS, seed=0, data=lambda **of: given
+    )
+    with pytest.raises(ValueError, match="feed: none, which can be rehearsed but not trained on"):
+        run(rehearsed_only)
+
+
 def test_a_rehearsal_tells_all_that_is_wrong_each_at_its_key():
     whole = config("fixmatch", threshold=1.5) | {
         "model": {"name": "wide_resnet", "depth": 11, "width": 1},

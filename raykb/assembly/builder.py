@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from raykb.comparison import Comparison
 from raykb.config import Problems, Section, build
 from raykb.data.datasets import DATASETS
+from raykb.data.feed import Unread
 from raykb.data.views import VIEWS
 from raykb.engine.assemble import assemble
 from raykb.engine.loop import Evaluation, Feed, Training, Worker
@@ -67,7 +68,7 @@ class Data:
     """What a training reads, and what the builder has to know of it.
 
     Attributes:
-        feed: of batches; None in a rehearsal.
+        feed: of batches; None where there is only a rehearsal.
         samples: of one epoch.
         classes: their number.
         channels: of the images.
@@ -76,7 +77,7 @@ class Data:
         truths: (U,) their true labels, for figures alone; None where they are not known.
     """
 
-    feed: Feed | None
+    feed: Feed | None = None
     samples: int
     classes: int
     channels: int
@@ -143,7 +144,7 @@ def joined(
         worker,
         network=network,
         objective=objective,
-        feed=data.feed,
+        feed=data.feed or Unread(),
         optimizer=functools.partial(build, OPTIMIZERS, config["optimizer"]),
         schedule=build(SCHEDULES, config["schedule"]),
         recipe=recipe,
@@ -178,7 +179,7 @@ def rehearse(
     Returns:
         The objective, which can say what it needs; None if it cannot be made.
     """
-    network, objective, images = None, None, None
+    objective, images = None, None
     recipe: Mapping[str, Any] = {"steps": 1}  # for the method, should there be none
 
     def at(section: str) -> contextlib.AbstractContextManager[None]:
@@ -187,7 +188,7 @@ def rehearse(
     with at("view"):
         images = _images(config, shape)
     with torch.device("meta"):
-        stand_in = MODELS["small_convnet"](data.classes, data.channels)
+        network = MODELS["small_convnet"](data.classes, data.channels)  # likewise, for it
         with at("model"):
             network = network_of(config, data, models)
             if images is not None:
@@ -199,9 +200,8 @@ def rehearse(
             recipe = config["recipe"]
             built.check_data_parallel(workers)
         with at("method"):
-            told = {**config, "recipe": recipe}
-            objective = objective_of(told, methods, network or stand_in, data, seed=0)
-        if not problems and network is not None and objective is not None:
+            objective = objective_of({**config, "recipe": recipe}, methods, network, data, seed=0)
+        if not problems and objective is not None:
             with problems.at():
                 joined(META, config, network, objective, data)
     return objective

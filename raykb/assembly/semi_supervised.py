@@ -96,7 +96,6 @@ class SemiSupervised:
     def stand_in(self) -> Data:
         """What a rehearsal has to know of it."""
         return Data(
-            feed=None,
             samples=self.labels.count,
             classes=len(self.train.classes),
             channels=self.examples.shape[0],

@@ -49,7 +49,6 @@ class Supervised:
     def stand_in(self) -> Data:
         """What a rehearsal has to know of it."""
         return Data(
-            feed=None,
             samples=len(self.train),
             classes=len(self.train.classes),
             channels=self.shape[0],

@@ -4,6 +4,7 @@
     Loader         processes of a torch DataLoader             (raykb/data/loader.py)
     RayData        actors on a cluster                         (raykb/runtime/streams.py)
     Together       several feeds, as labelled and unlabelled images of one step
+    Unread         none, for a training that is rehearsed
 
 What comes out is the same. A feed can be pickled until batches are asked for.
 """
@@ -121,6 +122,21 @@ class Together:
         """End what all have started."""
         for feed in self.feeds:
             feed.close()
+
+
+class Unread:
+    """No steps at all: what a training has that is put together to hear what is wrong with it."""
+
+    def batches(self, start: int, worker: Worker, stop: int | None = None) -> Iterator[Fields]:
+        """Refuse (see ``engine.loop.Feed``)."""
+        raise ValueError("feed: none, which can be rehearsed but not trained on; give the data one")
+
+    def figures(self) -> dict[str, float]:
+        """Return nothing: nothing is read."""
+        return {}
+
+    def close(self) -> None:
+        """End nothing: nothing runs."""
 
 
 def plain_batches(

@@ -23,11 +23,17 @@ from raykb.engine.seeding import keyed_uniform, stream_seed
 _SAMPLE = Path(__file__).parent / "samples" / "fashion_mnist_train.parquet"
 _DRAWS = 32  # of another image for a broken one
 _TRIED = 8  # shards, for one image that can be decoded
+SHARD_RULES = {
+    "image_size": or_none(above(0)),
+    "channels": or_none(among(1, 3)),
+    "on_bad_image": among("replace", "raise"),
+}
+"""What :class:`ShardSettings` must be."""
 
 
 @dataclass(kw_only=True, eq=False)
-class ShardedImages:
-    """Images in Parquet files, as :class:`raykb.data.source.Examples` with the array ``images``.
+class ShardSettings:
+    """Which images in Parquet files, and in what form; what opens or streams them has these.
 
     Args:
         paths: files or folders of Parquet shards with ``id`` and ``image``, at the same place on
@@ -37,6 +43,19 @@ class ShardedImages:
         channels: 1 (colour becomes luminance) or 3 (grey is repeated); None for what the first
             image has.
         on_bad_image: ``replace`` one that cannot be decoded, and say so; or ``raise``.
+    """
+
+    paths: str | list[str] | None = None
+    image_size: int | None = None
+    channels: int | None = None
+    on_bad_image: Literal["replace", "raise"] = "replace"
+
+
+@dataclass(kw_only=True, eq=False)
+class ShardedImages(ShardSettings):
+    """Images in Parquet files, as :class:`raykb.data.source.Examples` with the array ``images``.
+
+    Args: those of :class:`ShardSettings`, and
         seed: of the replacements.
 
     Attributes:
@@ -50,19 +69,10 @@ class ShardedImages:
             decoded.
     """
 
-    paths: str | list[str] | None = None
-    image_size: int | None = None
-    channels: int | None = None
-    on_bad_image: Literal["replace", "raise"] = "replace"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choices = {
-            "channels": or_none(among(1, 3)),
-            "on_bad_image": among("replace", "raise"),
-            "image_size": or_none(above(0)),
-        }
-        refuse(misfits(self, **choices))
+        refuse(misfits(self, **SHARD_RULES))
         shards, ids = find_shards(str(_SAMPLE) if self.paths is None else self.paths)
         self.shards, self._ids = tuple(shards), ids
         self._ends = np.cumsum(self.counts)

@@ -1,37 +1,26 @@
 """Unlabelled images of a training: how many come with the labelled ones, and in which order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from raykb.data.order import ByShard
-from raykb.data.sharded_images import ShardedImages
+from raykb.data.sharded_images import SHARD_RULES, ShardedImages, ShardSettings
 from raykb.data.source import Source, View
-from raykb.engine.arguments import above, among, at_least, misfits, or_none, refuse
+from raykb.engine.arguments import among, at_least, misfits, refuse
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnlabelledImages:
+@dataclass(kw_only=True, eq=False)
+class UnlabelledImages(ShardSettings):
     """Unlabelled images in Parquet files; a section of the config.
 
     What is seen at a step is a function of the settings, the ids and how these are cut into shards.
 
-    Args:
-        paths: files or folders of Parquet shards with ``id`` and ``image``, at the same place on
-            every host; None for the training images of the embedded sample.
-        image_size: scale to cover a square of this many pixels and cut out its centre; None if all
-            images have one size.
-        channels: 1 (colour becomes luminance) or 3 (grey is repeated); None for what the first
-            image has.
-        on_bad_image: ``replace`` one that cannot be decoded, and say so; or ``raise``.
+    Args: those of :class:`ShardSettings`, and
         mix_shards: shards whose rows are mixed with each other (see :class:`ByShard`).
         ratio: unlabelled images of one step for each labelled one; mu in the papers.
         views_by: who makes views: the ``workers`` that decode, or the ``trainer`` on its device.
     """
 
-    paths: str | list[str] | None = None
-    image_size: int | None = None
-    channels: int | None = None
-    on_bad_image: Literal["replace", "raise"] = "replace"
     mix_shards: int = 1
     ratio: int = 7
     views_by: Literal["workers", "trainer"] = "workers"
@@ -40,9 +29,7 @@ class UnlabelledImages:
         refuse(
             misfits(
                 self,
-                image_size=or_none(above(0)),
-                channels=or_none(among(1, 3)),
-                on_bad_image=among("replace", "raise"),
+                **SHARD_RULES,
                 mix_shards=at_least(1),
                 ratio=at_least(1),
                 views_by=among("workers", "trainer"),
@@ -59,13 +46,8 @@ class UnlabelledImages:
             FileNotFoundError: a path does not exist or holds no Parquet file.
             ValueError: a file is not of this layout.
         """
-        return ShardedImages(
-            paths=self.paths,
-            image_size=self.image_size,
-            channels=self.channels,
-            on_bad_image=self.on_bad_image,
-            seed=seed,
-        )
+        which = {each.name: getattr(self, each.name) for each in fields(ShardSettings)}
+        return ShardedImages(**which, seed=seed)
 
     def source(self, examples: ShardedImages, view: View, labelled: int, seed: int) -> Source:
         """Return what a training sees of them.

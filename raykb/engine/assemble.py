@@ -22,7 +22,7 @@ def assemble(
     *,
     network: nn.Module,
     objective: Objective,
-    feed: Feed | None,
+    feed: Feed,
     optimizer: Callable[..., Optimizer],
     schedule: Callable[[float], float],
     recipe: Recipe,
@@ -40,7 +40,7 @@ def assemble(
         worker: its place; each of several workers takes its share of every batch.
         network: what stays; its initial weights are the same in every worker.
         objective: what it is trained by; it was told of this very network.
-        feed: gives the fields that the objective asks for; None in a rehearsal.
+        feed: gives the fields that the objective asks for.
         optimizer: ``optimizer(model=…)`` makes one over what requires a gradient.
         schedule: of the learning rate.
         recipe: how to train.
@@ -54,15 +54,6 @@ def assemble(
     average = _averaged(network, recipe.ema_decay) if recipe.ema_decay else None
     kept = network if average is None else average.module
     wrapped = learner if worker.size == 1 else DistributedDataParallel(learner)
-
-    def batches(start: int) -> Iterator[Batch]:
-        if feed is None:
-            raise ValueError("feed: None, which can be rehearsed but not trained; give one")
-        try:
-            for fields in feed.batches(start, worker, lengths.steps):
-                yield filled(objective, fields)
-        finally:
-            feed.close()
 
     def after_step(step: int) -> None:
         objective.after_step(network, step)
@@ -84,8 +75,8 @@ def assemble(
     parts |= {"objective": objective, "optimizer": stepper, "scheduler": scheduler}
     return Training(
         step=learning_step(wrapped, precision="bf16" if recipe.precision == "bf16" else "fp32"),
-        update=lambda step: update(step) | (feed.figures() if feed else {}),
-        batches=batches,
+        update=lambda step: update(step) | feed.figures(),
+        batches=lambda start: _batches(feed, objective, worker, start, lengths.steps),
         steps=lengths.steps,
         parts=parts,
         evaluate=evaluate,
@@ -100,6 +91,17 @@ def _averaged(network: nn.Module, decay: float) -> AveragedModel:
     averaged.requires_grad_(False)
     averaged.n_averaged.fill_(1)  # it begins as a copy, which the first update would make anew
     return averaged
+
+
+def _batches(
+    feed: Feed, objective: Objective, worker: Worker, start: int, stop: int
+) -> Iterator[Batch]:
+    """Yield the batches of steps start, start + 1, …, and end what the feed has started."""
+    try:
+        for fields in feed.batches(start, worker, stop):
+            yield filled(objective, fields)
+    finally:
+        feed.close()
 
 
 def filled(objective: Objective, fields: Mapping[str, Any]) -> Batch:

@@ -143,13 +143,6 @@ def test_fields_that_the_data_do_not_give_are_refused_by_name():
         filled(objective, {"images": torch.zeros(2, 4), "ids": torch.arange(2)})
 
 
-def test_what_was_rehearsed_without_a_feed_cannot_be_trained():
-    with pytest.raises(
-        ValueError, match="feed: None, which can be rehearsed but not trained; give"
-    ):
-        run(made(feed=None))
-
-
 def test_the_feed_is_asked_from_the_start_to_the_last_step_tells_its_figures_and_is_closed():
     feed = Numbers()
     rows = run(made(feed=feed), start=2)
