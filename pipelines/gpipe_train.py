@@ -44,15 +44,13 @@ from raykb.models import SEQUENTIALS
 from raykb.runtime.job import launch
 from raykb.runtime.resources import Phase
 from raykb.runtime.session import Session
+from raykb.runtime.stage_training import SPANS, Source, stage_training
 from raykb.runtime.stages import (
     MIB,
-    SPANS,
     PipelineSettings,
-    Source,
     StageResources,
     layers_of,
     measured,
-    stage_training,
     state_tensors,
 )
 from raykb.runtime.train import Result

@@ -19,7 +19,13 @@ from cpu_meter import METER
 
 _HOST = "127.0.0.1"
 
-PRELOADED = ["pytest", "torch", "torchvision", "raykb.gpipe.pipeline", "raykb.runtime.stages"]
+PRELOADED = [
+    "pytest",
+    "torch",
+    "torchvision",
+    "raykb.gpipe.pipeline",
+    "raykb.runtime.stage_training",
+]
 """Imports of the one process that all are forked from, whichever context forks them."""
 
 

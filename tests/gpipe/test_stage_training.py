@@ -18,7 +18,8 @@ from raykb.engine.recipe import Lengths, Recipe
 from raykb.gpipe.costs import measure
 from raykb.models import SEQUENTIALS
 from raykb.runtime.saving import Checkpoints
-from raykb.runtime.stages import PipelineSettings, Source, layers_of, stage_training
+from raykb.runtime.stage_training import Source, stage_training
+from raykb.runtime.stages import PipelineSettings, layers_of
 from raykb.runtime.storage import open_storage
 
 SGD = {"name": "sgd", "lr": 0.05, "weight_decay": 0.0005}

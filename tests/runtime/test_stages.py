@@ -18,7 +18,8 @@ from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import generator
 from raykb.gpipe.costs import measure
 from raykb.runtime.resources import WorkerResources
-from raykb.runtime.stages import PipelineSettings, Source, layers_of, stage_training
+from raykb.runtime.stage_training import Source, stage_training
+from raykb.runtime.stages import PipelineSettings, layers_of
 from raykb.runtime.storage import LocalStorage
 from raykb.runtime.train import train
 from raykb.runtime.work import TrainJob
