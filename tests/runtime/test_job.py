@@ -215,11 +215,14 @@ def test_a_terminal_that_is_closed_ends_a_run_as_killed(launch, local_ray, capsy
     def script(session):
         signal.raise_signal(signal.SIGHUP)
 
-    before = signal.getsignal(signal.SIGHUP)
-    assert launch("--out", "run", script=script) == 128 + signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+    try:
+        assert launch("--out", "run", script=script) == 128 + signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert "stopped by SIGHUP" in capsys.readouterr().err
     assert statuses() == ["KILLED"]
-    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def test_under_nohup_a_run_goes_on_without_its_terminal(launch, local_ray):
