@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import beside
 import pytest
 import ray
 import torch
@@ -24,10 +25,13 @@ def pytest_addoption(parser):
         action="store_true",
         help="write what the folders that ran whole cost into tests/seconds.yaml",
     )
+    beside.add_options(parser.getgroup("beside", "two processes"))
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(Ratchet(config))
+    ratchet = Ratchet(config)
+    config.pluginmanager.register(ratchet)
+    beside.register(config, ratchet)
 
 
 @pytest.fixture(scope="session", autouse=True)

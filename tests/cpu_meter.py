@@ -50,6 +50,13 @@ class Meter:
                 self.stop()
         return self._seconds
 
+    def leave_out(self, pid):
+        """Count nothing of a process that has just begun, nor of what it will start."""
+        if self._watcher is not None:
+            with contextlib.suppress(OSError):
+                self._watcher.stdin.write(f"{pid}\n".encode())
+                self._watcher.stdin.flush()
+
     @contextlib.contextmanager
     def aside(self):
         """Count what is spent meanwhile for no test: it serves all that come."""
@@ -78,6 +85,10 @@ class Tree:
     def __init__(self, root, without=()):
         self._root, self._without = root, set(without)
         self._known, self._last, self.ticks = {}, 0, 0
+
+    def leave_out(self, pid):
+        """Count neither this process nor what it will start."""
+        self._without.add(pid)
 
     def look(self, table):
         """Go on with a table: pid -> (parent, start, ticks with children that were waited for)."""
@@ -112,19 +123,23 @@ def processes():
 
 
 def watch(root):
-    """Look again and again; a line on stdin asks for the seconds so far, and its end is the end."""
-    tree = Tree(root, without=[os.getpid()])
+    """Look again and again until stdin ends; a line asks for the seconds, or says whom to leave."""
+    tree, stdin = Tree(root, without=[os.getpid()]), sys.stdin.buffer.raw
     tree.look(processes())
     tree.ticks = 0
     looked = time.monotonic()
     while os.getppid() == root:
-        asked, _, _ = select.select([sys.stdin], [], [], _PAUSE_S)
+        asked, _, _ = select.select([stdin], [], [], _PAUSE_S)
         if time.monotonic() - looked >= _PAUSE_S:
             tree.look(processes())
             looked = time.monotonic()
         if asked:
-            if not sys.stdin.buffer.readline():
+            line = stdin.readline()
+            if not line:
                 return
+            if line.strip():
+                tree.leave_out(int(line))
+                continue
             sys.stdout.write(f"{tree.ticks / _TICKS}\n")
             sys.stdout.flush()
 

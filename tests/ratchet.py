@@ -150,6 +150,19 @@ class Ratchet:
         for complaint in self.complaints:
             terminalreporter.line(complaint, red=True)
 
+    def costs(self):
+        """Return what this process spent, and how slow it was, as JSON has it."""
+        spent = [[*key, seconds] for key, seconds in self._spent.items()]
+        return {"spent": spent, "paces": self._paces, "shared": METER.shared}
+
+    def take(self, costs):
+        """Add what another process spent."""
+        for *key, seconds in costs["spent"]:
+            self._spent[tuple(key)] += seconds
+        for folder, paces in costs["paces"].items():
+            self._paces[folder] += paces
+        METER.shared += costs["shared"]
+
     def _folders(self):
         return {folder for folder, _, _ in self._spent}
 

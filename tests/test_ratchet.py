@@ -1,6 +1,8 @@
 """The ratchet, the meter it reads, and the grids that are thinned to stay below it."""
 
+import collections
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -111,6 +113,15 @@ def test_what_was_spent_is_recorded_on_request_and_the_heading_stays(monkeypatch
     assert "default:\n  data: 250\n  semi: 2\n" in table.read_text()
 
 
+def test_what_another_process_spent_counts_by_its_own_pace(monkeypatch):
+    ratchet, _ = finished(monkeypatch, no_ratchet=True)
+    other, _ = finished(monkeypatch, no_ratchet=True)
+    other._spent = collections.Counter({("semi", "default", "semi::one"): 9.0})
+    other._paces = {"semi": [0.06]}
+    ratchet.take(json.loads(json.dumps(other.costs())))
+    assert ratchet._seconds() == pytest.approx({("data", "default"): 250, ("semi", "default"): 3})
+
+
 # The meter
 
 
@@ -126,6 +137,9 @@ def test_ticks_follow_children_and_orphans_but_no_strangers():
     assert tree.ticks == 145
     tree.look({1: (0, 1, 300), 10: (1, 5, 141), 12: (1, 9, 70)})  # its number is another's now
     assert tree.ticks == 155
+    tree.leave_out(13)
+    tree.look({10: (1, 5, 151), 13: (10, 9, 700), 14: (13, 9, 70)})
+    assert tree.ticks == 165
 
 
 def burn():

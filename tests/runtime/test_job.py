@@ -14,6 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
+import ray
 from databases import new_database
 from mlflow import MlflowClient
 
@@ -33,6 +34,7 @@ STUBBORN = """
     job._STOP_S = 1.0
 
     def stubborn(session, ready):
+        assert session.tracker.ready(100)  # so that it has a run to close
         print("begun", flush=True)
         try:
             time.sleep(600)
@@ -45,13 +47,19 @@ STUBBORN = """
 """
 
 
-def test_a_run_that_does_not_come_to_its_end_is_closed_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(
+    "own", [pytest.param(True, marks=pytest.mark.slow), False], ids=["own Ray", "shared Ray"]
+)
+def test_a_run_that_does_not_come_to_its_end_is_closed_and_says_how_to_go_on(
+    local_ray, tmp_path, own
+):
     (tmp_path / "stubborn.py").write_text(textwrap.dedent(STUBBORN))
     (tmp_path / "config.yaml").write_text("storage: runs\ntracking: {}\n")
     new_database(tmp_path)
     with subprocess.Popen(
         [sys.executable, "stubborn.py", "--out", "run"],
         cwd=tmp_path,
+        env=os.environ | ({} if own else {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,7 +67,7 @@ def test_a_run_that_does_not_come_to_its_end_is_closed_and_says_how_to_go_on(tmp
     ) as process:
         try:
             assert process.stdout.readline() == "begun\n"
-            os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does, to Ray's processes too
+            os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does, to those of its Ray, too
             _, said = process.communicate(timeout=120)
         finally:
             process.kill()
@@ -215,11 +223,14 @@ def test_a_terminal_that_is_closed_ends_a_run_as_killed(launch, local_ray, capsy
     def script(session):
         signal.raise_signal(signal.SIGHUP)
 
-    before = signal.getsignal(signal.SIGHUP)
-    assert launch("--out", "run", script=script) == 128 + signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+    try:
+        assert launch("--out", "run", script=script) == 128 + signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert "stopped by SIGHUP" in capsys.readouterr().err
     assert statuses() == ["KILLED"]
-    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def test_under_nohup_a_run_goes_on_without_its_terminal(launch, local_ray):

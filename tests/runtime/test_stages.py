@@ -122,6 +122,7 @@ def losses(letters):
     return {letter.step: letter.figures[name] for letter in letters if name in letter.figures}
 
 
+@pytest.mark.slow
 def test_what_a_layer_raises_reaches_the_driver_with_its_place(local_ray, tmp_path):
     with pytest.raises(ArithmeticError, match=r"^the seventh step") as caught:
         run(tmp_path, fault="bug")

@@ -180,6 +180,7 @@ def test_halving_stops_candidates_early_and_resumes_alike(local_ray, tmp_path):
     assert summary(run(tmp_path / "again", **arguments)) == summary(candidates)
 
 
+@pytest.mark.slow
 def test_evaluators_that_never_work_end_the_search_with_their_error(
     local_ray, tmp_path, monkeypatch
 ):
@@ -236,6 +237,27 @@ def test_the_searcher_finishes_when_all_is_asked():
     assert searcher.suggest("b") == "FINISHED"
     assert [record["event"] for record in records] == ["asked", "told"]
     assert records[1]["figures"] == {"reward": 0.5}
+
+
+def test_a_search_is_hopeless_when_the_first_candidates_fail_one_and_all():
+    _, _, failing = open_studies(per_group=3)
+    for number in range(searcher._HOPELESS):
+        assert not failing.hopeless
+        assert failing.suggest(f"trial-{number}")["params"]
+        failing.on_trial_complete(f"trial-{number}", error=True)
+    assert failing.hopeless
+    assert failing.failures == ["the evaluator failed"] * searcher._HOPELESS
+    assert failing.suggest("one more") == "FINISHED"
+
+
+def test_one_candidate_that_is_scored_is_hope_enough():
+    _, _, hopeful = open_studies(per_group=3)
+    scored = {"part": 1, "parts": 1, "reward": 0.5, "figures/reward": 0.5}
+    for number in range(searcher._HOPELESS + 1):
+        hopeful.suggest(f"trial-{number}")
+        hopeful.on_trial_complete(f"trial-{number}", scored if not number else None)
+    assert not hopeful.hopeless
+    assert hopeful.suggest("one more")["params"]
 
 
 def test_tpe_learns_where_the_good_candidates_are():

@@ -1,0 +1,115 @@
+"""A run of all tests shares them with a second process, and tells of both as one."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import beside
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+CONFTEST = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(TESTS)!r})
+import beside
+os.sched_getaffinity = lambda process: {{0, 1}}
+
+class Costs:
+    taken = []
+    def costs(self):
+        return {{"seconds": 7}}
+    def take(self, costs):
+        self.taken.append(costs["seconds"])
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.line(f"taken {{self.taken}}")
+
+def pytest_addoption(parser):
+    group = parser.getgroup("beside")
+    beside.add_options(group)
+    for option in ("--no-ratchet", "--record-seconds"):
+        group.addoption(option, action="store_true")
+
+def pytest_configure(config):
+    costs = Costs()
+    config.pluginmanager.register(costs)
+    beside.register(config, costs, Path(__file__).parent / "tests" / "two")
+"""
+TEST = "import os\ndef test_{name}():\n    with open('ran', 'a') as file:\n"
+TEST += "        file.write('{name} ' + str(os.getpid()) + '\\n')\n    {last}\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run pytest on one test, and on another of a folder that is for a second process."""
+
+    def run(*arguments, last="pass"):
+        (tmp_path / "conftest.py").write_text(CONFTEST)
+        (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n")
+        for folder, name, end in (("one", "here", "pass"), ("two", "there", last)):
+            (tmp_path / "tests" / folder).mkdir(parents=True, exist_ok=True)
+            path = tmp_path / "tests" / folder / f"test_{name}.py"
+            path.write_text(TEST.format(name=name, last=end))
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        ran = (tmp_path / "ran").read_text().split()
+        return done, dict(zip(ran[::2], ran[1::2], strict=True))
+
+    return run
+
+
+def test_what_a_second_process_runs_counts_as_if_it_had_run_here(run):
+    done, ran = run()
+    assert done.returncode == 0, done.stdout
+    assert len(set(ran.values())) == 2
+    assert "2 passed" in done.stdout
+    assert "taken [7]" in done.stdout
+
+
+def test_a_test_that_fails_there_fails_the_run_with_its_words(run):
+    done, ran = run(last="raise ArithmeticError('of its own')")
+    assert done.returncode == 1
+    assert ran.keys() == {"here", "there"}
+    assert "1 failed, 1 passed" in done.stdout
+    assert "FAILED tests/two/test_there.py::test_there - ArithmeticError: of its own" in done.stdout
+
+
+def test_a_second_process_that_dies_fails_the_run(run):
+    done, ran = run(last="os._exit(0)")
+    assert done.returncode == 1
+    assert ran.keys() == {"here", "there"}
+    assert "the tests of two did not come to their end" in done.stdout
+
+
+def test_one_process_runs_all_where_some_tests_are_asked_for(run):
+    done, ran = run("tests")
+    assert done.returncode == 0, done.stdout
+    assert ran.keys() == {"here", "there"}
+    assert len(set(ran.values())) == 1
+    assert "taken []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"markexpr": "slow"}, True),
+        ({"keyword": "one"}, False),
+        ({"maxfail": 1}, False),
+        ({"usepdb": True}, False),
+        ({"alone": True}, False),
+    ],
+)
+def test_a_run_is_shared_if_it_is_of_all_tests_of_a_kind(monkeypatch, changes, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    given = {"markexpr": "not slow", "maxfail": 0, "usepdb": False, "alone": False}
+    sources = pytest.Config.ArgsSource
+    config = types.SimpleNamespace(
+        option=types.SimpleNamespace(**given | changes),
+        args_source=sources.TESTPATHS,
+        ArgsSource=sources,
+    )
+    assert beside.shares(config) is expected
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
+    assert not beside.shares(config)
