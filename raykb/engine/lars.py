@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from raykb.engine.arguments import refuse_outside
+
 
 class LARS(Optimizer):
     """LARS.
@@ -36,6 +38,9 @@ class LARS(Optimizer):
         momentum: m.
         weight_decay: beta.
         trust: eta.
+
+    Raises:
+        ValueError: one is below 0, or the momentum above 1.
     """
 
     def __init__(
@@ -53,6 +58,12 @@ class LARS(Optimizer):
             "trust": trust,
             "adapted": True,
         }
+        refuse_outside(
+            lr=(lr, 0.0, float("inf")),
+            momentum=(momentum, 0.0, 1.0),
+            weight_decay=(weight_decay, 0.0, float("inf")),
+            trust=(trust, 0.0, float("inf")),
+        )
         super().__init__(params, settings)
 
     @torch.no_grad()

@@ -70,7 +70,7 @@ def lars(
     """Return LARS over ``model``; norms and biases are neither adapted nor decayed."""
     weights, rest = parameter_groups(model, weight_decay)
     groups = [weights, rest | {"adapted": False}]
-    return LARS(groups, lr=lr, momentum=momentum, trust=trust)
+    return LARS(groups, lr, momentum, weight_decay, trust)
 
 
 def rmsprop(

@@ -20,7 +20,7 @@ Departures:
     - batches are not shuffled between ranks for the teacher (paper: so that batch norm's statistics
       do not tell which key belongs to a query). Where that matters, take a backbone without.
     - the queue gets the keys of all ranks in the order of ranks, as in the official code.
-    - ``symmetric`` (each view is query once, as in later code of the authors) is an option.
+    - ``symmetric`` (each view is query once, as in MoCo v3) is an option.
 """
 
 import torch

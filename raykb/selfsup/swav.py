@@ -6,7 +6,7 @@ Contrasting Cluster Assignments", NeurIPS 2020, arXiv:2006.09882.
     L       = 1/2 sum_{t=1,2} 1/(V - 1) sum_{v != t} l(s_v, q_t)                             (1)
     l(s, q) = -1/N sum_i sum_k q_ik log softmax(s_i / T)_k                                   (2)
     s_v     = z_v C^T,   z = l2norm(g(f(x))),   |C_k| = 1
-    q_t     = M diag(u) exp(s_t / eps) diag(v), whose rows sum to 1, columns to M / K     (3, 4)
+    q_t     = M diag(u) exp(s_t / eps) diag(v), whose rows sum to 1, columns to M / K       (5)
 
 Symbols:
     x_vi        view v = 1..V of image i = 1..N: 1 and 2 are large, the others small crops
@@ -15,7 +15,7 @@ Symbols:
     q           codes: of M rows, without gradient; u, v by a few steps of Sinkhorn and Knopp
     T, eps      temperature, smoothness of the codes
 
-State: where a step has fewer images than prototypes, a queue of the z of steps before for each
+State: on request, where a step has few images, a queue of the z of steps before for each
 large view; their scores take part in u and v.
 
 Departures:

@@ -73,3 +73,13 @@ def test_a_closure_is_called_with_gradient_and_what_has_none_stays():
     assert isinstance(optimizer.step(closure), float)
     assert torch.equal(still, torch.ones(2))
     assert optimizer.step() is None
+
+
+def test_settings_below_0_are_refused_together():
+    weights = [nn.Parameter(torch.ones(2))]
+    with pytest.raises(
+        ValueError, match=r"lr: -1\.0, must be in 0\.\.inf; momentum: 2\.0, must be"
+    ):
+        LARS(weights, lr=-1.0, momentum=2.0)
+    with pytest.raises(ValueError, match=r"weight_decay: -0\.1, must.*; trust: -1\.0, must be in"):
+        LARS(weights, lr=1.0, weight_decay=-0.1, trust=-1.0)
