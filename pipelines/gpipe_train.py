@@ -107,6 +107,8 @@ def prepare(config: dict[str, Any]) -> Ready:
         layers = layers_of(network, config["seed"])
     with problems.at("optimizer", config["optimizer"]):
         build(OPTIMIZERS, config["optimizer"], model=nn.Linear(1, 1))
+        if (decay := config["optimizer"].get("layer_decay", 1.0)) != 1.0:
+            raise ValueError(f"layer_decay: {decay}, must be 1: a stage counts its own layers only")
     with problems.at("method", config["method"]):
         steps = recipe.lengths(len(train)).steps
         task = Task(nn.Identity(), steps, len(train.classes))

@@ -9,14 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the parameters in two: weights decay, norms and biases (one dimension) do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+from raykb.engine.lars import LARS
+from raykb.engine.layers import layered_groups, parameter_groups
 
 
 def sgd(
@@ -36,10 +30,47 @@ def sgd(
 
 
 def adamw(
-    model: nn.Module, *, lr: float, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float
+    model: nn.Module,
+    *,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float,
+    final_weight_decay: float | None = None,
+    layer_decay: float = 1.0,
 ) -> Optimizer:
-    """Return AdamW over ``model``; norms and biases are not decayed."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas)
+    """Return AdamW over ``model``; norms and biases are not decayed.
+
+    Args:
+        model: what is trained.
+        lr: of its last layer, and of all others, too, if ``layer_decay`` is 1.
+        betas: of the averages of gradient and square.
+        weight_decay: at the first step.
+        final_weight_decay: at the last one, by a cosine (DINO: from 0.04 to 0.4); None keeps it.
+        layer_decay: by what a layer's rate is that of the next (:func:`layered_groups`).
+    """
+    if not 0.0 < layer_decay <= 1.0:
+        raise ValueError(f"layer_decay: {layer_decay}, must be above 0 and at most 1")
+    if layer_decay == 1.0:
+        groups = parameter_groups(model, weight_decay)
+    else:
+        groups = layered_groups(model, weight_decay, lr, layer_decay)
+    for group in groups[::2] if final_weight_decay is not None else []:
+        group["decays"] = weight_decay, final_weight_decay
+    return torch.optim.AdamW(groups, lr=lr, betas=betas)
+
+
+def lars(
+    model: nn.Module,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    trust: float = 0.001,
+) -> Optimizer:
+    """Return LARS over ``model``; norms and biases are neither adapted nor decayed."""
+    weights, rest = parameter_groups(model, weight_decay)
+    groups = [weights, rest | {"adapted": False}]
+    return LARS(groups, lr, momentum, weight_decay, trust)
 
 
 def rmsprop(
@@ -56,7 +87,12 @@ def rmsprop(
     return torch.optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum, eps=eps)
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": sgd, "adamw": adamw, "rmsprop": rmsprop}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": sgd,
+    "adamw": adamw,
+    "rmsprop": rmsprop,
+    "lars": lars,
+}
 
 
 class NamedOptimizer:
@@ -172,7 +208,8 @@ def scheduled(
     """Return a scheduler that is stepped once per optimizer step.
 
     The rate climbs in ``warmup_steps`` equal steps to the optimizer's own and then follows
-    ``schedule``, a factor of the progress in [0, 1) over all ``steps``.
+    ``schedule``, a factor of the progress in [0, 1) over all ``steps``. A group that has
+    ``decays`` has its weight decay climb from the first of the two to the second by a cosine.
     """
     if not 0 <= warmup_steps < max(steps, 1):
         raise ValueError(
@@ -184,7 +221,23 @@ def scheduled(
             return (step + 1) / warmup_steps
         return schedule(step / steps)
 
-    return LambdaLR(optimizer, factor)
+    return _Scheduler(optimizer, factor, steps)
+
+
+class _Scheduler(LambdaLR):
+    """Sets the rates of the next step, and the weight decay of those groups that have two."""
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], steps: int) -> None:
+        self._steps = steps
+        super().__init__(optimizer, factor)
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        passed = 1.0 - cosine()(min(self.last_epoch / self._steps, 1.0))
+        for group in self.optimizer.param_groups:
+            if decays := group.get("decays"):
+                first, last = decays
+                group["weight_decay"] = first + passed * (last - first)
 
 
 def updater(
@@ -209,7 +262,7 @@ def updater(
     parameters = list(parameters)
 
     def update(step: int) -> dict[str, Any]:
-        figures: dict[str, Any] = {"lr": optimizer.param_groups[0]["lr"]}
+        figures: dict[str, Any] = {"lr": optimizer.param_groups[-1]["lr"]}
         if clip_norm is not None:
             figures["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 from raykb.engine.checkpoint import decode, encode
+from raykb.engine.layers import parameter_groups
 from raykb.engine.optim import (
     OPTIMIZERS,
     SCHEDULES,
     NamedOptimizer,
+    adamw,
     constant,
     cosine,
     cosine_7_16,
     multi_step,
-    parameter_groups,
     poly,
     scheduled,
     sgd,
@@ -26,15 +27,6 @@ from raykb.engine.optim import (
 
 def network():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
-
-
-def test_norms_and_biases_are_not_decayed():
-    model = network()
-    model[3].weight.requires_grad_(False)
-    decayed, kept = parameter_groups(model, 0.3)
-    assert [p.shape for p in decayed["params"]] == [model[0].weight.shape]
-    assert len(kept["params"]) == 4
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -143,6 +135,60 @@ def rates(schedule, steps, warmup_steps=0):
 def test_cosine_and_its_warmup_follow_the_closed_form():
     wanted = [0.5, 1.0, 1.5, 2.0] + [1 + math.cos(math.pi * step / 10) for step in range(4, 10)]
     assert rates(cosine(), 10, warmup_steps=4) == pytest.approx(wanted)
+
+
+def test_weight_decay_climbs_by_a_cosine_where_there_is_any_and_resumes():
+    model = network()
+    optimizer = adamw(model, lr=2.0, weight_decay=0.04, final_weight_decay=0.4)
+    scheduler = scheduled(optimizer, cosine(), steps=4)
+    seen = []
+    for step in range(4):
+        assert optimizer.param_groups[1]["weight_decay"] == 0.0
+        seen.append(optimizer.param_groups[0]["weight_decay"])
+        optimizer.step()
+        scheduler.step()
+        if step == 1:
+            state = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    wanted = [0.04 + 0.36 * (1 - math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert seen == pytest.approx(wanted)
+    assert optimizer.param_groups[0]["weight_decay"] == pytest.approx(0.4)
+
+    again = adamw(network(), lr=2.0, weight_decay=0.04, final_weight_decay=0.4)
+    schedule = scheduled(again, cosine(), steps=4)
+    again.load_state_dict(state[0])
+    schedule.load_state_dict(state[1])
+    assert again.param_groups[0]["weight_decay"] == seen[2]
+    again.step()
+    schedule.step()
+    assert again.param_groups[0]["weight_decay"] == seen[3]
+
+
+def test_without_a_final_one_weight_decay_stays():
+    optimizer = adamw(network(), lr=2.0, weight_decay=0.04)
+    scheduler = scheduled(optimizer, cosine(), steps=4)
+    for _ in range(3):
+        optimizer.step()
+        scheduler.step()
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.04, 0.0]
+
+
+def test_layers_keep_the_ratio_of_their_rates_under_a_schedule():
+    optimizer = adamw(network(), lr=2.0, weight_decay=0.1, layer_decay=0.5)
+    scheduler = scheduled(optimizer, cosine(), steps=4)
+    assert [group["lr"] for group in optimizer.param_groups] == [1.0, 1.0, 2.0, 2.0]
+    optimizer.step()
+    scheduler.step()
+    factor = (1 + math.cos(math.pi / 4)) / 2
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([factor, factor, 2 * factor, 2 * factor])
+    update = updater([], optimizer, scheduler)
+    assert update(1)["lr"] == pytest.approx(2 * factor)  # that of the last layer
+
+
+def test_a_layer_decay_out_of_range_is_refused():
+    for decay in (0.0, 1.1):
+        with pytest.raises(ValueError, match=f"layer_decay: {decay}, must be above 0 and at most"):
+            adamw(network(), lr=1.0, weight_decay=0.1, layer_decay=decay)
 
 
 def test_the_cosine_of_seven_sixteenths_ends_at_a_fifth():

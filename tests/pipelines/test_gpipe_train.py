@@ -117,6 +117,10 @@ REFUSED = {
     "smoothing": (["method.label_smoothing=1.0"], "label_smoothing: 1.0, must be in [0, 1)"),
     "old": (["recipe.label_smoothing=0.1"], "is called method.label_smoothing now"),
     "optimizer": (["optimizer={name: sgd, lr: -0.1}"], "optimizer: Invalid learning rate: -0.1"),
+    "layers": (
+        ["optimizer={name: adamw, lr: 0.1, weight_decay: 0.0, layer_decay: 0.5}"],
+        "layer_decay: 0.5, must be 1: a stage counts its own layers only",
+    ),
     "schedule": (["pipeline.schedule=2f2b"], "pipeline.schedule"),
     "stages per worker": (
         ["pipeline.schedule=interleaved", "pipeline.stages_per_worker=3"],

@@ -1,0 +1,29 @@
+"""Self-supervised learning: a method's formula in the file of its name.
+
+``METHODS`` has one row for each; :func:`raykb.assembly.training` trains by any of them.
+"""
+
+from raykb.engine.objective import Objective
+from raykb.selfsup.barlow_twins import BarlowTwins
+from raykb.selfsup.dcl import DCL
+from raykb.selfsup.dino import DINO
+from raykb.selfsup.jigsaw import Jigsaw
+from raykb.selfsup.moco import MoCo
+from raykb.selfsup.nnclr import NNCLR
+from raykb.selfsup.rotation import Rotation
+from raykb.selfsup.simsiam import SimSiam
+from raykb.selfsup.swav import SwAV
+from raykb.selfsup.vicreg import VICReg
+
+METHODS: dict[str, type[Objective]] = {
+    "dcl": DCL,
+    "moco": MoCo,
+    "nnclr": NNCLR,
+    "simsiam": SimSiam,
+    "swav": SwAV,
+    "barlow_twins": BarlowTwins,
+    "vicreg": VICReg,
+    "dino": DINO,
+    "rotation": Rotation,
+    "jigsaw": Jigsaw,
+}
