@@ -162,6 +162,42 @@ def _stem(path: Path) -> str:
     return next((path.name[: -len(s)] for s in _SUFFIXES if path.name.endswith(s)), path.stem)
 
 
+def write_dataset(
+    folder: Path,
+    *,
+    name: str,
+    modalities: Sequence[str],
+    labels: Sequence[str],
+    training: Sequence[str],
+    test: Sequence[str],
+    **about: str,
+) -> None:
+    """Write the ``dataset.json`` of a task.
+
+    Args:
+        folder: of the task.
+        name: of the task.
+        modalities: names of the channels.
+        labels: names by number, the background first.
+        training: names of files, each in ``imagesTr`` and ``labelsTr``.
+        test: names of files in ``imagesTs``.
+        about: what else is said: ``description``, ``reference``, ``licence``, ``release``.
+    """
+    said = {
+        "name": name,
+        **about,
+        "tensorImageSize": "4D" if len(modalities) > 1 else "3D",
+        "modality": {str(n): modality for n, modality in enumerate(modalities)},
+        "labels": {str(n): label for n, label in enumerate(labels)},
+        "numTraining": len(training),
+        "numTest": len(test),
+        "training": [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in training],
+        "test": [f"./imagesTs/{n}" for n in test],
+    }
+    text = json.dumps(said, indent=1, ensure_ascii=False)
+    (folder / "dataset.json").write_text(text, encoding="utf-8")
+
+
 # ---------------------------------------------------------------------- one case
 
 
