@@ -27,6 +27,7 @@ from raykb.data.order import Endless
 from raykb.data.phantom_anatomy import ANATOMIES
 from raykb.data.phantoms import write_phantoms
 from raykb.data.source import Source
+from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.data.volume_shards import Contents, Preparation
 from raykb.data.volume_views import PatchView
 from raykb.data.volumes import Volumes, open_volumes
@@ -322,8 +323,8 @@ def segmentation_data(
     """Return patches of the cases of a fold without an end, and the held-out cases to evaluate.
 
     Args:
-        config: the sections ``recipe``, ``patches`` and ``folds``.
-        seed: of order and patches.
+        config: the sections ``recipe``, ``patches``, ``augmentation`` and ``folds``.
+        seed: of order, patches and what they are augmented by.
         task: whose cases they are; its plan says how large a patch is.
         fold: number of it.
         tolerance_mm: of the surface Dice of whole cases; None for Dice alone.
@@ -332,7 +333,9 @@ def segmentation_data(
     recipe, patches = build(Recipe, config["recipe"]), build(Patches, config["patches"])
     training, held_out = task.split(build(Folds, config["folds"]), fold)
     own, (z, y, x) = stream_seed(seed, "patches"), task.configuration.patch_size
-    view = PatchView(training, (z, y, x), patches.foreground_share)
+    of_patch = {"size": (z, y, x), "spacing_mm": task.configuration.spacing_mm}
+    augmentation = build(PATCH_AUGMENTATIONS, config["augmentation"], **of_patch)
+    view = PatchView(training, (z, y, x), patches.foreground_share, augmentation=augmentation)
     order = Endless(len(training), recipe.batch_size, own)
     window = SlidingWindow(tile=(z, y, x), step=patches.step, batch_size=patches.tiles)
     whole = evaluation.Segmentation(held_out.cases, training.classes, window, tolerance_mm)
