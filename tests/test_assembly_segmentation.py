@@ -22,7 +22,7 @@ from raykb.assembly import (
 )
 from raykb.assembly.segmentation import prepared_case
 from raykb.comparison import Comparison
-from raykb.config import Problems
+from raykb.config import ConfigError, Problems
 from raykb.data.phantoms import write_phantoms
 from raykb.data.volume_shards import Contents
 from raykb.engine.loop import Worker, fit
@@ -138,6 +138,19 @@ def test_what_is_prepared_is_taken_up_again_and_another_plan_makes_only_other_sh
     other = prepared(task, PlanSettings(width=5, patch=16), root / "shards", spleen.record())
     assert other.plan.hash != spleen.plan.hash
     assert set(shards) < set((root / "shards").glob("spleen*"))
+
+
+def test_all_cases_that_cannot_be_used_are_told_at_once_by_name(tmp_path):
+    write_phantoms(tmp_path, tasks=[9], cases=4, test_cases=0, size=16)
+    (task,) = opened(tmp_path, [9])
+    task.training[1].label.unlink()
+    task.training[3].image.write_bytes(task.training[3].image.read_bytes()[:2000])
+    with pytest.raises(ConfigError, match="the training cases cannot be used: 2 problems") as told:
+        prepared(task, SMALL, tmp_path / "shards")
+    one, other = told.value.problems
+    assert one.startswith("spleen_001.label: ")
+    assert one.endswith("is missing")
+    assert other.startswith("spleen_003.image: ")
 
 
 def test_a_fingerprint_is_taken_from_the_record_until_a_file_changes(tmp_path):

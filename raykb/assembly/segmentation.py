@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from raykb.assembly.builder import Config, Data, Models
-from raykb.config import build
+from raykb.config import Problems, build
 from raykb.data.decathlon import DecathlonTask, read_case, read_task, task_folders
 from raykb.data.feed import InPlace
 from raykb.data.folds import Fold, folds
@@ -278,11 +278,18 @@ def prepared_case(own: Plan, contents: Contents) -> Contents:
 
 
 def _cases(task: DecathlonTask) -> Iterator[Case]:
-    """Yield image, label and spacing of each training case, one in memory at a time."""
+    """Yield image, label and spacing of each training case, one in memory at a time.
+
+    Raises:
+        ConfigError: at the end, if there were cases that cannot be used.
+    """
+    problems = Problems()
     for case in task.training:
-        image, label, geometry = read_case(task, case)
-        if label is not None:  # a training case has one
-            yield image, label, geometry.spacing_mm
+        with problems.at(case.name):
+            image, label, geometry = read_case(task, case)
+            if label is not None:  # a training case has one
+                yield image, label, geometry.spacing_mm
+    problems.refuse(f"{task.folder}: the training cases cannot be used")
 
 
 def _state(task: DecathlonTask) -> str:
