@@ -69,7 +69,9 @@ class NNUNetAugmentation:
         inverted_gamma: probability, of the negative.
         gamma: probability.
         gammas: exponents of each channel.
-        mirroring: probability along each axis.
+        mirroring: probability along each of ``mirror_axes``.
+        mirror_axes: of a patch, 0 its first; an axis whose ends have labels of their own, as front
+            and back of the hippocampus, is learned more slowly with it.
 
     Raises:
         ValueError: arguments are out of their ranges; all are named.
@@ -95,6 +97,7 @@ class NNUNetAugmentation:
     gamma: float = 0.3
     gammas: Range = (0.7, 1.5)
     mirroring: float = 0.5
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
         share = Rule("in 0..1", lambda value: 0 <= value <= 1)
@@ -104,7 +107,9 @@ class NNUNetAugmentation:
         spans = ("scales", "sigmas", "brightness_factors", "contrast_factors", "gammas")
         part = Rule("two numbers in 0..1, the least first", lambda of: 0 < of[0] <= of[1] <= 1)
         rules = dict.fromkeys(names, share) | dict.fromkeys(spans, span) | {"resolutions": part}
-        refuse(misfits(self, **rules, degrees=at_least(0), noise_variance=above(0)))
+        axes = Rule("of 0, 1 and 2", lambda axes: set(axes) <= {0, 1, 2})
+        rules |= {"degrees": at_least(0), "noise_variance": above(0), "mirror_axes": axes}
+        refuse(misfits(self, **rules))
 
     @property
     def in_slices(self) -> bool:
@@ -142,7 +147,7 @@ class NNUNetAugmentation:
                 (images,) = _changed((images,), rows, _of_rows(change, images, keys[:, number]))
         if self.mirroring:
             turned = keyed_uniforms(keys[:, 9], 3) < self.mirroring
-            images, labels = mirrored(images, labels, turned)
+            images, labels = mirrored(images, labels, turned, axes=self.mirror_axes)
         return images, labels
 
     def _moved(

@@ -65,9 +65,11 @@ def moved(
     return seen.view(*images.shape[:2], *size), near.view(len(labels), *size).to(labels)
 
 
-def mirrored(images: Tensor, labels: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
-    """Return patches mirrored along Z, Y and X where ``turned`` (N, 3) is."""
-    for axis in range(3):
+def mirrored(
+    images: Tensor, labels: Tensor, turned: Tensor, *, axes: Sequence[int] = (0, 1, 2)
+) -> tuple[Tensor, Tensor]:
+    """Return patches mirrored along those of Z, Y and X where ``turned`` (N, 3) is."""
+    for axis in axes:
         along = turned[:, axis, None, None, None]
         images = torch.where(along[:, None], images.flip(2 + axis), images)
         labels = torch.where(along, labels.flip(1 + axis), labels)

@@ -125,8 +125,14 @@ def test_the_table_has_one_that_does_nothing():
 def test_all_settings_that_cannot_be_are_told_at_once():
     with pytest.raises(ValueError, match=r"rotation: 1.5, must be in 0\.\.1") as told:
         NNUNetAugmentation(
-            **CUBES, rotation=1.5, gammas=(0.0, 1.0), resolutions=(0.5, 2.0), noise_variance=0.0
+            **CUBES,
+            rotation=1.5,
+            gammas=(0.0, 1.0),
+            resolutions=(0.5, 2.0),
+            noise_variance=0.0,
+            mirror_axes=(3,),
         )
+    assert "mirror_axes: (3,), must be of 0, 1 and 2" in str(told.value)
     assert "gammas: (0.0, 1.0), must be two numbers above 0, the least first" in str(told.value)
     assert "resolutions: (0.5, 2.0), must be two numbers in 0..1" in str(told.value)
     assert "noise_variance: 0.0, must be above 0" in str(told.value)

@@ -92,6 +92,9 @@ def test_patches_are_mirrored_along_the_axes_that_are_told_and_their_labels_with
     assert torch.equal(near[0], labels[0].flip(0, 2))
     assert torch.equal(seen[1], images[1])
     assert torch.equal(near[1], labels[1])
+    seen, near = mirrored(images, labels, turned, axes=(1, 2))
+    assert torch.equal(seen[0], images[0].flip(3))
+    assert torch.equal(near[0], labels[0].flip(2))
 
 
 # ---------------------------------------------------------------------- intensities
