@@ -71,6 +71,8 @@ def task_folders(root: Path) -> list[Path]:
         raise FileNotFoundError(
             f"{root}: must hold folders of tasks, Task04_Hippocampus or the like, each with a "
             "dataset.json; unpack the Decathlon there, or have phantoms written"
+            + f"; it is a task itself: name {root.parent}"
+            * (root / "dataset.json").is_file()
         )
     return found
 

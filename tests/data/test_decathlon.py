@@ -152,6 +152,8 @@ def test_tasks_are_found_by_name(tmp_path):
     assert [folder.name for folder in task_folders(tmp_path)] == ["Task01_A", "Task02_B"]
     with pytest.raises(FileNotFoundError, match="must hold folders of tasks"):
         task_folders(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=f"it is a task itself: name {tmp_path}$"):
+        task_folders(tmp_path / "Task01_A")
 
 
 # ---------------------------------------------------------------------- one case
