@@ -49,6 +49,7 @@ from raykb.assembly import (
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.decathlon import DecathlonTask
+from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.engine.recipe import Recipe
 from raykb.later import Later
 from raykb.models import SEGMENTERS
@@ -86,6 +87,7 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "plan": PlanSettings,
     "folds": Folds,
     "patches": Patches,
+    "augmentation": Section(PATCH_AUGMENTATIONS, given=("size", "spacing_mm"), default="none"),
     "model": Section(NETWORKS, given=("classes", "channels", *PLANNED), default="planned_unet"),
     "method": Section(METHODS, given=("task", "batch_dice"), default="dice_cross_entropy"),
     "recipe": Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed),

@@ -1,4 +1,4 @@
-"""Turn any data set into Parquet shards that every pipeline reads."""
+"""Turn any data set into what pipelines read: images into Parquet shards, volumes into tasks."""
 
 import argparse
 import ast
@@ -14,17 +14,20 @@ from typing import Any
 USAGE = """
 A shard has the columns id (int64), image (the bytes of an image file) and label (int64), and the
 names of the classes in its metadata. Image files keep their bytes unless --image-size or
---channels asks for other pixels; pixels are written as PNG, without loss. The output folder
-appears when all of it is written, never before.
+--channels asks for other pixels; pixels are written as PNG, without loss. Volumes become a task in
+the Decathlon's layout, NIfTI files beside a dataset.json. What is written appears when all of it
+is there, never before.
 
 examples:
   prepare_data.py fashion_mnist out/fashion --root /usr/share/datasets/fashion-mnist
   prepare_data.py idx out/mnist --root raw/mnist
   prepare_data.py cifar10 out/reduced-cifar10 --train-size 4000
   prepare_data.py image_folder out/flowers --root photos --test-fraction 0.2 --image-size 64
+  prepare_data.py colin27 out/colin27
   prepare_data.py image_folder --help
 """
 DATA = Path(__file__).resolve().parents[1] / "raykb" / "data"
+VOLUMES = ("colin27",)
 TYPES = {"int": (int, "N"), "float": (float, "X"), "str": (str, "TEXT")}
 
 Declared = ast.FunctionDef | ast.ClassDef
@@ -41,25 +44,32 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     sets = parser.add_subparsers(dest="name", metavar="SET", required=True)
     (options,) = (node for node in declared("options.py") if node.name == "Options")
     for source in filter(is_source, declared("datasets.py")):
-        text = ast.get_docstring(source) or ""
-        command = sets.add_parser(
-            source.name,
-            help=text.splitlines()[0],
-            description=text,
-            epilog=ast.get_docstring(options),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_argument("output", type=Path, help="folder to make; must not hold anything")
+        command = add_command(sets, source, ast.get_docstring(options))
         command.add_argument(
             "--shard-mib", type=int, default=32, help="size of a shard, 16 to 64 (default: 32)"
         )
-        for node in (source, options):
-            for name, annotation, default in parameters(node):
-                add_option(command, name, ast.unparse(annotation).split(" | "), default)
+        add_options(command, source, options)
+    for source in declared("colin27.py"):
+        if source.name in VOLUMES:
+            add_options(add_command(sets, source), source)
     namespace = parser.parse_args(arguments)
-    if not 16 <= namespace.shard_mib <= 64:
+    if not 16 <= getattr(namespace, "shard_mib", 16) <= 64:
         parser.error(f"--shard-mib {namespace.shard_mib}: must be in 16..64")
     return namespace
+
+
+def add_command(sets: Any, source: Declared, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Make the command of a data set, by what its function says of itself."""
+    text = ast.get_docstring(source) or ""
+    command: argparse.ArgumentParser = sets.add_parser(
+        source.name,
+        help=text.splitlines()[0],
+        description=text,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("output", type=Path, help="folder to make; must not hold anything")
+    return command
 
 
 def declared(file: str) -> list[Declared]:
@@ -90,6 +100,13 @@ def parameters(node: Declared) -> Iterator[tuple[str, ast.expr, ast.expr | None]
                 yield ast.unparse(field.target), field.annotation, field.value
 
 
+def add_options(command: argparse.ArgumentParser, *nodes: Declared) -> None:
+    """Make an option of each keyword of functions, and of each field of dataclasses."""
+    for node in nodes:
+        for name, annotation, default in parameters(node):
+            add_option(command, name, ast.unparse(annotation).split(" | "), default)
+
+
 def add_option(
     parser: argparse.ArgumentParser, name: str, kinds: list[str], default: ast.expr | None
 ) -> None:
@@ -115,7 +132,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from raykb.data.colin27 import colin27
 from raykb.data.datasets import SOURCES
+from raykb.data.decathlon import read_task
 from raykb.data.decoding import BadImageError, Encoded, decode_all, encode_png
 from raykb.data.loading import check_bad_images
 from raykb.data.options import Options
@@ -183,25 +202,41 @@ def write(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the shards and say how a config names them."""
+    """Write the data set and say how a config names it."""
     given = vars(parse(arguments))
     output: Path = given["output"].resolve()
+    try:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise FileExistsError(f"{output}: must be new or an empty folder; choose another")
+        told = (volumes if given["name"] in VOLUMES else images)(given, output)
+    except (ImportError, ValueError, OSError) as error:
+        sys.exit(redacted(f"error: {error}"))
+    print(f"\n{told}")
+
+
+def images(given: dict[str, Any], output: Path) -> str:
+    """Write shards of images, and return what there is then."""
     own, common = (
         {name: given[name] for name in inspect.signature(function).parameters}
         for function in (SOURCES[given["name"]], Options)
     )
-    try:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise FileExistsError(f"{output}: must be new or an empty folder; choose another")
-        options = Options(**common)
-        train, test = options.select(*SOURCES[given["name"]](**own))
-        counts = write(train, test, options, output, given["shard_mib"])
-    except (ValueError, OSError) as error:
-        sys.exit(redacted(f"error: {error}"))
-    print(
-        f"\n{counts['train']} training and {counts['test']} test images of {len(train.classes)} "
+    options = Options(**common)
+    train, test = options.select(*SOURCES[given["name"]](**own))
+    counts = write(train, test, options, output, given["shard_mib"])
+    return (
+        f"{counts['train']} training and {counts['test']} test images of {len(train.classes)} "
         f"classes are in {output}. In a config:\n\n"
         f"data:\n  name: parquet\n  train: {output / 'train'}\n  test: {output / 'test'}"
+    )
+
+
+def volumes(given: dict[str, Any], output: Path) -> str:
+    """Write a task of volumes, and return what there is then."""
+    task = read_task(colin27(output, templates=given["templates"]))
+    return (
+        f"{len(task.training)} labelled volumes of {len(task.labels)} labels, with the background, "
+        f"are in {task.folder}. In a config of decathlon.py:\n\n"
+        f"data:\n  root: {output}"
     )
 
 

@@ -1,6 +1,7 @@
 """From the files of a task to what a segmentation training reads: plan, cases, folds, patches."""
 
 import dataclasses
+import itertools
 import json
 import pickle
 
@@ -21,7 +22,7 @@ from raykb.assembly import (
 )
 from raykb.assembly.segmentation import prepared_case
 from raykb.comparison import Comparison
-from raykb.config import Problems
+from raykb.config import ConfigError, Problems
 from raykb.data.phantoms import write_phantoms
 from raykb.data.volume_shards import Contents
 from raykb.engine.loop import Worker, fit
@@ -38,6 +39,7 @@ CONFIG = {
     "optimizer": {"name": "sgd", "lr": 0.01},
     "schedule": {"name": "poly"},
     "patches": {},
+    "augmentation": {"name": "none"},
     "folds": {"splits": 2},
 }
 
@@ -56,8 +58,9 @@ def spleen(root):
     return prepared(task, SMALL, root / "shards")
 
 
-def made(task, model=None, **options):
-    config = CONFIG | ({} if model is None else {"model": model})
+def made(task, model=None, augmentation="none", **options):
+    config = CONFIG | {"augmentation": {"name": augmentation}}
+    config |= {} if model is None else {"model": model}
     seed_everything(0)
     return training(
         Worker(),
@@ -137,6 +140,19 @@ def test_what_is_prepared_is_taken_up_again_and_another_plan_makes_only_other_sh
     assert set(shards) < set((root / "shards").glob("spleen*"))
 
 
+def test_all_cases_that_cannot_be_used_are_told_at_once_by_name(tmp_path):
+    write_phantoms(tmp_path, tasks=[9], cases=4, test_cases=0, size=16)
+    (task,) = opened(tmp_path, [9])
+    task.training[1].label.unlink()
+    task.training[3].image.write_bytes(task.training[3].image.read_bytes()[:2000])
+    with pytest.raises(ConfigError, match="the training cases cannot be used: 2 problems") as told:
+        prepared(task, SMALL, tmp_path / "shards")
+    one, other = told.value.problems
+    assert one.startswith("spleen_001.label: ")
+    assert one.endswith("is missing")
+    assert other.startswith("spleen_003.image: ")
+
+
 def test_a_fingerprint_is_taken_from_the_record_until_a_file_changes(tmp_path):
     write_phantoms(tmp_path, tasks=[9], cases=2, test_cases=0, size=16)
     (task,) = opened(tmp_path)
@@ -178,6 +194,17 @@ def test_a_training_learns_from_patches_and_is_evaluated_on_held_out_cases(splee
     assert {"test/dice", "test/dice/spleen", "test/nsd"} <= figures.keys()
     _, held_out = spleen.split(Folds(splits=2), 0)
     assert list(details["dice"]) == [case.name for case in held_out.cases]
+
+
+def test_an_augmentation_is_of_the_plans_patches_and_the_same_when_a_training_goes_on(spleen):
+    plain, augmented = (made(spleen, augmentation=name) for name in ("none", "nnunet"))
+    first, second = (next(iter(each.batches(0))) for each in (plain, augmented))
+    assert first.images.shape == second.images.shape
+    assert not torch.equal(first.images, second.images)
+    later = list(itertools.islice(augmented.batches(0), 3))[2]
+    resumed = next(iter(made(spleen, augmentation="nnunet").batches(2)))
+    assert torch.equal(later.images, resumed.images)
+    assert torch.equal(later.labels, resumed.labels)
 
 
 def test_a_rehearsal_names_a_network_that_cannot_take_the_patches():

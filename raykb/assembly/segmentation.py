@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from raykb.assembly.builder import Config, Data, Models
-from raykb.config import build
+from raykb.config import Problems, build
 from raykb.data.decathlon import DecathlonTask, read_case, read_task, task_folders
 from raykb.data.feed import InPlace
 from raykb.data.folds import Fold, folds
@@ -27,6 +27,7 @@ from raykb.data.order import Endless
 from raykb.data.phantom_anatomy import ANATOMIES
 from raykb.data.phantoms import write_phantoms
 from raykb.data.source import Source
+from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.data.volume_shards import Contents, Preparation
 from raykb.data.volume_views import PatchView
 from raykb.data.volumes import Volumes, open_volumes
@@ -277,11 +278,18 @@ def prepared_case(own: Plan, contents: Contents) -> Contents:
 
 
 def _cases(task: DecathlonTask) -> Iterator[Case]:
-    """Yield image, label and spacing of each training case, one in memory at a time."""
+    """Yield image, label and spacing of each training case, one in memory at a time.
+
+    Raises:
+        ConfigError: at the end, if there were cases that cannot be used.
+    """
+    problems = Problems()
     for case in task.training:
-        image, label, geometry = read_case(task, case)
-        if label is not None:  # a training case has one
-            yield image, label, geometry.spacing_mm
+        with problems.at(case.name):
+            image, label, geometry = read_case(task, case)
+            if label is not None:  # a training case has one
+                yield image, label, geometry.spacing_mm
+    problems.refuse(f"{task.folder}: the training cases cannot be used")
 
 
 def _state(task: DecathlonTask) -> str:
@@ -322,8 +330,8 @@ def segmentation_data(
     """Return patches of the cases of a fold without an end, and the held-out cases to evaluate.
 
     Args:
-        config: the sections ``recipe``, ``patches`` and ``folds``.
-        seed: of order and patches.
+        config: the sections ``recipe``, ``patches``, ``augmentation`` and ``folds``.
+        seed: of order, patches and what they are augmented by.
         task: whose cases they are; its plan says how large a patch is.
         fold: number of it.
         tolerance_mm: of the surface Dice of whole cases; None for Dice alone.
@@ -332,7 +340,9 @@ def segmentation_data(
     recipe, patches = build(Recipe, config["recipe"]), build(Patches, config["patches"])
     training, held_out = task.split(build(Folds, config["folds"]), fold)
     own, (z, y, x) = stream_seed(seed, "patches"), task.configuration.patch_size
-    view = PatchView(training, (z, y, x), patches.foreground_share)
+    of_patch = {"size": (z, y, x), "spacing_mm": task.configuration.spacing_mm}
+    augmentation = build(PATCH_AUGMENTATIONS, config["augmentation"], **of_patch)
+    view = PatchView(training, (z, y, x), patches.foreground_share, augmentation=augmentation)
     order = Endless(len(training), recipe.batch_size, own)
     window = SlidingWindow(tile=(z, y, x), step=patches.step, batch_size=patches.tiles)
     whole = evaluation.Segmentation(held_out.cases, training.classes, window, tolerance_mm)

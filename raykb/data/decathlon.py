@@ -9,12 +9,14 @@
             test        ["./imagesTs/b.nii.gz", …]
 
 Labels are read in both directions: number to name, and name to number as nnU-Net has them. Files
-whose names begin with "." or "_" are passed over: the archives hold AppleDouble twins. How many
+whose names begin with "." or "_" are passed over: the archives hold AppleDouble twins. A case is
+named by its image's file, wherever that lies. How many
 cases and channels there are is what the lists and the files say, not what ``numTraining`` and
 ``tensorImageSize`` do.
 """
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,8 @@ def task_folders(root: Path) -> list[Path]:
         raise FileNotFoundError(
             f"{root}: must hold folders of tasks, Task04_Hippocampus or the like, each with a "
             "dataset.json; unpack the Decathlon there, or have phantoms written"
+            + f"; it is a task itself: name {root.parent}"
+            * (root / "dataset.json").is_file()
         )
     return found
 
@@ -86,7 +90,7 @@ def read_task(folder: Path) -> DecathlonTask:
     problems = Problems()
     said: dict[str, Any] = {}
     with problems.at():
-        said = _mapping(json.loads(path.read_text(encoding="utf-8")), "all of it")
+        said = _mapping(json.loads(path.read_text(encoding="utf-8-sig")), "all of it")
     problems.refuse(str(path))
     modalities: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
@@ -142,16 +146,26 @@ def _cases(folder: Path, said: Any, *, labelled: bool) -> tuple[Case, ...]:
             wanted = '{"image": file, "label": file}' if labelled else "the name of a file"
             problems.append(f"{number}: {entry!r}, must be {wanted}")
             continue
-        paths = [folder / file for file in files]
+        paths = [_path(folder, file) for file in files]
         if not all(map(_is_shown, paths)):
             continue
         name = _stem(paths[0])
         if name in cases:
-            problems.append(f"{number}: case {name} is listed twice")
+            problems.append(f"{number}: case {name} is listed twice, must have a name of its own")
         cases[name] = Case(name, *paths)
     if problems:
         raise ConfigError("cases", problems)
     return tuple(cases[name] for name in sorted(cases))
+
+
+def _path(folder: Path, file: str) -> Path:
+    """Return the path of a file that was perhaps written down on another system.
+
+    Windows has other slashes; macOS another form of letters with marks, which archives keep.
+    """
+    path = folder / file.replace("\\", "/")
+    forms = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
+    return path if path.exists() else next((form for form in forms if form.exists()), path)
 
 
 def _is_shown(path: Path) -> bool:
@@ -159,7 +173,44 @@ def _is_shown(path: Path) -> bool:
 
 
 def _stem(path: Path) -> str:
-    return next((path.name[: -len(s)] for s in _SUFFIXES if path.name.endswith(s)), path.stem)
+    lower = path.name.lower()
+    return next((path.name[: -len(s)] for s in _SUFFIXES if lower.endswith(s)), path.stem)
+
+
+def write_dataset(
+    folder: Path,
+    *,
+    name: str,
+    modalities: Sequence[str],
+    labels: Sequence[str],
+    training: Sequence[str],
+    test: Sequence[str],
+    **about: str,
+) -> None:
+    """Write the ``dataset.json`` of a task.
+
+    Args:
+        folder: of the task.
+        name: of the task.
+        modalities: names of the channels.
+        labels: names by number, the background first.
+        training: names of files, each in ``imagesTr`` and ``labelsTr``.
+        test: names of files in ``imagesTs``.
+        about: what else is said: ``description``, ``reference``, ``licence``, ``release``.
+    """
+    said = {
+        "name": name,
+        **about,
+        "tensorImageSize": "4D" if len(modalities) > 1 else "3D",
+        "modality": {str(n): modality for n, modality in enumerate(modalities)},
+        "labels": {str(n): label for n, label in enumerate(labels)},
+        "numTraining": len(training),
+        "numTest": len(test),
+        "training": [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in training],
+        "test": [f"./imagesTs/{n}" for n in test],
+    }
+    text = json.dumps(said, indent=1, ensure_ascii=False)
+    (folder / "dataset.json").write_text(text, encoding="utf-8")
 
 
 # ---------------------------------------------------------------------- one case

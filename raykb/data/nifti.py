@@ -3,6 +3,9 @@
     file      (X, Y, Z) or (X, Y, Z, C)            along the axes of its affine: LAS, oblique, …
     array     label (Z, Y, X), image (C, Z, Y, X)  towards superior, anterior and right
 
+A file with a qform and an sform is taken by the latter, as nibabel does; it is refused where they
+differ in which axis points where, for then nobody knows which side is right.
+
 Arrays have the file's numbers in the file's order in memory: no copy is made unless an axis has to
 be turned. Whatever is made of them goes back by :class:`Geometry` with the affine of the file.
 
@@ -11,6 +14,7 @@ nibabel, which reads and writes, is in the extra ``medical`` and is asked for on
 
 import gzip
 import importlib.util
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -153,10 +157,11 @@ def read_image(path: Path) -> Volume:
             data = np.asarray(image.dataobj, np.float32)
         else:
             data = _native(np.asanyarray(image.dataobj))
+        data = data.reshape(*data.shape[:3], -1, order="F")  # no copy: channels last
         strange = int(data.size - np.isfinite(data).sum()) if data.dtype.kind == "f" else 0
         if strange:
             raise ValueError(f"has {strange} voxels that are no finite numbers; repair it")
-        return Volume(geometry.to_array(data if data.ndim == 4 else data[..., None]), geometry)
+        return Volume(geometry.to_array(data), geometry)
 
 
 def read_label(path: Path) -> Volume:
@@ -175,9 +180,9 @@ def read_label(path: Path) -> Volume:
                 "which a label must not have; write it again without them"
             )
         data = _native(np.asanyarray(image.dataobj))
-        if data.ndim == 4 and data.shape[3] > 1:
+        if data.size > math.prod(data.shape[:3]):
             raise ValueError(f"has the shape {data.shape}, a label must have three axes")
-        data = data[..., 0] if data.ndim == 4 else data
+        data = data.reshape(data.shape[:3], order="F")
         return Volume(geometry.to_array(_whole(data)), geometry)
 
 
@@ -235,10 +240,17 @@ def _opened(path: Path) -> tuple[Any, Geometry]:
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ValueError(f"is {type(image).__name__}, must be NIfTI; convert it")
     shape = image.shape
-    if len(shape) not in (3, 4) or 0 in shape:
+    if len(shape) < 3 or 0 in shape or sum(length > 1 for length in shape[3:]) > 1:
         raise ValueError(f"has the shape {shape}, must be (X, Y, Z) or (X, Y, Z, C)")
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError(f"has numbers of type {image.get_data_dtype()}, must be plain ones")
+    forms = [image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]]
+    towards = ["".join(map(str, nibabel.aff2axcodes(form))) for form in forms if form is not None]
+    if len(set(towards)) > 1:
+        raise ValueError(
+            f"has axes towards {towards[0]} by its qform and {towards[1]} by its sform, must be of "
+            "one mind; find out which is right, and write it again with that alone"
+        )
     x, y, z = shape[:3]
     return image, Geometry((x, y, z), np.asarray(image.affine, float))
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from raykb.data.atomic import make_folder
+from raykb.data.decathlon import write_dataset
 from raykb.data.nifti import Geometry, require_nibabel, write_nifti
 from raykb.data.phantom_anatomy import ANATOMIES, Anatomy, Parts
 from raykb.data.phantom_shapes import Draw, Grid
@@ -172,31 +173,23 @@ def _check_settings(folder: Path, wanted: str) -> None:
 
 
 def _write(number: int, cases: int, test_cases: int, size: int, seed: int, folder: Path) -> None:
-    anatomy, training, test = ANATOMIES[number], [], []
-    for case in range(cases + test_cases):
+    anatomy = ANATOMIES[number]
+    files = [f"{anatomy.name.lower()}_{case:03d}.nii.gz" for case in range(cases + test_cases)]
+    for case, file in enumerate(files):
         phantom = draw_phantom(number, case, size=size, seed=seed)
-        file = f"{anatomy.name.lower()}_{case:03d}.nii.gz"
         part = "Tr" if case < cases else "Ts"
-        image = f"./images{part}/{file}"
-        write_nifti(folder / image, phantom.image, phantom.geometry)
+        write_nifti(folder / f"images{part}/{file}", phantom.image, phantom.geometry)
         if case < cases:
-            label = f"./labelsTr/{file}"
-            write_nifti(folder / label, phantom.label, phantom.geometry)
-            training.append({"image": image, "label": label})
-        else:
-            test.append(image)
-    said = {
-        "name": f"{anatomy.name}Phantom",
-        "description": f"Phantoms of {', '.join(anatomy.labels[1:])}: drawn, of no patient",
-        "reference": "raykb/data/phantoms.py",
-        "licence": "as raykb",
-        "release": _settings(cases, test_cases, size, seed),
-        "tensorImageSize": "4D" if len(anatomy.modalities) > 1 else "3D",
-        "modality": {str(n): name for n, name in enumerate(anatomy.modalities)},
-        "labels": {str(n): name for n, name in enumerate(anatomy.labels)},
-        "numTraining": cases,
-        "numTest": test_cases,
-        "training": training,
-        "test": test,
-    }
-    (folder / "dataset.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+            write_nifti(folder / f"labelsTr/{file}", phantom.label, phantom.geometry)
+    write_dataset(
+        folder,
+        name=f"{anatomy.name}Phantom",
+        modalities=anatomy.modalities,
+        labels=anatomy.labels,
+        training=files[:cases],
+        test=files[cases:],
+        description=f"Phantoms of {', '.join(anatomy.labels[1:])}: drawn, of no patient",
+        reference="raykb/data/phantoms.py",
+        licence="as raykb",
+        release=_settings(cases, test_cases, size, seed),
+    )

@@ -23,15 +23,20 @@ _DRAWS = 6  # whether, of which label, at which voxel; and along Z, Y and X
 class PatchAugmentation(Protocol):
     """What is done to patches on the training's device, by numbers that were drawn before."""
 
-    draws: int
-    """Uniform numbers for each patch."""
+    @property
+    def draws(self) -> int:
+        """Uniform numbers for each patch."""
+
+    @property
+    def reach(self) -> Triple:
+        """Z, Y and X of what it is given, about a patch: as much as is turned into it."""
 
     def __call__(self, images: Tensor, labels: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Return augmented patches.
 
         Args:
-            images: (n, C, Z, Y, X) float32.
-            labels: (n, Z, Y, X) int64.
+            images: (n, C, *reach) float32.
+            labels: (n, *reach) int64.
             uniforms: (n, draws) float64 in [0, 1), on the same device.
         """
 
@@ -67,10 +72,26 @@ class PatchView:
             problems.append(
                 f"fill: {self.fill!r}, must be a number of the volumes' type, {self.volumes.dtype}"
             )
+        if any(border < 0 or border % 2 for border in self._beyond):
+            problems.append(
+                f"augmentation: has a reach of {self._reach}, must be larger than the size "
+                f"{self.size} on both sides alike, or the same"
+            )
         refuse(problems)
+
+    @property
+    def _reach(self) -> Triple:
+        return self.size if self.augmentation is None else self.augmentation.reach
+
+    @property
+    def _beyond(self) -> list[int]:
+        """Voxels of the reach that are not in the patch."""
+        return [far - near for far, near in zip(self._reach, self.size, strict=False)]
 
     def train(self, arrays: Fields, ids: np.ndarray, seed: int, epoch: int) -> Fields:
         """Return images (n, C, Z, Y, X) of the volumes' type, labels (n, Z, Y, X) and draws.
+
+        With an augmentation they are as large as its reach, about where the patch is.
 
         Raises:
             ValueError: the volumes have no labels.
@@ -79,10 +100,10 @@ class PatchView:
             raise ValueError("volumes: have no labels; patches are taken of the training part")
         where = keyed_uniform(stream_seed(seed, "patch", epoch), ids, _DRAWS).numpy()
         cases = [self.volumes.case(sample) for sample in arrays["cases"].tolist()]
-        images = np.empty((len(ids), self.volumes.channels, *self.size), self.volumes.dtype)
-        labels = np.empty((len(ids), *self.size), self.volumes.label_dtype)
+        images = np.empty((len(ids), self.volumes.channels, *self._reach), self.volumes.dtype)
+        labels = np.empty((len(ids), *self._reach), self.volumes.label_dtype)
         for case, uniforms, image, label in zip(cases, where, images, labels, strict=True):
-            start = self._start(case, uniforms)
+            start = np.array(self._start(case, uniforms)) - np.array(self._beyond) // 2
             crop(case.image, start, image, fill=self.fill)
             crop(case.label, start, label)
         made = {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)}

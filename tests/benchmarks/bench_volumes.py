@@ -4,8 +4,9 @@
 
 All rivals cut the same boxes out of the same volumes, one after another in each round, and what
 they cut is compared once. ``.nii.gz whole`` unpacks the file and crops; ``.nii.gz slice`` asks
-nibabel for the box alone; ``view`` is a training's patch, image and label, with its place drawn.
-For ``cold`` the system drops the shard's pages from its cache before each crop.
+nibabel for the box alone; ``view`` is a training's patch, image and label, with its place drawn,
+and ``augmented`` by nnU-Net's whole set, which needs more of the volume around. For ``cold`` the
+system drops the shard's pages from its cache before each crop.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from scipy import ndimage
 
 from raykb.data.decathlon import Case, DecathlonTask
 from raykb.data.nifti import Geometry, write_nifti
+from raykb.data.volume_augmentations import NNUNetAugmentation
 from raykb.data.volume_views import PatchView
 from raykb.data.volumes import Volumes, crop, open_volumes
 
@@ -78,7 +80,7 @@ def cold(volumes: Volumes, number: int, box: tuple[slice, ...]) -> np.ndarray:
 def viewed(view: PatchView, epochs: list[int], number: int, box: tuple[slice, ...]) -> None:
     epochs[0] += 1
     ids = np.array([number])
-    view.train({"cases": torch.from_numpy(ids)}, ids, 0, epochs[0])
+    view.finish(view.train({"cases": torch.from_numpy(ids)}, ids, 0, epochs[0]))
 
 
 def main() -> None:
@@ -119,8 +121,13 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         "shard": functools.partial(shard, volumes),
         "shard, cold": functools.partial(cold, volumes),
     }
-    view = PatchView(volumes, tuple(args.patch))
-    rivals = {**cropping, "view": functools.partial(viewed, view, [0])}
+    size = tuple(args.patch)
+    whole_set = NNUNetAugmentation(size=size, spacing_mm=volumes.cases[0].spacing_mm)
+    views = {
+        "view": PatchView(volumes, size),
+        "view, augmented": PatchView(volumes, size, augmentation=whole_set),
+    }
+    rivals = cropping | {name: functools.partial(viewed, of, [0]) for name, of in views.items()}
     times: dict[str, list[float]] = {name: [] for name in rivals}
     draw = np.random.default_rng(0)
     for repeat in range(args.repeats + 1):

@@ -17,6 +17,7 @@ from raykb.augment.policy import Policy
 from raykb.data.operations import OPERATIONS, apply_operation
 from raykb.data.strong import WeakStrong
 from raykb.data.views import VIEWS
+from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.engine.objective import CrossEntropy, Task
 from raykb.metrics.classification import class_accuracies, confusion_matrix, top_k_accuracy
 from raykb.models import MODELS, SEGMENTERS, SEQUENTIALS
@@ -143,6 +144,18 @@ def test_augmentations(name):
     augment = AUGMENTATIONS[name](**options)
     with fake_cuda() as gpu:
         check(augment(gpu.moved(IMAGES), np.arange(len(IMAGES)), 1), gpu)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (4, 16, 16)])
+def test_augmentations_of_patches(size):
+    augmentation = PATCH_AUGMENTATIONS["nnunet"](size=size, spacing_mm=(2.0, 1.0, 1.0))
+    images, labels = torch.rand(2, 3, *augmentation.reach), torch.ones(2, *augmentation.reach)
+    uniforms = torch.rand(2, augmentation.draws, dtype=torch.float64)
+    with fake_cuda() as gpu:
+        moved = gpu.moved((images, labels.long(), uniforms))
+        found = augmentation(*moved)
+        check(found, gpu)
+    assert (found[0].shape, found[1].shape) == ((2, 3, *size), (2, *size))
 
 
 @pytest.mark.parametrize("autocast", [False, True])

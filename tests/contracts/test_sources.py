@@ -23,6 +23,7 @@ from raykb.data.sharded_images import ShardedImages
 from raykb.data.source import Selected, Source
 from raykb.data.strong import PAIRS
 from raykb.data.views import VIEWS
+from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.data.volume_views import PatchView
 from raykb.data.volumes import open_volumes
 
@@ -130,7 +131,12 @@ def views():
                     pair(strong_views=strong), form
                 ),
             )
-    found["patches"] = ("volumes", lambda of: PatchView(of, (4, 8, 8)))
+    for name, make in PATCH_AUGMENTATIONS.items():
+        own = make(size=(4, 8, 8), spacing_mm=(2.0, 1.0, 1.0))
+        found[f"patches {name}"] = (
+            "volumes",
+            lambda of, own=own: PatchView(of, (4, 8, 8), augmentation=own),
+        )
     return found
 
 

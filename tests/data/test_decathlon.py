@@ -1,6 +1,7 @@
 """dataset.json in the Decathlon's layout, and one case of it."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_all_that_is_wrong_with_the_file_is_told_at_once(tmp_path):
         "labels: {'background': 0, 'organ': 0}, must give each name a number of its own",
         f"training.1: './b.nii.gz', {wanted}",
         f"training.2: {{'image': './c.nii.gz'}}, {wanted}",
-        "training.3: case a is listed twice",
+        "training.3: case a is listed twice, must have a name of its own",
         f"test.0: {pair}, must be the name of a file",
     )
 
@@ -100,6 +101,49 @@ def test_a_file_that_is_missing_or_no_json_is_told(tmp_path):
             read_task(tmp_path)
 
 
+def rewritten(folder, change):
+    """Put other text into dataset.json, and return the task."""
+    path = folder / "dataset.json"
+    path.write_bytes(change(path.read_bytes()))
+    return read_task(folder)
+
+
+def renamed(folder, old, new):
+    """Give the files of a case other names."""
+    for path in list(folder.rglob(f"*{old}*")):
+        path.rename(path.with_name(path.name.replace(old, new)))
+
+
+@pytest.mark.parametrize("how", ["mark", "slashes", "capitals", "outside", "links", "composed"])
+def test_what_other_systems_write_is_read(tmp_path, how):
+    folder, name = write_task(tmp_path / "Task01_Small", cases=1, tests=0), "case_0"
+    change = bytes
+    if how == "mark":
+        change = lambda text: b"\xef\xbb\xbf" + text  # noqa: E731
+    elif how == "slashes":
+        change = lambda text: text.replace(b"/", b"\\\\")  # noqa: E731
+    elif how == "capitals":
+        renamed(folder, ".nii.gz", ".NII.GZ")
+        change = lambda text: text.replace(b".nii.gz", b".NII.GZ")  # noqa: E731
+    elif how == "outside":
+        (folder / "imagesTr").rename(tmp_path / "elsewhere")
+        change = lambda text: text.replace(b"./imagesTr", b"../elsewhere")  # noqa: E731
+    elif how == "links":
+        folder.rename(tmp_path / "stored")
+        folder.symlink_to(tmp_path / "stored")
+        image = folder / "imagesTr" / "case_0.nii.gz"
+        image.rename(tmp_path / "of another name")
+        image.symlink_to(tmp_path / "of another name")
+    else:  # the file's name has letter and mark apart, and the list has them as one
+        name = "Müller 日本"
+        renamed(folder, "case_0", unicodedata.normalize("NFD", name))
+        change = lambda text: text.replace(b"case_0", name.encode())  # noqa: E731
+    task = rewritten(folder, change)
+    (case,) = task.training
+    assert unicodedata.normalize("NFC", case.name) == name
+    assert np.array_equal(read_case(task, case).label, labels())
+
+
 def test_tasks_are_found_by_name(tmp_path):
     for name in ("Task02_B", "Task01_A", "._Task01_A", "other"):
         (tmp_path / name).mkdir()
@@ -108,6 +152,8 @@ def test_tasks_are_found_by_name(tmp_path):
     assert [folder.name for folder in task_folders(tmp_path)] == ["Task01_A", "Task02_B"]
     with pytest.raises(FileNotFoundError, match="must hold folders of tasks"):
         task_folders(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=f"it is a task itself: name {tmp_path}$"):
+        task_folders(tmp_path / "Task01_A")
 
 
 # ---------------------------------------------------------------------- one case

@@ -91,6 +91,32 @@ def test_modalities_come_first_and_go_back_last(tmp_path, name):
     assert np.array_equal(np.asanyarray(nibabel.load(tmp_path / "b.nii.gz").dataobj), data)
 
 
+def test_modalities_may_be_the_fifth_axis_as_of_vectors(tmp_path):
+    data = np.stack([FILE, FILE + 1000], -1).astype(np.int16)
+    path = save(tmp_path / "a.nii.gz", data[..., None, :], AFFINES["SLA"])
+    array, where = read_image(path)
+    assert np.array_equal(array[1], where.to_array(data)[1])
+    with pytest.raises(ValueError, match=r"has the shape \(4, 5, 6, 2, 2\), must be"):
+        read_image(save(tmp_path / "b.nii", np.stack([data, data], -1), RAS))
+
+
+def test_two_affines_of_one_file_must_agree_which_side_is_right(tmp_path):
+    near = AFFINE.copy()
+    near[0, 3] += 20  # as of a scan, and of it laid over an atlas
+    for qform, sform, right in ((AFFINE, near, True), (AFFINE, AFFINE @ np.diag([-1, 1, 1, 1]), 0)):
+        image = nibabel.Nifti1Image(FILE.astype(np.int16), None)
+        image.set_qform(qform, 1)
+        image.set_sform(sform, 2)
+        nibabel.save(image, tmp_path / "a.nii")
+        if right:
+            assert np.allclose(read_image(tmp_path / "a.nii").geometry.affine, sform)
+            continue
+        with pytest.raises(
+            ValueError, match=r"a.nii: has axes towards LAS by its qform and RAS by"
+        ):
+            read_image(tmp_path / "a.nii")
+
+
 def test_an_array_towards_right_anterior_superior_is_no_copy(tmp_path):
     array = read_image(save(tmp_path / "a.nii.gz", FILE.astype(np.int16), RAS)).array
     assert array.flags.c_contiguous
@@ -132,9 +158,12 @@ def test_labels_that_are_floats_are_rounded_where_they_are_whole(tmp_path):
             read_label(save(tmp_path / "b.nii.gz", nearly))
 
 
-def test_a_label_may_have_a_fourth_axis_of_one_and_no_more(tmp_path):
+def test_a_label_may_have_axes_of_one_and_no_more(tmp_path):
+    for more in (1, 2):
+        label = labels().T.reshape(*labels().T.shape, *[1] * more)
+        found = read_label(save(tmp_path / "a.nii", label)).array
+        assert np.array_equal(found, labels()[:, :, ::-1])
     label = labels().T[..., None]
-    assert np.array_equal(read_label(save(tmp_path / "a.nii", label)).array, labels()[:, :, ::-1])
     with pytest.raises(ValueError, match=r"has the shape \(13, 11, 9, 2\), a label must have thre"):
         read_label(save(tmp_path / "b.nii", label.repeat(2, -1)))
 
@@ -144,7 +173,7 @@ def broken(folder, how):
     path = folder / ("a.nii" if how == "cut" else "a.nii.gz")
     noise = np.random.default_rng(0).integers(0, 2**15, (32, 32, 32)).astype(np.int16)
     if how == "five axes":
-        save(path, np.zeros((2, 2, 2, 1, 2), np.uint8))
+        save(path, np.zeros((2, 2, 2, 2, 2), np.uint8))
     elif how == "colours":
         save(path, np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
     elif how == "infinite":
@@ -166,7 +195,7 @@ def broken(folder, how):
         ("cut", "is truncated or damaged: Expected 65536 bytes"),
         ("packed and cut", "is truncated or damaged"),
         ("damaged", "is truncated or damaged"),
-        ("five axes", r"has the shape \(2, 2, 2, 1, 2\), must be \(X, Y, Z\) or"),
+        ("five axes", r"has the shape \(2, 2, 2, 2, 2\), must be \(X, Y, Z\) or"),
         ("colours", "has numbers of type .*, must be plain ones"),
         ("infinite", "has 2 voxels that are no finite numbers"),
     ],

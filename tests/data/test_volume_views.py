@@ -11,6 +11,7 @@ from raykb.data.loader import Loader
 from raykb.data.nifti import write_nifti
 from raykb.data.order import Endless
 from raykb.data.source import Selected, Source
+from raykb.data.volume_augmentations import NNUNetAugmentation
 from raykb.data.volume_views import PatchView
 from raykb.data.volumes import crop, open_volumes
 from raykb.engine.loop import Worker
@@ -23,7 +24,7 @@ SHAPES = [(9, 11, 13), (12, 8, 10), (9, 11, 13), (20, 6, 7), (3, 4, 5)]
 class Shifted:
     """Adds a number of its own to each patch, and turns labels round."""
 
-    draws = 2
+    draws, reach = 2, SIZE
 
     def __call__(self, images, labels, uniforms):
         return images + uniforms[:, :1, None, None, None].to(images), labels.flip(1)
@@ -198,6 +199,21 @@ def test_an_augmentation_is_given_numbers_of_each_patch_on_the_device(volumes):
         assert after.keys() == {"images", "labels"}
 
 
+def test_what_lies_about_a_patch_is_cropped_with_it(volumes):
+    """Also at the borders of a case; and steps are the same whatever came before them."""
+    never = dict.fromkeys(("mirroring", "noise", "gamma", "inverted_gamma", "blur"), 0.0)
+    never |= dict.fromkeys(("scaling", "brightness", "contrast", "low_resolution"), 0.0)
+    voxels = {"size": SIZE, "spacing_mm": (2.5, 0.8, 0.8)}
+    still = NNUNetAugmentation(**voxels, **never | {"rotation": 1e-12})
+    assert min(np.subtract(still.reach, SIZE)) > 0
+    plain, augmented = source(volumes), source(volumes, augmentation=still)
+    assert same(finished(plain, range(6)), finished(augmented, range(6)))
+    of = source(volumes, augmentation=NNUNetAugmentation(**voxels))
+    steps = finished(of, range(6))
+    assert not same(steps, finished(plain, range(6)))
+    assert same(finished(of, [5, 2]), [steps[5], steps[2]])
+
+
 def test_the_test_form_is_whole_volumes(volumes):
     view = PatchView(volumes, SIZE)
     steps = list(plain_batches(volumes, view, CPU, batch_size=1))
@@ -226,6 +242,8 @@ def test_what_a_view_cannot_be_is_told_at_once(volumes):
         PatchView(volumes, (4, 0, 4), foreground_share=1.5, fill=0.5)
     assert "size: (4, 0, 4), must be three positive numbers: Z, Y and X" in str(told.value)
     assert "fill: 0.5, must be a number of the volumes' type, int16" in str(told.value)
+    with pytest.raises(ValueError, match=r"augmentation: has a reach of \(4, 5, 6\), must be larg"):
+        PatchView(volumes, (4, 4, 8), augmentation=Shifted())
     for fill in (-40_000, 40_000):
         with pytest.raises(ValueError, match=f"fill: {fill}, must be"):
             PatchView(volumes, SIZE, fill=fill)

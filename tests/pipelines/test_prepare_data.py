@@ -16,12 +16,15 @@ import pytest
 import yaml
 from PIL import Image
 
+from raykb.assembly import Tasks
+from raykb.data.colin27 import colin27
 from raykb.data.datasets import DATASETS, SOURCES
 from raykb.data.images import ImageSet
 from raykb.data.options import Options
 
 SCRIPT = Path(__file__).parents[2] / "pipelines" / "prepare_data.py"
 PARTS = ("train", "test")
+TEMPLATES = Path(inspect.signature(colin27).parameters["templates"].default)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +135,20 @@ def test_the_config_it_prints_reads_what_it_wrote(
     assert len(train) == 20
 
 
+@pytest.mark.skipif(not TEMPLATES.is_dir(), reason="needs: apt-get install mricron-data")
+def test_a_brain_becomes_a_task_that_the_config_it_prints_opens(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    script.main(["colin27", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "2 labelled volumes of 9 labels" in printed
+    section = yaml.safe_load(printed[printed.index("data:") :])["data"]
+    (task,) = Tasks(**section).open(tmp_path)
+    assert [case.name for case in task.training] == ["left", "right"]
+    with pytest.raises(SystemExit, match=r"out: must be new or an empty folder"):
+        script.main(["colin27", str(tmp_path / "out")])
+
+
 def test_shards_are_closed_at_the_size_asked_for(script: ModuleType, tmp_path: Path):
     for part in PARTS:
         (tmp_path / "raw" / part / "a").mkdir(parents=True)
@@ -191,7 +208,14 @@ def test_a_wrong_command_line_is_explained(
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("arguments", [["idx", "out", "--root", "nowhere"], ["cifar10", "out"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["idx", "out", "--root", "nowhere"],
+        ["cifar10", "out"],
+        ["colin27", "out", "--templates", "nowhere"],
+    ],
+)
 def test_data_that_is_missing_is_an_error_without_a_traceback(
     script: ModuleType, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -212,6 +236,15 @@ def test_help_lists_the_arguments_of_each_set(
     for option in inspect.signature(SOURCES[name]).parameters:
         assert f"--{option.replace('_', '-')}" in printed
     assert "--on-bad-image" in printed
+
+
+def test_volumes_have_their_own_arguments(script: ModuleType, capsys: pytest.CaptureFixture[str]):
+    for name in script.VOLUMES:
+        with pytest.raises(SystemExit, match="0"):
+            script.main([name, "--help"])
+        printed = capsys.readouterr().out
+        assert "--templates TEXT" in printed
+        assert "--shard-mib" not in printed
 
 
 def test_what_is_read_of_the_data_sets_is_what_they_declare(script: ModuleType):
