@@ -7,6 +7,7 @@ from raykb.report.cells import cells
 from raykb.report.comparison import ComparisonTable
 from raykb.report.figures import png
 from raykb.report.images import image_columns
+from raykb.report.probes import neighbours, probe_curves
 from raykb.report.pseudo_labels import told_of
 from raykb.report.search import operation_use, search_files
 from raykb.report.searches import searches
@@ -22,8 +23,10 @@ __all__ = [
     "Told",
     "cells",
     "image_columns",
+    "neighbours",
     "operation_use",
     "png",
+    "probe_curves",
     "search_files",
     "searches",
     "slices",
