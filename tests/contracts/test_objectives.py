@@ -20,10 +20,12 @@ from raykb.engine.seeding import generator
 from raykb.parts.backbone import LayeredClassifier
 from raykb.segmentation import METHODS as SEGMENTATION
 from raykb.segmentation.losses import VoxelBatch
+from raykb.selfsup import METHODS as SELFSUP
+from raykb.selfsup.batch import MultiCropBatch, PretextBatch, ViewsBatch
 from raykb.semi import METHODS as SEMI
 from raykb.semi.batch import SemiBatch
 
-TABLES = {"engine": OBJECTIVES, "segmentation": SEGMENTATION, "semi": SEMI}
+TABLES = {"engine": OBJECTIVES, "segmentation": SEGMENTATION, "selfsup": SELFSUP, "semi": SEMI}
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines/configs").glob("*/*.yaml"))
 CLASSES, STEPS = 3, 20
 IDS = torch.arange(5, 105, 7)
@@ -102,6 +104,13 @@ def classifier():
     return layers
 
 
+def backbone():
+    """Return such a network whose features alone are trained."""
+    layers = classifier()
+    layers[-1].requires_grad_(False)
+    return layers
+
+
 def segmenter():
     """Return such a network that says it of each pixel."""
     layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, CLASSES, 1))
@@ -145,9 +154,29 @@ def voxels(size, numbers, objective):
     return VoxelBatch(images, torch.randint(CLASSES, (size, 4, 4), generator=numbers))
 
 
+def several_views(size, numbers, objective):
+    rows = 2 * size  # one image has none to differ from
+    views = 2.0 * torch.randn(rows, 2, 1, 4, 4, generator=numbers)
+    return ViewsBatch(views, torch.arange(rows))
+
+
+def crops(size, numbers, objective):
+    views, ids = several_views(size, numbers, objective)
+    local = 2.0 * torch.randn(len(ids), objective.local_views, 1, 3, 3, generator=numbers)
+    return MultiCropBatch(views, local, ids)
+
+
+def pretext(size, numbers, objective):
+    images, labels = labelled(size, numbers, objective)
+    return PretextBatch(images, labels, torch.arange(size))
+
+
 SEEN = {  # how it is made, and a network that it is for
     LabelledBatch: (labelled, classifier),
+    MultiCropBatch: (crops, backbone),
+    PretextBatch: (pretext, backbone),
     SemiBatch: (semi, classifier),
+    ViewsBatch: (several_views, backbone),
     VoxelBatch: (voxels, segmenter),
 }
 
