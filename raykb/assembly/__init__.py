@@ -22,6 +22,7 @@ from raykb.assembly.segmentation import (
     segmentation_data,
     stand_in,
 )
+from raykb.assembly.self_supervised import SelfSupervised, self_supervised_data, untrained
 from raykb.assembly.semi_supervised import SemiSupervised, semi_supervised_data
 from raykb.assembly.supervised import Supervised, classifier_data
 from raykb.segmentation.settings import PlanSettings
@@ -34,6 +35,7 @@ __all__ = [
     "Patches",
     "PlanSettings",
     "PreparedTask",
+    "SelfSupervised",
     "SemiSupervised",
     "Supervised",
     "Tasks",
@@ -47,7 +49,9 @@ __all__ = [
     "rehearse",
     "rehearse_all",
     "segmentation_data",
+    "self_supervised_data",
     "semi_supervised_data",
     "stand_in",
     "training",
+    "untrained",
 ]

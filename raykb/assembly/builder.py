@@ -30,6 +30,7 @@ from raykb.engine.optim import OPTIMIZERS, SCHEDULES
 from raykb.engine.recipe import RENAMED, Recipe
 from raykb.engine.seeding import apart, stream_seed
 from raykb.models import MODELS
+from raykb.parts.backbone import freeze_classifier
 
 Config = Mapping[str, Any]
 Methods = Mapping[str, Callable[..., Objective]]
@@ -75,6 +76,7 @@ class Data:
         evaluations: by name, as :func:`raykb.engine.assemble.assemble` takes them.
         ids: (U,) of all samples without labels, ascending; None where there are none.
         truths: (U,) their true labels, for figures alone; None where they are not known.
+        supervised: whether the network's classifier is trained; if not, it stays as it was drawn.
     """
 
     feed: Feed | None = None
@@ -84,6 +86,7 @@ class Data:
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     ids: Tensor | None = None
     truths: Tensor | None = None
+    supervised: bool = True
 
 
 def training(
@@ -118,6 +121,8 @@ def network_of(config: Config, data: Data, models: Models = MODELS) -> nn.Module
     network: nn.Module = build(
         models, config["model"], classes=data.classes, channels=data.channels
     )
+    if not data.supervised:
+        freeze_classifier(network)
     return network
 
 

@@ -10,6 +10,7 @@ method can take the features between them, and a method that needs more says whi
 
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -65,6 +66,20 @@ def require(network: nn.Module, offer: type[Any], who: str) -> Any:
         f"network: {type(network).__name__} has no {', '.join(missing)}, which {who} needs; take "
         "one that has, or give it these methods (raykb/parts/backbone.py)"
     )
+
+
+def freeze_classifier(network: nn.Module) -> None:
+    """Keep from the optimizer, and from what ranks share, the parameters that logits alone need.
+
+    Raises:
+        ValueError: the network has no features.
+    """
+    backbone = require(network, Backbone, "a training without labels")
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    logits = backbone.classify(torch.zeros(1, backbone.width, device=trained[0].device))
+    gradients = torch.autograd.grad(logits.sum(), trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.requires_grad_(gradient is None)
 
 
 class LayeredClassifier(nn.Sequential):

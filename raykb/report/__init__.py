@@ -6,6 +6,7 @@ Figures are made without pyplot, so they need no display and leave no state behi
 from raykb.report.cells import cells
 from raykb.report.comparison import ComparisonTable
 from raykb.report.figures import png
+from raykb.report.probes import neighbours, probe_curves
 from raykb.report.pseudo_labels import told_of
 from raykb.report.search import search_files
 from raykb.report.searches import searches
@@ -20,7 +21,9 @@ __all__ = [
     "TaskTable",
     "Told",
     "cells",
+    "neighbours",
     "png",
+    "probe_curves",
     "search_files",
     "searches",
     "slices",

@@ -201,7 +201,8 @@ class Session:
                 runs[letter.name].log(letter.step, letter.figures)
                 for line in letter.note.splitlines():
                     self.say(f"{letter.name}: {line}")
-                share[letter.name] = max(share[letter.name], letter.step / letter.steps * 0.999)
+                done = letter.step / max(letter.steps, 1)  # what is evaluated alone has no steps
+                share[letter.name] = max(share[letter.name], done * 0.999)
                 found.setdefault(letter.name, share[letter.name])  # the first tells where it starts
                 loss = letter.figures.get("train/loss")
                 show(f"loss {loss:.3g}" if alone and loss is not None else "")

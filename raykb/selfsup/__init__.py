@@ -5,20 +5,24 @@
 
 from raykb.engine.objective import Objective
 from raykb.selfsup.barlow_twins import BarlowTwins
+from raykb.selfsup.byol import BYOL
 from raykb.selfsup.dcl import DCL
 from raykb.selfsup.dino import DINO
 from raykb.selfsup.jigsaw import Jigsaw
 from raykb.selfsup.moco import MoCo
 from raykb.selfsup.nnclr import NNCLR
 from raykb.selfsup.rotation import Rotation
+from raykb.selfsup.simclr import SimCLR
 from raykb.selfsup.simsiam import SimSiam
 from raykb.selfsup.swav import SwAV
 from raykb.selfsup.vicreg import VICReg
 
 METHODS: dict[str, type[Objective]] = {
+    "simclr": SimCLR,
     "dcl": DCL,
     "moco": MoCo,
     "nnclr": NNCLR,
+    "byol": BYOL,
     "simsiam": SimSiam,
     "swav": SwAV,
     "barlow_twins": BarlowTwins,

@@ -14,17 +14,23 @@ from fake_cuda import CUDA, fake_cuda
 from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.augment.fast_autoaugment import PolicyEvaluator
 from raykb.augment.policy import Policy
+from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
+from raykb.data.crops import CROPS
 from raykb.data.operations import OPERATIONS, apply_operation
 from raykb.data.strong import WeakStrong
 from raykb.data.views import VIEWS
 from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.engine.objective import CrossEntropy, Task
+from raykb.evaluate.features import Features
+from raykb.evaluate.knn import KNN
 from raykb.metrics.classification import class_accuracies, confusion_matrix, top_k_accuracy
 from raykb.models import MODELS, SEGMENTERS, SEQUENTIALS
 from raykb.models.unet import unet
 from raykb.parts.gather import gather
 from raykb.parts.heads import projection_head
 from raykb.segmentation.losses import DiceCrossEntropy, VoxelBatch
+from raykb.selfsup.byol import byol_loss
+from raykb.selfsup.simclr import nt_xent_loss
 from raykb.semi import freematch, softmatch
 from raykb.semi.consistency import masked_cross_entropy
 from raykb.semi.contrastive_regularization import contrastive_regularization
@@ -127,6 +133,28 @@ def test_weak_and_strong_views(strong_views):
         check((*views(images, ids, 0, 1), views.weak(images, ids, 0, 1)), gpu)
 
 
+FORM = VIEWS["crop_flip"](mean=(0.3,), std=(0.2,))
+SELF_SUPERVISED = {
+    f"crops {name}": MultiCropView(crops(blur=(1.0,), solarize=(0.5,)), FORM, 2)
+    for name, crops in CROPS.items()
+} | {
+    "one crop": CropsView(CROPS["simclr"](), FORM, 1),
+    "turned": TurnedView(FORM),
+    "tiles": TilesView(FORM, np.array([[0, 1, 2, 3], [3, 1, 2, 0]])),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", SELF_SUPERVISED)
+def test_views_of_self_supervised_learning(name, channels):
+    view = SELF_SUPERVISED[name]
+    with fake_cuda() as gpu:
+        images, ids = gpu.moved(IMAGES[:, :channels]), np.arange(len(IMAGES))
+        found = view.train({"images": images}, ids, 0, 1)
+        found["ids"] = gpu.moved(found["ids"])  # as a source does
+        check(view.finish(found).values(), gpu)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations(name, channels):
@@ -194,6 +222,8 @@ GAUSSIAN = softmatch.Running(torch.tensor(0.5), torch.tensor(1.0))
 FAIRNESS = f"{ROOM}/freematch.py fairness"
 CONTRAST = f"{ROOM}/contrastive_regularization.py contrastive_regularization"
 FORMULAS = {
+    "nt_xent": (functools.partial(nt_xent_loss, temperature=0.5), (WEAK, STRONG), []),
+    "byol": (byol_loss, (WEAK, STRONG), []),
     "masked_cross_entropy": (masked_cross_entropy, (WEAK, LABELS, SURE), []),
     "fixmatch": (functools.partial(fixmatch_loss, threshold=0.9), (WEAK, STRONG), []),
     "uda": (functools.partial(uda_loss, threshold=0.8, temperature=0.4), (WEAK, STRONG), []),
@@ -253,6 +283,17 @@ def test_formulas(name, half):
 
 def is_logits(value):
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() == 2
+
+
+# Evaluations of features, which ask for figures at their end
+
+
+def test_nearest_neighbours():
+    with fake_cuda() as gpu:
+        features = Features(*gpu.moved((WEAK, LABELS)))
+        assert KNN()(features, features).figures.keys() == {"top1"}
+        waits = ["scores: a number", "__call__: a number", "nearest: a number"]
+        assert gpu.waits == [f"raykb/evaluate/knn.py {wait}" for wait in waits]
 
 
 # Figures, which are asked for once at the end

@@ -16,8 +16,12 @@ from raykb.data.phantoms import write_phantoms
 from raykb.data.views import CropFlipView
 from raykb.data.volumes import open_volumes
 from raykb.evaluate.classification import Classification
+from raykb.evaluate.features import FrozenFeatures
+from raykb.evaluate.knn import KNN
+from raykb.evaluate.linear_probe import LinearProbe
 from raykb.evaluate.segmentation import Segmentation
 from raykb.evaluate.sliding_window import SlidingWindow
+from raykb.parts.backbone import LayeredClassifier
 
 CPU, CLASSES = torch.device("cpu"), 3
 
@@ -29,6 +33,12 @@ def classification(folder):
     return Classification(examples, ClassifierView(CropFlipView(mean=[0.5], std=[0.2])), CLASSES, 4)
 
 
+def frozen_features(folder):
+    labelled = classification(folder)
+    protocols = {"linear_probe": LinearProbe(iterations=5), "knn": KNN(neighbours=3)}
+    return FrozenFeatures(labelled.examples, labelled.examples, labelled.view, protocols, 4)
+
+
 def segmentation(folder):
     (task,) = write_phantoms(folder, tasks=[4], cases=2, size=16)
     volumes = open_volumes(read_task(task), folder / "shards")
@@ -36,7 +46,11 @@ def segmentation(folder):
     return Segmentation(volumes.cases, volumes.classes, window, tolerance_mm=1.0)
 
 
-MADE = {"classification": classification, "segmentation": segmentation}  # how each is made
+MADE = {  # how each is made
+    "classification": classification,
+    "frozen features": frozen_features,
+    "segmentation": segmentation,
+}
 
 
 @pytest.fixture(params=MADE)
@@ -50,7 +64,7 @@ def case(request, tmp_path):
         layers = [nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Dropout()]
         layers += [nn.Linear(6, CLASSES)]
     torch.manual_seed(0)
-    return MADE[request.param](tmp_path), nn.Sequential(*layers).eval()
+    return MADE[request.param](tmp_path), LayeredClassifier(*layers).eval()
 
 
 def test_figures_are_finite_numbers_and_details_are_json(case):

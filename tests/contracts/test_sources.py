@@ -12,6 +12,8 @@ import torch
 
 from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.augment.policy import Policy
+from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
+from raykb.data.crops import CROPS
 from raykb.data.decathlon import read_task
 from raykb.data.decoding import encode_png
 from raykb.data.image_views import ClassifierView, WeakStrongView, WeakView
@@ -137,6 +139,15 @@ def views():
             "volumes",
             lambda of, own=own: PatchView(of, (4, 8, 8), augmentation=own),
         )
+    for name, crops in CROPS.items():
+        each = crops(blur=(0.5, 0.1), solarize=(0.0, 0.2))
+        found[f"crops {name}"] = ("sharded images", lambda of, each=each: CropsView(each, form, 3))
+        found[f"crops of two sizes {name}"] = (
+            "images",
+            lambda of, each=each: MultiCropView(each, form, 2),
+        )
+    found["turned"] = ("images", lambda of: TurnedView(form))
+    found["tiles"] = ("images", lambda of: TilesView(form, np.array([[0, 1, 2, 3], [3, 1, 2, 0]])))
     return found
 
 

@@ -19,6 +19,7 @@ SCRIPTS = {
     "gpipe": "gpipe_train",
     "segmentation": "decathlon",
     "nas": "nas_search",
+    "selfsup": "pretrain",
     "semi": "semi_train",
 }
 CONFIGS = sorted((running.PIPELINES / "configs").glob("*/*.yaml"))
@@ -97,6 +98,9 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
             tasks = dict.fromkeys(row["task"] for row in results["results"])
             each *= len(tasks) * config["folds"]["splits"]
             pictures = {f"{task}.png" for task in tasks}
+        if room == "selfsup":  # initial weights stand beside what was trained
+            labels = ["random", *labels]
+            pictures |= {"probe.png"} | {f"neighbours_{label}.png" for label in labels}
         if room == "nas":  # what was found is in the table, and the best of it is the subject
             found = json.loads((tmp_path / "genotypes.json").read_text())["genotypes"]
             labels = [*found, *labels[:-1], "random"]

@@ -1,0 +1,238 @@
+"""Images whose labels nobody looks at until the end: what self-supervised learning reads."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from raykb.assembly.builder import Config, Data, network_of
+from raykb.assembly.supervised import Supervised
+from raykb.config import Problems, build
+from raykb.config.schema import Table
+from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
+from raykb.data.crops import CROPS, RandomCrops
+from raykb.data.feed import InPlace
+from raykb.data.image_views import ClassifierView
+from raykb.data.images import ImageSet
+from raykb.data.order import Shuffled
+from raykb.data.sharded_images import ShardedImages
+from raykb.data.source import Source, View
+from raykb.data.unlabelled import UnlabelledImages
+from raykb.data.views import VIEWS, ImageView
+from raykb.engine.assemble import evaluated, evaluating
+from raykb.engine.loop import Evaluated, Feed, Training, Worker
+from raykb.engine.objective import Objective
+from raykb.engine.recipe import Recipe
+from raykb.engine.seeding import stream_seed
+from raykb.evaluate.features import FrozenFeatures
+from raykb.evaluate.knn import KNN
+from raykb.evaluate.linear_probe import LinearProbe
+from raykb.models import MODELS
+from raykb.selfsup.batch import MultiCropBatch, PretextBatch, ViewsBatch
+
+
+def _pretext(objective: Any, crops: RandomCrops, form: ImageView) -> View:
+    if hasattr(objective, "orders"):
+        return TilesView(form, objective.orders)
+    return TurnedView(form)
+
+
+SEEN: dict[type[Any], Callable[[Any, RandomCrops, ImageView], View]] = {
+    ViewsBatch: lambda objective, crops, form: CropsView(crops, form),
+    MultiCropBatch: lambda objective, crops, form: MultiCropView(
+        crops, form, objective.local_views
+    ),
+    PretextBatch: _pretext,
+}
+"""The view that makes each kind of batch, of the objective that asks for it."""
+
+
+def view_of(objective: Objective, config: Config) -> View:
+    """Return the view that makes the batches of an objective.
+
+    Args:
+        objective: a self-supervised one.
+        config: the sections ``crops`` and ``view``.
+
+    Raises:
+        ValueError: nothing makes such batches.
+    """
+    if objective.sees not in SEEN:
+        raise ValueError(
+            f"{type(objective).__name__} learns from a {objective.sees.__name__}, which nothing "
+            f"makes; must be one of {', '.join(kind.__name__ for kind in SEEN)}"
+        )
+    return SEEN[objective.sees](
+        objective, build(CROPS, config["crops"]), build(VIEWS, config["view"])
+    )
+
+
+@dataclass(frozen=True)
+class SelfSupervised:
+    """Data that were opened; no image is decoded yet, but for one.
+
+    Attributes:
+        labelled: the data set that features are judged by; its training images are learnt from
+            where no others are given.
+        unlabelled: the settings of others.
+        examples: the others; None where there are none.
+    """
+
+    labelled: Supervised
+    unlabelled: UnlabelledImages
+    examples: ShardedImages | None
+
+    @classmethod
+    def opened(cls, config: Config, problems: Problems) -> "SelfSupervised":
+        """Open the data set, and the other images.
+
+        Args:
+            config: the sections ``data`` and ``unlabelled``.
+            problems: take what is wrong.
+
+        Raises:
+            ConfigError: something cannot be opened; all that is wrong is named.
+        """
+        unlabelled = build(UnlabelledImages, config["unlabelled"], ratio=1)
+        examples = None
+        with problems.at("data", config["data"]):
+            labelled = Supervised.opened(config["data"])
+        if unlabelled.paths is not None:
+            with problems.at("unlabelled", config["unlabelled"]):
+                examples = unlabelled.examples(seed=0)
+        problems.refuse("this run cannot be")
+        if examples is not None and examples.shape != labelled.shape:
+            problems.add(
+                f"unlabelled: images have the shape {examples.shape}, those of the data set "
+                f"{labelled.shape}; set image_size and channels of both, to the same"
+            )
+        return cls(labelled, unlabelled, examples)
+
+    @property
+    def count(self) -> int:
+        """Images that are learnt from."""
+        return len(self.labelled.train if self.examples is None else self.examples)
+
+    @property
+    def stand_in(self) -> Data:
+        """What a rehearsal has to know of it."""
+        return Data(
+            feed=None,
+            samples=self.count,
+            classes=len(self.labelled.train.classes),
+            channels=self.labelled.shape[0],
+            supervised=False,
+        )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What must be the same where a run goes on; else a step would see other images."""
+        digest = None if self.examples is None else self.examples.digest
+        return {"schema": 1, "images": self.count, "digest": digest}
+
+    def view(self, objective: Objective, config: Config) -> View:
+        """Return the view that makes the batches of an objective, which has made one of them.
+
+        Raises:
+            ValueError: it cannot be made of these images.
+        """
+        view = view_of(objective, config)
+        images = {"images": torch.zeros(1, *self.labelled.shape, dtype=torch.uint8)}
+        view.finish(view.train(images, np.zeros(1, np.int64), 0, 0))
+        return view
+
+    def stream(
+        self, config: Config, view: View, seed: int, transports: Table, **how: Any
+    ) -> Feed | None:
+        """Return the feed of the other images; None where there are none.
+
+        Args:
+            config: the sections ``stream`` and ``recipe``.
+            view: makes the batches.
+            seed: of the training.
+            transports: the table that ``stream`` is a row of.
+            how: what else a transport takes of the program.
+        """
+        if self.examples is None:
+            return None
+        own, batch = stream_seed(seed, "unlabelled"), build(Recipe, config["recipe"]).batch_size
+        source = self.unlabelled.source(self.examples.seeded(own), view, batch, own)
+        feed: Feed = build(transports, config["stream"], source=source, **how)
+        return feed
+
+
+def self_supervised_data(
+    *,
+    config: Config,
+    seed: int,
+    train: ImageSet,
+    test: ImageSet,
+    view: View,
+    unlabelled: Feed | None,
+    samples: int,
+) -> Data:
+    """Return images without labels, and labelled ones to judge the features by.
+
+    Args:
+        config: the sections ``view``, ``recipe``, ``linear_probe`` and ``knn``.
+        seed: of order and views.
+        train: images to learn from where there is no stream; their labels are for evaluations.
+        test: images to evaluate on.
+        view: makes the batches of the objective.
+        unlabelled: the stream of other images, or None.
+        samples: images that are learnt from.
+    """
+    recipe, own = build(Recipe, config["recipe"]), stream_seed(seed, "unlabelled")
+    order = Shuffled(len(train), recipe.batch_size, own, keep_last=recipe.keep_last)
+    feed = unlabelled or InPlace(Source(train, order, view, own, "trainer"))
+    protocols = {
+        "linear_probe": build(LinearProbe, config["linear_probe"]),
+        "knn": build(KNN, config["knn"]),
+    }
+    plain = ClassifierView(build(VIEWS, config["view"]))
+    return Data(
+        feed=feed,
+        samples=samples,
+        classes=len(test.classes),
+        channels=test.images.shape[1],
+        evaluations={"": FrozenFeatures(train, test, plain, protocols)},
+        supervised=False,
+    )
+
+
+def untrained(
+    worker: Worker,
+    *,
+    config: Config,
+    seed: int,
+    models: Mapping[str, Callable[..., torch.nn.Module]] = MODELS,
+    **arguments: Any,
+) -> Training:
+    """Return a training without a step: what the initial weights are worth.
+
+    Args:
+        worker: its place.
+        config: the section ``model``, and those of :func:`self_supervised_data`.
+        seed: of the trainings that it stands beside; the caller seeds the network's weights.
+        models: the table that ``model`` is a row of.
+        arguments: for :func:`self_supervised_data`.
+    """
+    given = self_supervised_data(config=config, seed=seed, **arguments)
+    network = network_of(config, given, models).to(worker.device)
+
+    def evaluate(split: str) -> Evaluated:
+        if worker.rank:
+            return Evaluated({})
+        with evaluating(network):
+            return evaluated(given.evaluations, network, worker.device, split)
+
+    return Training(
+        step=lambda batch, number: {},
+        update=lambda step: {},
+        batches=lambda start: [],
+        steps=0,
+        parts={"model": network},
+        evaluate=evaluate,
+    )

@@ -1,0 +1,96 @@
+"""What features are worth over the steps, and what lies next to what."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from raykb.metrics.names import metric
+from raykb.report.figures import COLOURS, GREEN, GREY, RED, plain_figure
+from raykb.report.told import Told
+
+
+def probe_curves(trainings: Sequence[Told], name: str) -> Figure:
+    """Draw a metric over the steps: a line a label, the range of its seeds as a band.
+
+    What took no step is a level, from which the other lines begin if there is one.
+
+    Args:
+        trainings: in any order of labels and seeds.
+        name: of the metric, as ``"test/knn/top1"``; on the way it is ``"valid/knn/top1"``.
+    """
+    figure, axes = plain_figure(6.4, 3.6)
+    shown, colours = metric(name), iter(itertools.cycle(COLOURS))
+    initial = [told for told in trainings if not told.steps]
+    starts = {told.seed: told.metrics[name] for told in initial}
+    for label, own in _by_label(initial):
+        level = shown.scale * float(np.mean([told.metrics[name] for told in own]))
+        axes.axhline(level, color=GREY, linestyle="dashed", linewidth=1.2, label=label)
+    one = len(_by_label(initial)) == 1
+    for label, own in _by_label([told for told in trainings if told.steps]):
+        curves = {told.seed: _curve(told, name, starts if one else {}) for told in own}
+        table = shown.scale * pd.DataFrame(curves)  # a row a step, a column a seed
+        colour, mean = next(colours), table.mean(axis=1)
+        axes.plot(mean.index, mean, "o-", color=colour, markersize=3, label=label)
+        low, high = table.min(axis=1), table.max(axis=1)
+        axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="step", ylabel=shown.heading)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _by_label(trainings: Sequence[Told]) -> list[tuple[str, list[Told]]]:
+    """Return the trainings of each label, as it is shown."""
+    labels = dict.fromkeys(told.label for told in trainings)
+    own = {label: [told for told in trainings if told.label == label] for label in labels}
+    return [(label.replace("_", " "), found) for label, found in own.items()]
+
+
+def _curve(told: Told, name: str, starts: Mapping[int, float]) -> "pd.Series[float]":
+    """Return a metric by step, from that of the initial weights to that of the end."""
+    values = {0: starts[told.seed]} if told.seed in starts else {}
+    values |= dict(told.history.get(name.replace("test/", "valid/", 1), []))
+    return pd.Series(values | {told.steps: told.metrics[name]}, dtype=float).sort_index()
+
+
+def neighbours(
+    found: Mapping[str, Sequence[Any]],
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    classes: Sequence[str],
+    *,
+    title: str,
+) -> Figure:
+    """Draw images, one a row, and beside each its nearest; the frame says if the class is its own.
+
+    Args:
+        found: ``queries``, positions of test images, and of each its ``nearest`` training images.
+        train: images (N, C, H, W) uint8 and labels (N,).
+        test: the same of what is asked for.
+        classes: their names.
+        title: of the picture.
+    """
+    count = len(found["nearest"][0])
+    size = (1.1 * (count + 1), 1.25 * len(found["queries"]) + 0.4)  # inches
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(found["queries"]), count + 1, squeeze=False)
+    for row, query, nearest in zip(panels, found["queries"], found["nearest"], strict=True):
+        label = test[1][query]
+        _draw(row[0], test[0][query], classes[label], GREY)
+        for panel, key in zip(row[1:], nearest, strict=True):
+            own = train[1][key]
+            _draw(panel, train[0][key], classes[own], GREEN if own == label else RED)
+    figure.suptitle(title, fontsize=8)
+    return figure
+
+
+def _draw(panel: Any, image: np.ndarray, name: str, colour: str) -> None:
+    shown = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+    panel.imshow(shown, cmap="gray", vmin=0, vmax=255)
+    panel.set(xticks=[], yticks=[])
+    panel.set_title(name, fontsize=6, color=colour, pad=2)
+    panel.spines[:].set(color=colour, linewidth=1.5)
