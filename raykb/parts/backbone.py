@@ -6,8 +6,10 @@ method can take the features between them, and a method that needs more says whi
     features   (N, width)          what the classifier takes of an image, as most methods do
     maps       (N, C, h, w)        with places: regions, attention, class evidence
     tokens     (N, T, width)       of a transformer
+    patches    embed, encode       of a transformer some of whose patches are hidden from it
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -43,6 +45,33 @@ class WithTokens(Backbone, Protocol):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Return the last tokens (N, T, width) of images."""
+        ...
+
+
+@runtime_checkable
+class WithPatches(WithTokens, Protocol):
+    """A transformer in two parts, so that patches can be hidden or replaced between them.
+
+    What it makes of images is ``encode(embed(images) + positions(images))``.
+    """
+
+    patch: int
+    depth: int
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the patches (N, T, width) of images, row by row, that know no positions."""
+        ...
+
+    def positions(self, images: Tensor) -> Tensor:
+        """Return the positions (1, T, width) of the patches of such images."""
+        ...
+
+    def encode(self, embedded: Tensor, *, blocks: Sequence[int] = ()) -> Tensor:
+        """Return the tokens (N, S, width) of any S patches with their positions.
+
+        ``blocks`` are those, from 1 to ``depth``, over whose outputs the mean is taken; the last
+        one where none is named.
+        """
         ...
 
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from raykb.parts.backbone import Backbone, LayeredClassifier, WithMaps, WithTokens, require
+from raykb.parts.backbone import (
+    Backbone,
+    LayeredClassifier,
+    WithMaps,
+    WithPatches,
+    WithTokens,
+    require,
+)
 
 
 def layers():
@@ -41,6 +48,7 @@ def test_what_offers_all_that_is_needed_is_returned():
         (nn.Linear(1, 1), Backbone, "classify, features, width"),
         (nn.Linear(1, 1), WithMaps, "classify, features, maps, width"),
         (layers(), WithTokens, "tokens"),
+        (layers(), WithPatches, "depth, embed, encode, patch, positions, tokens"),
     ],
 )
 def test_what_is_missing_is_named(network, offer, missing):

@@ -1,0 +1,1 @@
+"""Self-supervised learning: a method's formula in the file of its name."""
