@@ -3,16 +3,12 @@
     images ─ embed ─ + positions ─┬─ blocks ─ norm ─┬─ class token, or mean ─ features ─ logits
                   class token ────┘                 └─ tokens
 
-A block adds to its tokens what attention makes of their norm, and then what a multi-layer
-perceptron makes of the norm of that.
-
 Parameters have the names of torchvision's, whose state loads into :func:`vit_b_16`. Images of any
 size whose sides the patch divides are taken: learned positions are interpolated (the paper,
 section 3.2, bicubic).
 
 Departures: weights start as those of masked autoencoders (He et al., CVPR 2022): Xavier's uniform
-distribution, the patches' as if they were of a linear layer. Drop path (Huang et al., "Deep
-networks with stochastic depth", ECCV 2016) is DeiT's addition.
+distribution, the patches' as if they were of a linear layer. Drop path is DeiT's addition.
 """
 
 import math
@@ -24,50 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.parts.positions import sine_cosine_positions
+from raykb.parts.patches import grid
+from raykb.parts.transformer import Block, sine_cosine_positions
 
 Pool = Literal["class", "mean"]
 Positions = Literal["learned", "sine_cosine"]
-
-
-class DropPath(nn.Module):
-    """Leave a branch out for whole samples, and make the others larger so that the mean stays.
-
-    Args:
-        rate: share of the samples of a training batch.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, ...)."""
-        if not self.training or not self.rate:
-            return x
-        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * kept.to(x.dtype) / (1.0 - self.rate)
-
-
-class Block(nn.Module):
-    """Add attention and a perceptron to tokens (N, S, width)."""
-
-    def __init__(self, width: int, heads: int, *, hidden: int, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width, eps=1e-6)
-        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.ln_2 = nn.LayerNorm(width, eps=1e-6)
-        layers = {"0": nn.Linear(width, hidden), "1": nn.GELU(), "3": nn.Linear(hidden, width)}
-        self.mlp = nn.Sequential(OrderedDict(layers))  # torchvision's have dropout between
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (N, S, width)."""
-        normed = self.ln_1(x)
-        attended, _ = self.self_attention(normed, normed, normed, need_weights=False)
-        x = x + self.drop_path(attended)
-        out: Tensor = x + self.drop_path(self.mlp(self.ln_2(x)))
-        return out
 
 
 class Encoder(nn.Module):
@@ -115,6 +72,7 @@ class VisionTransformer(nn.Module):
         position: ``learned``, or fixed as ``sine_cosine``.
 
     Attributes:
+        channels: of the images.
         width: of the tokens, and of the features.
         patch: side of a patch in pixels.
         depth: number of blocks.
@@ -154,7 +112,8 @@ class VisionTransformer(nn.Module):
                 f"pool={pool!r}, position={position!r}: must be 'class' or 'mean', and 'learned' "
                 "or 'sine_cosine'"
             )
-        self.width, self.patch, self.depth, self.pool = width, patch, depth, pool
+        self.channels, self.pool = channels, pool
+        self.width, self.patch, self.depth = width, patch, depth
         rates = [drop_path * number / max(depth - 1, 1) for number in range(depth)]
         blocks = [Block(width, heads, hidden=mlp_ratio * width, drop_path=rate) for rate in rates]
         self.conv_proj = nn.Conv2d(channels, width, patch, patch)
@@ -170,11 +129,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: the patch does not divide the sides of the images.
         """
-        if images.shape[2] % self.patch or images.shape[3] % self.patch:
-            raise ValueError(
-                f"images: {images.shape[2]} x {images.shape[3]} pixels; the patch of {self.patch} "
-                "must divide both sides; take another patch, or set the view's size"
-            )
+        grid(images, self.patch)  # a convolution would pass over what is left
         patches: Tensor = self.conv_proj(images)  # (N, width, h, w)
         return patches.flatten(2).transpose(1, 2)
 
@@ -182,11 +137,11 @@ class VisionTransformer(nn.Module):
         """Return the positions (1, T, width) of the patches of such images."""
         own = self.encoder.pos_embedding[:, 1:]
         side = math.isqrt(own.shape[1])
-        grid = [length // self.patch for length in images.shape[2:]]
-        if grid == [side, side]:
+        rows, columns = grid(images, self.patch)
+        if (rows, columns) == (side, side):
             return own
         maps = own.transpose(1, 2).unflatten(2, (side, side))  # (1, width, side, side)
-        resized = F.interpolate(maps, grid, mode="bicubic", align_corners=False)
+        resized = F.interpolate(maps, (rows, columns), mode="bicubic", align_corners=False)
         return resized.flatten(2).transpose(1, 2)
 
     def encode(self, embedded: Tensor, *, blocks: Sequence[int] = ()) -> Tensor:

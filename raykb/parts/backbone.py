@@ -52,9 +52,15 @@ class WithTokens(Backbone, Protocol):
 class WithPatches(WithTokens, Protocol):
     """A transformer in two parts, so that patches can be hidden or replaced between them.
 
-    What it makes of images is ``encode(embed(images) + positions(images))``.
+    Its tokens are ``encode(embed(images) + positions(images))``.
+
+    Attributes:
+        channels: of the images.
+        patch: side of a patch in pixels.
+        depth: number of blocks.
     """
 
+    channels: int
     patch: int
     depth: int
 

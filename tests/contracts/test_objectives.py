@@ -17,13 +17,17 @@ from raykb.config.reading import read
 from raykb.engine.checkpoint import decode, encode
 from raykb.engine.objective import OBJECTIVES, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.seeding import generator
+from raykb.models.vit import VisionTransformer
 from raykb.parts.backbone import LayeredClassifier
+from raykb.parts.patches import hidden_count
 from raykb.segmentation import METHODS as SEGMENTATION
 from raykb.segmentation.losses import VoxelBatch
+from raykb.selfsup import METHODS as SELFSUP
+from raykb.selfsup.batch import CorruptedBatch, MaskedBatch
 from raykb.semi import METHODS as SEMI
 from raykb.semi.batch import SemiBatch
 
-TABLES = {"engine": OBJECTIVES, "segmentation": SEGMENTATION, "semi": SEMI}
+TABLES = {"engine": OBJECTIVES, "segmentation": SEGMENTATION, "selfsup": SELFSUP, "semi": SEMI}
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines/configs").glob("*/*.yaml"))
 CLASSES, STEPS = 3, 20
 IDS = torch.arange(5, 105, 7)
@@ -102,6 +106,13 @@ def classifier():
     return layers
 
 
+def transformer():
+    """Return a network of patches whose tokens alone are trained."""
+    network = VisionTransformer(CLASSES, 1, image_size=8, patch=2, width=8, depth=2, heads=2)
+    network.heads.requires_grad_(False)
+    return network
+
+
 def segmenter():
     """Return such a network that says it of each pixel."""
     layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, CLASSES, 1))
@@ -145,8 +156,23 @@ def voxels(size, numbers, objective):
     return VoxelBatch(images, torch.randint(CLASSES, (size, 4, 4), generator=numbers))
 
 
+def masked(size, numbers, objective):
+    images = 2.0 * torch.randn(size, 1, 8, 8, generator=numbers)
+    places = torch.rand(size, 16, generator=numbers).argsort(1)
+    return MaskedBatch(images, places < hidden_count(16, objective.mask_ratio), torch.arange(size))
+
+
+def corrupted(size, numbers, objective):
+    images, noise = 2.0 * torch.randn(2, size, 1, 8, 8, generator=numbers)
+    mask = torch.arange(64).view(8, 8).expand(size, 1, 8, 8) % 3 < 2
+    alien = torch.arange(size) % 2 == 1
+    return CorruptedBatch(images, torch.where(mask, noise, images), mask, alien, torch.arange(size))
+
+
 SEEN = {  # how it is made, and a network that it is for
+    CorruptedBatch: (corrupted, transformer),
     LabelledBatch: (labelled, classifier),
+    MaskedBatch: (masked, transformer),
     SemiBatch: (semi, classifier),
     VoxelBatch: (voxels, segmenter),
 }

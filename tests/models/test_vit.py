@@ -8,9 +8,9 @@ from torch import nn
 from torchvision.models import vision_transformer as theirs
 
 from raykb.models import MODELS
-from raykb.models.vit import Block, DropPath, VisionTransformer
+from raykb.models.vit import VisionTransformer
 from raykb.parts.backbone import WithPatches, require
-from raykb.parts.positions import sine_cosine_positions
+from raykb.parts.transformer import Block, DropPath, sine_cosine_positions
 
 
 def small(**options):
@@ -178,6 +178,6 @@ def test_settings_that_make_no_network_are_refused(options, message):
 
 
 def test_images_that_the_patch_does_not_divide_are_refused():
-    message = "images: 9 x 9 pixels; the patch of 2 must divide both sides"
+    message = "images: 9 x 9 pixels; squares of 2 must fill them"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         small()(images(9))

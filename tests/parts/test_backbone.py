@@ -48,7 +48,7 @@ def test_what_offers_all_that_is_needed_is_returned():
         (nn.Linear(1, 1), Backbone, "classify, features, width"),
         (nn.Linear(1, 1), WithMaps, "classify, features, maps, width"),
         (layers(), WithTokens, "tokens"),
-        (layers(), WithPatches, "depth, embed, encode, patch, positions, tokens"),
+        (layers(), WithPatches, "channels, depth, embed, encode, patch, positions, tokens"),
     ],
 )
 def test_what_is_missing_is_named(network, offer, missing):
