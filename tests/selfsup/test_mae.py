@@ -62,7 +62,7 @@ def test_nothing_is_known_of_hidden_patches():
 
 
 def test_each_prediction_stands_at_the_place_of_its_patch():
-    network, objective, batch = transformer(), method(), masked(0.5)
+    network, objective, batch = transformer(), method(mask_ratio=0.5), masked(0.5)
     objective.decoder = nn.Identity()
     said = []
     objective.decoder.register_forward_hook(lambda module, args, output: said.append(output))
@@ -91,7 +91,7 @@ def test_the_loss_is_that_of_what_is_said_and_of_normalised_pixels(normalise):
 
 def test_it_learns_to_fill_in_what_repeats():
     torch.manual_seed(0)
-    network, objective = transformer(), method(normalise=False)
+    network, objective = transformer(), method(normalise=False, mask_ratio=0.5)
     batch = masked(0.5, count=8)
     ramp = (
         torch.linspace(-1, 1, 8).expand(8, 3, 8, 8) * torch.linspace(-1, 1, 8)[:, None, None, None]
