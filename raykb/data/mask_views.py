@@ -3,7 +3,8 @@
 MaskedView      images, mask, ids                      patches chosen at random
 CorruptedView   images, corrupted, mask, alien, ids    blocks of connected cells
 
-Their settings have the names that the objective gives them.
+All are made of random crops (CROPS), uint8 on their way and normalised at the end. Their settings
+have the names that the objective gives them.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raykb.data.crop_views import normalised
+from raykb.data.crops import RandomCrops
 from raykb.data.source import Fields
 from raykb.data.views import ImageView
 from raykb.engine.seeding import keyed_uniform, stream_seed
@@ -27,20 +30,22 @@ class MaskedView:
     """Images, and which of their patches are hidden.
 
     Attributes:
-        view: crop, flip and normalisation.
+        crops: draws a crop of each image.
+        form: has mean and standard deviation; its augmentation is not used.
         patch: side of a patch in pixels.
         mask_ratio: share that is hidden, rounded up.
         unit: patches on each side of a square that is hidden as a whole.
     """
 
-    view: ImageView
+    crops: RandomCrops
+    form: ImageView
     patch: int
     mask_ratio: float
     unit: int = 1
 
     def train(self, arrays: Fields, ids: np.ndarray, seed: int, epoch: int) -> Fields:
-        """Return images (n, C, H, W) float32, mask (n, T) and ids (n,)."""
-        images = _viewed(self.view, arrays, ids, seed, epoch)
+        """Return images (n, C, S, S) uint8, mask (n, T) and ids (n,)."""
+        images = self.crops.views(arrays["images"], ids, seed, epoch, 1)[:, 0]
         rows, columns = grid(images, self.patch * self.unit)
         draws = keyed_uniform(stream_seed(seed, "mask", epoch), ids, rows * columns)
         mask = lowest(draws, hidden_count(rows * columns, self.mask_ratio))
@@ -48,12 +53,12 @@ class MaskedView:
         return {"images": images, "mask": mask.to(images.device), "ids": torch.from_numpy(ids)}
 
     def finish(self, arrays: Fields) -> Fields:
-        """Return the arrays: the view has normalised them."""
-        return arrays
+        """Return images as float32, mask and ids."""
+        return arrays | {"images": normalised(self.form, arrays["images"])}
 
     def plain(self, arrays: Fields) -> Fields:
         """Return normalised images."""
-        return arrays | {"images": self.view.plain(arrays["images"])}
+        return arrays | {"images": self.form.plain(arrays["images"])}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class CorruptedView:
     until they cover it, so that they cover somewhat more.
 
     Attributes:
-        view: crop, flip and normalisation.
+        crops: draws a crop of each image.
+        form: has mean and standard deviation; its augmentation is not used.
         align: side of a cell in pixels; blocks are made of whole ones.
         drop: greatest share of an image that noise covers, at least.
         replace: share of an image that another one covers, at least.
@@ -75,7 +81,8 @@ class CorruptedView:
         fill: what replaces pixels: normal ``noise``, or ``zeros``.
     """
 
-    view: ImageView
+    crops: RandomCrops
+    form: ImageView
     align: int
     drop: float = 0.75
     replace: float = 0.3
@@ -84,33 +91,33 @@ class CorruptedView:
     fill: Literal["noise", "zeros"] = "noise"
 
     def train(self, arrays: Fields, ids: np.ndarray, seed: int, epoch: int) -> Fields:
-        """Return images and corrupted (n, C, H, W), mask (n, 1, H, W), alien and ids (n,).
+        """Return images (n, C, S, S) uint8, noise, mask (n, 1, S, S), alien and ids (n,).
 
         Raises:
             ValueError: cells do not fill the images, or none is as short as a block.
         """
-        images = _viewed(self.view, arrays, ids, seed, epoch)
+        images = self.crops.views(arrays["images"], ids, seed, epoch, 1)[:, 0]
         choice, area = keyed_uniform(stream_seed(seed, "corruption", epoch), ids, 2).unbind(1)
         alien = choice < self.aliens  # (n,)
         low = min(0.5, self.drop)
         share = torch.where(alien, self.replace, low + area * (self.drop - low))
         mask = self._blocks(images, ids, share, seed, epoch).to(images.device)
-        filling = self._filling(images, ids, stream_seed(seed, "noise", epoch))
-        return {
-            "images": images,
-            "corrupted": torch.where(mask, filling, images),
-            "mask": mask,
-            "alien": alien.to(images.device),
-            "ids": torch.from_numpy(ids),
-        }
+        fields = {"images": images, "mask": mask, "alien": alien.to(images.device)}
+        if self.fill == "noise":
+            draws = keyed_uniform(stream_seed(seed, "noise", epoch), ids, images[0].numel())
+            normal = torch.special.ndtri(draws.clamp(min=_LEAST)).view(images.shape)
+            fields["noise"] = normal.float().to(images.device)
+        return fields | {"ids": torch.from_numpy(ids)}
 
     def finish(self, arrays: Fields) -> Fields:
-        """Return the arrays: the view has normalised them."""
-        return arrays
+        """Return images and corrupted (n, C, S, S) float32, mask, alien and ids."""
+        images, mask = normalised(self.form, arrays["images"]), arrays["mask"]
+        filling = arrays.get("noise", torch.zeros((), device=images.device))
+        return arrays | {"images": images, "corrupted": torch.where(mask, filling, images)}
 
     def plain(self, arrays: Fields) -> Fields:
         """Return normalised images."""
-        return arrays | {"images": self.view.plain(arrays["images"])}
+        return arrays | {"images": self.form.plain(arrays["images"])}
 
     def _blocks(
         self, images: Tensor, ids: np.ndarray, share: Tensor, seed: int, epoch: int
@@ -133,13 +140,6 @@ class CorruptedView:
             lot += 1
         return enlarged(mask, self.align)[:, None]
 
-    def _filling(self, images: Tensor, ids: np.ndarray, stream: int) -> Tensor:
-        if self.fill == "zeros":
-            return torch.zeros_like(images)
-        draws = keyed_uniform(stream, ids, images[0].numel()).clamp(min=_LEAST)
-        normal: Tensor = torch.special.ndtri(draws).view(images.shape)
-        return normal.to(images)
-
 
 def lowest(draws: Tensor, count: int) -> Tensor:
     """Return which draws (n, T) are the ``count`` lowest of their row, (n, T) bool."""
@@ -160,8 +160,3 @@ def _block(draws: Tensor, sides: tuple[int, int], longest: list[int]) -> Tensor:
 def _covered(mask: Tensor) -> Tensor:
     """Return the share of each mask (n, h, w) that is set, (n,)."""
     return mask.flatten(1).double().mean(1)
-
-
-def _viewed(view: ImageView, arrays: Fields, ids: np.ndarray, seed: int, epoch: int) -> Tensor:
-    uniforms = keyed_uniform(stream_seed(seed, "view", epoch), ids, view.draws)
-    return view(arrays["images"], uniforms)

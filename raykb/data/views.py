@@ -37,6 +37,14 @@ class ImageView(Protocol):
     def draws(self) -> int:
         """Uniform numbers needed for each image."""
 
+    @property
+    def mean(self) -> Sequence[float]:
+        """Of the channels, for values in [0, 1]; one number each, or one for all."""
+
+    @property
+    def std(self) -> Sequence[float]:
+        """The same for the standard deviation."""
+
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """Return the training view, (N, C, H', W') float32, given (N, draws) float64 in [0, 1)."""
 
@@ -84,7 +92,7 @@ class CropFlipView:
     def plain(self, images: Tensor) -> Tensor:
         """Return the images normalised, without crop, flip or Cutout."""
         _check_images(images, self.mean, self.std)
-        return _normalise(images.float().div_(255), self.mean, self.std)
+        return normalise(images.float().div_(255), self.mean, self.std)
 
     def _view(self, images: Tensor, uniforms: Tensor) -> Tensor:
         height, width = images.shape[2:]
@@ -94,7 +102,7 @@ class CropFlipView:
         if self.flip:
             x = torch.where(flip < 0.5, x.flip(1), x)
         x = _whole(crop_x, 2 * self.padding + 1) + x  # (N, W)
-        out = _normalise(_gather(images, y, x, self.padding).float().div_(255), self.mean, self.std)
+        out = normalise(_gather(images, y, x, self.padding).float().div_(255), self.mean, self.std)
         if self.cutout:
             inside_y = _near(_whole(hole_y, height), self.cutout // 2, height)
             inside_x = _near(_whole(hole_x, width), self.cutout // 2, width)
@@ -165,7 +173,7 @@ class ResizedCropView:
             strength = normal * self.lighting * torch.tensor(_EIGENVALUES, dtype=torch.float64)
             noise = strength @ torch.tensor(_EIGENVECTORS, dtype=torch.float64).T  # (N, RGB)
             out.add_(noise.to(out)[:, :, None, None])
-        return _normalise(out, self.mean, self.std)
+        return normalise(out, self.mean, self.std)
 
     def plain(self, images: Tensor) -> Tensor:
         """Return the centre ``size`` x ``size`` of images whose short side is ``size + 32``."""
@@ -177,19 +185,11 @@ class ResizedCropView:
         )
         top, left = (height - self.size) // 2, (width - self.size) // 2
         centre = resized[:, :, top : top + self.size, left : left + self.size]
-        return _normalise(centre.div(255).clamp_(0, 1), self.mean, self.std)
+        return normalise(centre.div(255).clamp_(0, 1), self.mean, self.std)
 
     def boxes(self, uniforms: Tensor, height: int, width: int) -> Tensor:
         """Return the crops' (top, left, height, width), (N, 4) float64 whole numbers of pixels."""
-        share, shape, y, x = uniforms[:, :4].unbind(1)
-        area = height * width * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        ratio = torch.exp(low + shape * (high - low))
-        ratio = ratio.clamp(area / height**2, width**2 / area)  # width <= W and height <= H
-        tall = torch.sqrt(area / ratio).round().clamp(1, height)
-        wide = torch.sqrt(area * ratio).round().clamp(1, width)
-        top, left = _whole(y, height - tall + 1), _whole(x, width - wide + 1)
-        return torch.stack([top.double(), left.double(), tall, wide], dim=1)
+        return crop_boxes(uniforms[:, :4], height, width, self.scale, self.ratio)
 
     def _crop(self, images: Tensor, uniforms: Tensor) -> Tensor:
         height, width = images.shape[2:]
@@ -228,6 +228,33 @@ class ResizedCropView:
 VIEWS = {"crop_flip": CropFlipView, "resized_crop": ResizedCropView}
 
 
+def crop_boxes(
+    uniforms: Tensor,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Tensor:
+    """Return (top, left, height, width) of random crops, (N, 4) float64 whole numbers of pixels.
+
+    Args:
+        uniforms: (N, 4) in [0, 1): of area, ratio, y and x.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        scale: least and greatest share of the image's area.
+        ratio: least and greatest width / height, log-uniform, clamped to what the area lets fit.
+    """
+    share, shape, y, x = uniforms.unbind(1)
+    area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    drawn = torch.exp(low + shape * (high - low))
+    drawn = drawn.clamp(area / height**2, width**2 / area)  # width <= W and height <= H
+    tall = torch.sqrt(area / drawn).round().clamp(1, height)
+    wide = torch.sqrt(area * drawn).round().clamp(1, width)
+    top, left = _whole(y, height - tall + 1), _whole(x, width - wide + 1)
+    return torch.stack([top.double(), left.double(), tall, wide], dim=1)
+
+
 def _whole(uniform: Tensor, count: Tensor | int) -> Tensor:
     """Return whole numbers, each of 0 to count - 1 as likely as the others."""
     return (uniform * count).long()
@@ -256,8 +283,8 @@ def _grey(images: Tensor) -> Tensor:
     return (images * weights).sum(1, keepdim=True)  # (N, 1, H, W)
 
 
-def _normalise(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalise float32 values in [0, 1], in place."""
+def normalise(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalise float32 values (…, C, H, W) in [0, 1], in place."""
     centre, spread = (torch.tensor(s, device=values.device).view(-1, 1, 1) for s in (mean, std))
     return values.sub_(centre).div_(spread)
 

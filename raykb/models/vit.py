@@ -123,6 +123,11 @@ class VisionTransformer(nn.Module):
         self.apply(_initialise)
         nn.init.normal_(self.class_token, std=0.02)
 
+    @property
+    def map_width(self) -> int:
+        """Channels of the maps."""
+        return self.width
+
     def embed(self, images: Tensor) -> Tensor:
         """Return the patches (N, T, width) of images, row by row, that know no positions.
 
@@ -157,6 +162,11 @@ class VisionTransformer(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Return the last tokens (N, T, width) of the patches of images."""
         return self.encode(self.embed(images) + self.positions(images))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return the last tokens where their patches are, (N, width, h, w)."""
+        maps: Tensor = self.tokens(images).transpose(1, 2).unflatten(2, grid(images, self.patch))
+        return maps
 
     def features(self, images: Tensor) -> Tensor:
         """Return the class token, or the mean of the patches' tokens, (N, width)."""

@@ -9,6 +9,7 @@ method can take the features between them, and a method that needs more says whi
     patches    embed, encode       of a transformer some of whose patches are hidden from it
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,7 +33,9 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class WithMaps(Backbone, Protocol):
-    """A backbone whose features come of maps."""
+    """A backbone whose features come of maps, which have ``map_width`` channels."""
+
+    map_width: int
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the last maps (N, C, h, w) of images."""
@@ -123,10 +126,24 @@ class LayeredClassifier(nn.Sequential):
         logits: Tensor = self[-1](features)
         return logits
 
+    @property
+    def map_width(self) -> int:
+        """Channels of the maps, as the first linear layer after their pooling takes them."""
+        pooling, *after = list(self)[self._pooling() :]
+        linear: Any = next(layer for layer in after if isinstance(layer, nn.Linear))
+        size: Any = pooling.output_size
+        places = math.prod(size if isinstance(size, tuple) else (size, size))
+        return int(linear.in_features) // places
+
     def maps(self, images: Tensor) -> Tensor:
         """Return what the pooling takes that comes before the features, (N, C, h, w)."""
-        pooling = max(n for n, layer in enumerate(self) if isinstance(layer, nn.AdaptiveAvgPool2d))
-        return self._through(images, 0, pooling)
+        return self._through(images, 0, self._pooling())
+
+    def _pooling(self) -> int:
+        found = [n for n, layer in enumerate(self) if isinstance(layer, nn.AdaptiveAvgPool2d)]
+        if not found:
+            raise AttributeError("network: no adaptive pooling among its layers, and so no maps")
+        return found[-1]
 
     def _through(self, values: Tensor, first: int, last: int) -> Tensor:
         for layer in list(self)[first:last]:

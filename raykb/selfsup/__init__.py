@@ -6,10 +6,12 @@
 from raykb.engine.objective import Objective
 from raykb.selfsup.gmml import GMML
 from raykb.selfsup.mae import MAE
+from raykb.selfsup.scrl import SCRL
 from raykb.selfsup.simmim import SimMIM
 
 METHODS: dict[str, type[Objective]] = {
     "mae": MAE,
     "simmim": SimMIM,
     "gmml": GMML,
+    "scrl": SCRL,
 }

@@ -23,7 +23,7 @@ from raykb.parts.patches import hidden_count
 from raykb.segmentation import METHODS as SEGMENTATION
 from raykb.segmentation.losses import VoxelBatch
 from raykb.selfsup import METHODS as SELFSUP
-from raykb.selfsup.batch import CorruptedBatch, MaskedBatch
+from raykb.selfsup.batch import BoxesBatch, CorruptedBatch, MaskedBatch
 from raykb.semi import METHODS as SEMI
 from raykb.semi.batch import SemiBatch
 
@@ -33,6 +33,10 @@ CLASSES, STEPS = 3, 20
 IDS = torch.arange(5, 105, 7)
 
 WAITS = {
+    "selfsup/scrl": [
+        # batch norm is of the images with regions in common alone, as many as there are
+        "raykb/selfsup/scrl.py forward: how many are not zero"
+    ],
     "semi/freematch": [
         # L_f is of the confident alone, and a mean with zeros between them is rounded otherwise
         "raykb/semi/freematch.py fairness: how many are not zero"
@@ -113,6 +117,19 @@ def transformer():
     return network
 
 
+def mapped():
+    """Return a network whose maps alone are trained."""
+    layers = LayeredClassifier(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, CLASSES),
+    )
+    layers[-1].requires_grad_(False)
+    return layers
+
+
 def segmenter():
     """Return such a network that says it of each pixel."""
     layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, CLASSES, 1))
@@ -169,7 +186,15 @@ def corrupted(size, numbers, objective):
     return CorruptedBatch(images, torch.where(mask, noise, images), mask, alien, torch.arange(size))
 
 
+def boxes(size, numbers, objective):
+    views = 2.0 * torch.randn(size, 2, 1, 4, 4, generator=numbers)
+    first = 2.0 * torch.rand(size, 2, objective.count, 2, generator=numbers)
+    valid = torch.arange(size) % 3 < 2  # not of all images
+    return BoxesBatch(views, torch.cat([first, first + 2.0], 3), valid, torch.arange(size))
+
+
 SEEN = {  # how it is made, and a network that it is for
+    BoxesBatch: (boxes, mapped),
     CorruptedBatch: (corrupted, transformer),
     LabelledBatch: (labelled, classifier),
     MaskedBatch: (masked, transformer),

@@ -12,10 +12,13 @@ import torch
 
 from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.augment.policy import Policy
+from raykb.data.box_views import BoxesView
+from raykb.data.crops import CROPS
 from raykb.data.decathlon import read_task
 from raykb.data.decoding import encode_png
 from raykb.data.image_views import ClassifierView, WeakStrongView, WeakView
 from raykb.data.images import ImageSet
+from raykb.data.mask_views import CorruptedView, MaskedView
 from raykb.data.order import Endless
 from raykb.data.parquet import write_shards
 from raykb.data.phantoms import write_phantoms
@@ -130,6 +133,13 @@ def views():
                     pair(strong_views=strong), form
                 ),
             )
+    crops = CROPS["simclr"]()
+    for name, hiding in {
+        "masked": MaskedView(crops, form, 4, 0.5),
+        "corrupted": CorruptedView(crops, form, 3),
+        "boxes": BoxesView(crops, form, count=3, least=3, jitter=0.1),
+    }.items():
+        found[name] = ("sharded images", lambda of, hiding=hiding: hiding)
     found["patches"] = ("volumes", lambda of: PatchView(of, (4, 8, 8)))
     return found
 

@@ -90,6 +90,7 @@ def test_features_and_what_they_come_of_have_the_axes_that_they_say(name: str):
     if isinstance(model, WithMaps):
         count, channels, _, _ = model.maps(images).shape
         assert count == 2
+        assert channels == model.map_width
         assert model.width % channels == 0  # the places that are left by the pooling
     if isinstance(model, WithTokens):
         tokens = model.tokens(images).shape

@@ -1,11 +1,13 @@
 """A small network with patches, and batches for methods that fill in."""
 
 import torch
+from torch import nn
 
 from raykb.engine.objective import Task
 from raykb.models.vit import VisionTransformer
+from raykb.parts.backbone import LayeredClassifier
 from raykb.parts.patches import hidden_count
-from raykb.selfsup.batch import CorruptedBatch, MaskedBatch
+from raykb.selfsup.batch import BoxesBatch, CorruptedBatch, MaskedBatch
 
 PATCH, SIDE = 2, 8
 
@@ -17,6 +19,20 @@ def transformer(seed=0, channels=3, **options):
     network = VisionTransformer(3, channels, **settings)
     network.heads.requires_grad_(False)
     return network
+
+
+def convolutions(seed=0):
+    """Return a network with maps, whose classifier is not trained."""
+    torch.manual_seed(seed)
+    layers = LayeredClassifier(
+        nn.Conv2d(3, 4, 3, 2, padding=1),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+    layers[-1].requires_grad_(False)
+    return layers
 
 
 def task(network=None, steps=20):
@@ -43,3 +59,13 @@ def corrupted(count=4, seed=1):
     noise = torch.randn(clean.shape, generator=numbers)
     alien = torch.arange(count) % 2 == 0
     return CorruptedBatch(clean, torch.where(mask, noise, clean), mask, alien, torch.arange(count))
+
+
+def boxed(count=4, seed=1, boxes=3, valid=None):
+    """Return a batch of two views and boxes of any regions."""
+    numbers = torch.Generator().manual_seed(seed)
+    views = torch.randn(count, 2, 3, SIDE, SIDE, generator=numbers)
+    first = 4 * torch.rand(count, 2, boxes, 2, generator=numbers)
+    sides = 2 + 2 * torch.rand(count, 2, boxes, 2, generator=numbers)
+    valid = torch.ones(count, dtype=torch.bool) if valid is None else torch.tensor(valid)
+    return BoxesBatch(views, torch.cat([first, first + sides], 3), valid, torch.arange(count))
