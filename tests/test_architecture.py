@@ -46,7 +46,7 @@ PLAN: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"metrics"}, SCIENCE),
     "metrics": (set(), SCIENCE),
     "parts": (set(), SCIENCE),
-    "data": ({"config", "engine"}, SCIENCE),
+    "data": ({"config", "engine", "parts"}, SCIENCE),
     "models": ({"parts"}, TORCH),
     "engine": ({"parts"}, TORCH),
     "gpipe": ({"parts", "engine"}, TORCH),

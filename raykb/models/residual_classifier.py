@@ -14,6 +14,11 @@ class ResidualClassifier(ResNet):  # type: ignore[misc]  # torchvision is not ty
         """Width of the features."""
         return int(self.fc.in_features)
 
+    @property
+    def map_width(self) -> int:
+        """Channels of the maps."""
+        return self.width
+
     def maps(self, images: Tensor) -> Tensor:
         """Return the last maps (N, width, h, w)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))

@@ -6,8 +6,11 @@ method can take the features between them, and a method that needs more says whi
     features   (N, width)          what the classifier takes of an image, as most methods do
     maps       (N, C, h, w)        with places: regions, attention, class evidence
     tokens     (N, T, width)       of a transformer
+    patches    embed, encode       of a transformer some of whose patches are hidden from it
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,7 +34,9 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class WithMaps(Backbone, Protocol):
-    """A backbone whose features come of maps."""
+    """A backbone whose features come of maps, which have ``map_width`` channels."""
+
+    map_width: int
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the last maps (N, C, h, w) of images."""
@@ -44,6 +49,39 @@ class WithTokens(Backbone, Protocol):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Return the last tokens (N, T, width) of images."""
+        ...
+
+
+@runtime_checkable
+class WithPatches(WithTokens, Protocol):
+    """A transformer in two parts, so that patches can be hidden or replaced between them.
+
+    Its tokens are ``encode(embed(images) + positions(images))``.
+
+    Attributes:
+        channels: of the images.
+        patch: side of a patch in pixels.
+        depth: number of blocks.
+    """
+
+    channels: int
+    patch: int
+    depth: int
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the patches (N, T, width) of images, row by row, that know no positions."""
+        ...
+
+    def positions(self, images: Tensor) -> Tensor:
+        """Return the positions (1, T, width) of the patches of such images."""
+        ...
+
+    def encode(self, embedded: Tensor, *, blocks: Sequence[int] = ()) -> Tensor:
+        """Return the tokens (N, S, width) of any S patches with their positions.
+
+        ``blocks`` are those, from 1 to ``depth``, over whose outputs the mean is taken; the last
+        one where none is named.
+        """
         ...
 
 
@@ -103,10 +141,24 @@ class LayeredClassifier(nn.Sequential):
         logits: Tensor = self[-1](features)
         return logits
 
+    @property
+    def map_width(self) -> int:
+        """Channels of the maps, as the first linear layer after their pooling takes them."""
+        pooling, *after = list(self)[self._pooling() :]
+        linear: Any = next(layer for layer in after if isinstance(layer, nn.Linear))
+        size: Any = pooling.output_size
+        places = math.prod(size if isinstance(size, tuple) else (size, size))
+        return int(linear.in_features) // places
+
     def maps(self, images: Tensor) -> Tensor:
         """Return what the pooling takes that comes before the features, (N, C, h, w)."""
-        pooling = max(n for n, layer in enumerate(self) if isinstance(layer, nn.AdaptiveAvgPool2d))
-        return self._through(images, 0, pooling)
+        return self._through(images, 0, self._pooling())
+
+    def _pooling(self) -> int:
+        found = [n for n, layer in enumerate(self) if isinstance(layer, nn.AdaptiveAvgPool2d)]
+        if not found:
+            raise AttributeError("network: no adaptive pooling among its layers, and so no maps")
+        return found[-1]
 
     def _through(self, values: Tensor, first: int, last: int) -> Tensor:
         for layer in list(self)[first:last]:

@@ -8,11 +8,15 @@ from raykb.selfsup.barlow_twins import BarlowTwins
 from raykb.selfsup.byol import BYOL
 from raykb.selfsup.dcl import DCL
 from raykb.selfsup.dino import DINO
+from raykb.selfsup.gmml import GMML
 from raykb.selfsup.jigsaw import Jigsaw
+from raykb.selfsup.mae import MAE
 from raykb.selfsup.moco import MoCo
 from raykb.selfsup.nnclr import NNCLR
 from raykb.selfsup.rotation import Rotation
+from raykb.selfsup.scrl import SCRL
 from raykb.selfsup.simclr import SimCLR
+from raykb.selfsup.simmim import SimMIM
 from raykb.selfsup.simsiam import SimSiam
 from raykb.selfsup.swav import SwAV
 from raykb.selfsup.vicreg import VICReg
@@ -28,6 +32,10 @@ METHODS: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
     "vicreg": VICReg,
     "dino": DINO,
+    "scrl": SCRL,
+    "mae": MAE,
+    "simmim": SimMIM,
+    "gmml": GMML,
     "rotation": Rotation,
     "jigsaw": Jigsaw,
 }

@@ -17,11 +17,20 @@ from raykb.config.reading import read
 from raykb.engine.checkpoint import decode, encode
 from raykb.engine.objective import OBJECTIVES, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.seeding import generator
+from raykb.models.vit import VisionTransformer
 from raykb.parts.backbone import LayeredClassifier
+from raykb.parts.patches import hidden_count
 from raykb.segmentation import METHODS as SEGMENTATION
 from raykb.segmentation.losses import VoxelBatch
 from raykb.selfsup import METHODS as SELFSUP
-from raykb.selfsup.batch import MultiCropBatch, PretextBatch, ViewsBatch
+from raykb.selfsup.batch import (
+    BoxesBatch,
+    CorruptedBatch,
+    MaskedBatch,
+    MultiCropBatch,
+    PretextBatch,
+    ViewsBatch,
+)
 from raykb.semi import METHODS as SEMI
 from raykb.semi.batch import SemiBatch
 
@@ -31,6 +40,10 @@ CLASSES, STEPS = 3, 20
 IDS = torch.arange(5, 105, 7)
 
 WAITS = {
+    "selfsup/scrl": [
+        # batch norm is of the images with regions in common alone, as many as there are
+        "raykb/selfsup/scrl.py forward: how many are not zero"
+    ],
     "semi/freematch": [
         # L_f is of the confident alone, and a mean with zeros between them is rounded otherwise
         "raykb/semi/freematch.py fairness: how many are not zero"
@@ -111,6 +124,26 @@ def backbone():
     return layers
 
 
+def transformer():
+    """Return a network of patches whose tokens alone are trained."""
+    network = VisionTransformer(CLASSES, 1, image_size=8, patch=2, width=8, depth=2, heads=2)
+    network.heads.requires_grad_(False)
+    return network
+
+
+def mapped():
+    """Return a network whose maps alone are trained."""
+    layers = LayeredClassifier(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, CLASSES),
+    )
+    layers[-1].requires_grad_(False)
+    return layers
+
+
 def segmenter():
     """Return such a network that says it of each pixel."""
     layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, CLASSES, 1))
@@ -171,10 +204,33 @@ def pretext(size, numbers, objective):
     return PretextBatch(images, labels, torch.arange(size))
 
 
+def masked(size, numbers, objective):
+    images = 2.0 * torch.randn(size, 1, 8, 8, generator=numbers)
+    places = torch.rand(size, 16, generator=numbers).argsort(1)
+    return MaskedBatch(images, places < hidden_count(16, objective.mask_ratio), torch.arange(size))
+
+
+def corrupted(size, numbers, objective):
+    images, noise = 2.0 * torch.randn(2, size, 1, 8, 8, generator=numbers)
+    mask = torch.arange(64).view(8, 8).expand(size, 1, 8, 8) % 3 < 2
+    alien = torch.arange(size) % 2 == 1
+    return CorruptedBatch(images, torch.where(mask, noise, images), mask, alien, torch.arange(size))
+
+
+def boxes(size, numbers, objective):
+    views = 2.0 * torch.randn(size, 2, 1, 4, 4, generator=numbers)
+    first = 2.0 * torch.rand(size, 2, objective.count, 2, generator=numbers)
+    valid = torch.arange(size) % 3 < 2  # not of all images
+    return BoxesBatch(views, torch.cat([first, first + 2.0], 3), valid, torch.arange(size))
+
+
 SEEN = {  # how it is made, and a network that it is for
+    BoxesBatch: (boxes, mapped),
+    CorruptedBatch: (corrupted, transformer),
     LabelledBatch: (labelled, classifier),
     MultiCropBatch: (crops, backbone),
     PretextBatch: (pretext, backbone),
+    MaskedBatch: (masked, transformer),
     SemiBatch: (semi, classifier),
     ViewsBatch: (several_views, backbone),
     VoxelBatch: (voxels, segmenter),

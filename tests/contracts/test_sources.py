@@ -12,12 +12,14 @@ import torch
 
 from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.augment.policy import Policy
+from raykb.data.box_views import BoxesView
 from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
 from raykb.data.crops import CROPS
 from raykb.data.decathlon import read_task
 from raykb.data.decoding import encode_png
 from raykb.data.image_views import ClassifierView, WeakStrongView, WeakView
 from raykb.data.images import ImageSet
+from raykb.data.mask_views import CorruptedView, MaskedView
 from raykb.data.order import Endless
 from raykb.data.parquet import write_shards
 from raykb.data.phantoms import write_phantoms
@@ -148,6 +150,13 @@ def views():
         )
     found["turned"] = ("images", lambda of: TurnedView(form))
     found["tiles"] = ("images", lambda of: TilesView(form, np.array([[0, 1, 2, 3], [3, 1, 2, 0]])))
+    plain = CROPS["simclr"]()
+    for name, hiding in {
+        "masked": MaskedView(plain, form, 4, 0.5),
+        "corrupted": CorruptedView(plain, form, 3),
+        "boxes": BoxesView(plain, form, count=3, least=3, jitter=0.1),
+    }.items():
+        found[name] = ("sharded images", lambda of, hiding=hiding: hiding)
     return found
 
 

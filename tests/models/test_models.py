@@ -17,6 +17,15 @@ from raykb.parts.backbone import Backbone, WithMaps, WithTokens
 SMALL: dict[str, dict[str, Any]] = {"wide_resnet": {"depth": 10, "width": 1}}
 
 
+SIDES = {"vit_small_patch16": 16, "vit_b_16": 16}  # what has to divide the sides of images
+
+
+def side(name: str, wanted: int) -> int:
+    """Return the side of images that a network takes, at least as long as is wanted."""
+    unit = SIDES.get(name, 1)
+    return -(-wanted // unit) * unit
+
+
 def parameters_of(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -33,6 +42,7 @@ def on_meta(name: str, *args: Any, **options: Any) -> nn.Module:
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (3, 64)])
 def test_images_of_one_or_three_channels_become_logits(name: str, channels: int, size: int):
     model = on_meta(name, 7, channels, **SMALL.get(name, {}))
+    size = side(name, size)
     logits = model(torch.empty(2, channels, size, size, device="meta"))
     assert logits.shape == (2, 7)
 
@@ -45,7 +55,7 @@ def test_three_channels_are_the_default_and_options_go_by_keyword(name: str):
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[2:])
 
 
-@pytest.mark.parametrize("name", ["small_convnet", "wide_resnet", "resnet18"])
+@pytest.mark.parametrize("name", ["small_convnet", "wide_resnet", "resnet18", "vit"])
 def test_the_seed_decides_the_weights_and_copies_agree(name: str):
     models = []
     for seed in (0, 0, 1):
@@ -59,7 +69,7 @@ def test_the_seed_decides_the_weights_and_copies_agree(name: str):
         assert torch.equal(twin(images), first)
 
 
-@pytest.mark.parametrize("name", ["small_convnet", "wide_resnet", "resnet18"])
+@pytest.mark.parametrize("name", ["small_convnet", "wide_resnet", "resnet18", "vit"])
 def test_every_parameter_receives_a_gradient(name: str):
     torch.manual_seed(0)
     model = MODELS[name](10, 1, **SMALL.get(name, {}))
@@ -80,6 +90,7 @@ def test_features_and_what_they_come_of_have_the_axes_that_they_say(name: str):
     if isinstance(model, WithMaps):
         count, channels, _, _ = model.maps(images).shape
         assert count == 2
+        assert channels == model.map_width
         assert model.width % channels == 0  # the places that are left by the pooling
     if isinstance(model, WithTokens):
         tokens = model.tokens(images).shape
@@ -90,7 +101,8 @@ def test_features_and_what_they_come_of_have_the_axes_that_they_say(name: str):
 def test_logits_are_those_of_the_features_bit_for_bit(name: str):
     torch.manual_seed(0)
     model: Any = MODELS[name](7, 1, **SMALL.get(name, {}))
-    twin, images = copy.deepcopy(model), torch.rand(3, 1, 8, 8)
+    size = side(name, 8)
+    twin, images = copy.deepcopy(model), torch.rand(3, 1, size, size)
     for network in (model, twin):
         network.train()
     assert torch.equal(twin.classify(twin.features(images)), model(images))

@@ -8,6 +8,7 @@ from raykb.parts.backbone import (
     Backbone,
     LayeredClassifier,
     WithMaps,
+    WithPatches,
     WithTokens,
     freeze_classifier,
     require,
@@ -29,6 +30,7 @@ def test_a_layered_classifier_is_its_layers_in_parts():
     assert network.width == 16
     assert network.features(images).shape == (2, 16)
     assert torch.equal(network.maps(images), plain[:2](images))
+    assert network.map_width == 4
 
 
 def test_a_cut_of_it_has_the_same_layers():
@@ -46,8 +48,9 @@ def test_what_offers_all_that_is_needed_is_returned():
     ("network", "offer", "missing"),
     [
         (nn.Linear(1, 1), Backbone, "classify, features, width"),
-        (nn.Linear(1, 1), WithMaps, "classify, features, maps, width"),
+        (nn.Linear(1, 1), WithMaps, "classify, features, map_width, maps, width"),
         (layers(), WithTokens, "tokens"),
+        (layers(), WithPatches, "channels, depth, embed, encode, patch, positions, tokens"),
     ],
 )
 def test_what_is_missing_is_named(network, offer, missing):
