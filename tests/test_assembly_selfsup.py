@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from raykb.assembly import SelfSupervised, network_of, self_supervised_data, training, untrained
-from raykb.assembly.self_supervised import view_of
+from raykb.assembly.self_supervised import SEEN, view_of
 from raykb.config import ConfigError, Problems
 from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
 from raykb.data.crops import RandomCrops
@@ -24,7 +24,15 @@ from raykb.engine.objective import LabelledBatch, Learner
 from raykb.engine.seeding import seed_everything
 from raykb.runtime.streams import TRANSPORTS
 from raykb.selfsup import METHODS
-from raykb.selfsup.batch import MultiCropBatch, PretextBatch, ViewsBatch
+from raykb.selfsup.batch import (
+    BoxesBatch,
+    CorruptedBatch,
+    MaskedBatch,
+    MultiCropBatch,
+    TilesBatch,
+    TurnedBatch,
+    ViewsBatch,
+)
 
 CLASSES = ("a", "b", "c")
 SMALL = {
@@ -192,10 +200,10 @@ class Asks:
 def test_the_kind_of_batch_says_which_view_makes_it():
     orders = np.array([[0, 1, 2, 3]])
     assert view_of(Asks(ViewsBatch), config()) == CROPS_VIEW
-    assert view_of(Asks(MultiCropBatch, local_views=3), config()).local == 3
+    assert view_of(Asks(MultiCropBatch, local_views=3), config()).local_views == 3
     assert isinstance(view_of(Asks(MultiCropBatch, local_views=3), config()), MultiCropView)
-    assert isinstance(view_of(Asks(PretextBatch), config()), TurnedView)
-    tiles = view_of(Asks(PretextBatch, orders=orders), config())
+    assert isinstance(view_of(Asks(TurnedBatch), config()), TurnedView)
+    tiles = view_of(Asks(TilesBatch, orders=orders), config())
     assert isinstance(tiles, TilesView)
     assert tiles.orders is orders
 
@@ -205,14 +213,21 @@ def test_the_kind_of_batch_says_which_view_makes_it():
     [
         (ViewsBatch, {}),
         (MultiCropBatch, {"local_views": 2}),
-        (PretextBatch, {}),
-        (PretextBatch, {"orders": np.array([[0, 1, 2, 3], [3, 2, 1, 0]])}),
+        (TurnedBatch, {}),
+        (TilesBatch, {"orders": np.array([[0, 1, 2, 3], [3, 2, 1, 0]])}),
+        (MaskedBatch, {"patch": 4, "mask_ratio": 0.5}),
+        (CorruptedBatch, {"align": 1, "longest": 0.5}),
+        (BoxesBatch, {"least": 2, "count": 3}),
     ],
 )
 def test_a_view_gives_all_that_its_batch_has(sees, about):
     view = view_of(Asks(sees, **about), config())
     arrays = {"images": torch.from_numpy(TRAIN.images)}
-    assert view.finish(view.train(arrays, TRAIN.ids, 0, 0)).keys() == set(sees._fields)
+    assert view.finish(view.train(arrays, TRAIN.ids, 0, 0)).keys() >= set(sees._fields)
+
+
+def test_what_each_method_sees_is_made():
+    assert {method.sees for method in METHODS.values()} <= SEEN.keys()
 
 
 def test_a_batch_that_nothing_makes_is_refused():

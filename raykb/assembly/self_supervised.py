@@ -1,5 +1,6 @@
 """Images whose labels nobody looks at until the end: what self-supervised learning reads."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +12,18 @@ from raykb.assembly.builder import Config, Data, network_of
 from raykb.assembly.supervised import Supervised
 from raykb.config import Problems, build
 from raykb.config.schema import Table
+from raykb.data.box_views import BoxesView
 from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
-from raykb.data.crops import CROPS, RandomCrops
+from raykb.data.crops import CROPS
 from raykb.data.feed import InPlace
 from raykb.data.image_views import ClassifierView
 from raykb.data.images import ImageSet
+from raykb.data.mask_views import CorruptedView, MaskedView
 from raykb.data.order import Shuffled
 from raykb.data.sharded_images import ShardedImages
 from raykb.data.source import Source, View
 from raykb.data.unlabelled import UnlabelledImages
-from raykb.data.views import VIEWS, ImageView
+from raykb.data.views import VIEWS
 from raykb.engine.assemble import evaluated, evaluating
 from raykb.engine.loop import Evaluated, Feed, Training, Worker
 from raykb.engine.objective import Objective
@@ -30,27 +33,30 @@ from raykb.evaluate.features import FrozenFeatures
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
 from raykb.models import MODELS
-from raykb.selfsup.batch import MultiCropBatch, PretextBatch, ViewsBatch
+from raykb.selfsup.batch import (
+    BoxesBatch,
+    CorruptedBatch,
+    MaskedBatch,
+    MultiCropBatch,
+    TilesBatch,
+    TurnedBatch,
+    ViewsBatch,
+)
 
-
-def _pretext(objective: Any, crops: RandomCrops, form: ImageView) -> View:
-    if hasattr(objective, "orders"):
-        return TilesView(form, objective.orders)
-    return TurnedView(form)
-
-
-SEEN: dict[type[Any], Callable[[Any, RandomCrops, ImageView], View]] = {
-    ViewsBatch: lambda objective, crops, form: CropsView(crops, form),
-    MultiCropBatch: lambda objective, crops, form: MultiCropView(
-        crops, form, objective.local_views
-    ),
-    PretextBatch: _pretext,
+SEEN: dict[type[Any], type[Any]] = {
+    ViewsBatch: CropsView,
+    MultiCropBatch: MultiCropView,
+    BoxesBatch: BoxesView,
+    MaskedBatch: MaskedView,
+    CorruptedBatch: CorruptedView,
+    TurnedBatch: TurnedView,
+    TilesBatch: TilesView,
 }
-"""The view that makes each kind of batch, of the objective that asks for it."""
+"""The view that makes each kind of batch."""
 
 
 def view_of(objective: Objective, config: Config) -> View:
-    """Return the view that makes the batches of an objective.
+    """Return the view that makes the batches of an objective, with the settings that it names.
 
     Args:
         objective: a self-supervised one.
@@ -64,9 +70,12 @@ def view_of(objective: Objective, config: Config) -> View:
             f"{type(objective).__name__} learns from a {objective.sees.__name__}, which nothing "
             f"makes; must be one of {', '.join(kind.__name__ for kind in SEEN)}"
         )
-    return SEEN[objective.sees](
-        objective, build(CROPS, config["crops"]), build(VIEWS, config["view"])
-    )
+    make = SEEN[objective.sees]
+    names = {part.name for part in dataclasses.fields(make)}
+    given = {"crops": build(CROPS, config["crops"]), "form": build(VIEWS, config["view"])}
+    own = {name: getattr(objective, name) for name in names if hasattr(objective, name)}
+    view: View = make(**{name: value for name, value in given.items() if name in names} | own)
+    return view
 
 
 @dataclass(frozen=True)

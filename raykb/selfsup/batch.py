@@ -47,9 +47,17 @@ class BoxesBatch(NamedTuple):
     ids: Tensor  # (N,) int64
 
 
-class PretextBatch(NamedTuple):
-    """Images that were changed, and how."""
+class TurnedBatch(NamedTuple):
+    """Images that were turned, and how."""
 
     images: Tensor  # (N, C, H, W) float
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64, quarters of a circle
+    ids: Tensor  # (N,) int64
+
+
+class TilesBatch(NamedTuple):
+    """Images whose tiles were laid in another order, and which."""
+
+    images: Tensor  # (N, C, H, W) float
+    labels: Tensor  # (N,) int64, rows of the objective's orders
     ids: Tensor  # (N,) int64

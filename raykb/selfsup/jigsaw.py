@@ -29,7 +29,7 @@ from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.gather import gather
 from raykb.parts.precision import at_least_float32
-from raykb.selfsup.batch import PretextBatch
+from raykb.selfsup.batch import TilesBatch
 from raykb.selfsup.collapse import feature_std
 
 CANDIDATES = 4096
@@ -97,7 +97,7 @@ class Jigsaw(Objective):
         orders: (P, T), pi: which tile lies at each place; the data lay tiles by it.
     """
 
-    sees = PretextBatch
+    sees = TilesBatch
 
     def __init__(
         self, task: Task, *, grid: int = 3, permutations: int = 64, hidden: int = 256

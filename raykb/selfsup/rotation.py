@@ -20,7 +20,7 @@ from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.gather import gather
 from raykb.parts.precision import at_least_float32
-from raykb.selfsup.batch import PretextBatch
+from raykb.selfsup.batch import TurnedBatch
 from raykb.selfsup.collapse import feature_std
 
 TURNS = 4
@@ -33,7 +33,7 @@ class Rotation(Objective):
         task: what it is told.
     """
 
-    sees = PretextBatch
+    sees = TurnedBatch
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

@@ -28,7 +28,8 @@ from raykb.selfsup.batch import (
     CorruptedBatch,
     MaskedBatch,
     MultiCropBatch,
-    PretextBatch,
+    TilesBatch,
+    TurnedBatch,
     ViewsBatch,
 )
 from raykb.semi import METHODS as SEMI
@@ -201,7 +202,7 @@ def crops(size, numbers, objective):
 
 def pretext(size, numbers, objective):
     images, labels = labelled(size, numbers, objective)
-    return PretextBatch(images, labels, torch.arange(size))
+    return objective.sees(images, labels, torch.arange(size))
 
 
 def masked(size, numbers, objective):
@@ -229,9 +230,10 @@ SEEN = {  # how it is made, and a network that it is for
     CorruptedBatch: (corrupted, transformer),
     LabelledBatch: (labelled, classifier),
     MultiCropBatch: (crops, backbone),
-    PretextBatch: (pretext, backbone),
     MaskedBatch: (masked, transformer),
     SemiBatch: (semi, classifier),
+    TilesBatch: (pretext, backbone),
+    TurnedBatch: (pretext, backbone),
     ViewsBatch: (several_views, backbone),
     VoxelBatch: (voxels, segmenter),
 }

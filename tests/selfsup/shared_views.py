@@ -7,7 +7,7 @@ from raykb.engine.objective import Task
 from raykb.engine.seeding import apart, stream_seed
 from raykb.parts.backbone import LayeredClassifier
 from raykb.selfsup import METHODS
-from raykb.selfsup.batch import MultiCropBatch, PretextBatch, ViewsBatch
+from raykb.selfsup.batch import MultiCropBatch, ViewsBatch
 
 CLASSES, WIDTH = 3, 6
 SMALL = {  # settings that differ from the defaults, and cost little
@@ -58,7 +58,7 @@ def batch(objective, images=6, seed=1):
         return ViewsBatch(draw(2, 1, 4, 4), ids)
     if objective.sees is MultiCropBatch:
         return MultiCropBatch(draw(2, 1, 4, 4), draw(objective.local_views, 1, 3, 3), ids)
-    return PretextBatch(draw(1, 4, 4), ids % 3, ids)
+    return objective.sees(draw(1, 4, 4), ids % 3, ids)
 
 
 def share(whole, rank, size):
