@@ -42,7 +42,7 @@ from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
 from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import LocalStorage, Storage, StorageError, open_storage
 from raykb.runtime.studies import LedgerError, SearchError
-from raykb.runtime.tracking import Status, Tracker, environment_tags, resolve_uri, ui_command
+from raykb.runtime.tracking import Run, Status, Tracker, environment_tags, resolve_uri, ui_command
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3
 _STOP_S = 15.0  # for Ray to end what runs, after a signal
@@ -253,16 +253,7 @@ def _run(
         print(f"{name}: run directory {redacted(storage.uri)}", file=sys.stderr, flush=True)
         experiment = build(Tracking, config["tracking"]).experiment
         tracker = Tracker(uri, experiment, spool=files / "tracking")
-        parent = tracker.run(
-            record["key"],
-            name=Path(storage.uri.partition("?")[0]).name,
-            params=configuration.flatten(record["config"]),  # MLflow has them once and for all
-            tags=environment_tags()
-            | {"raykb.script": name, "raykb.storage": redacted(storage.uri)},
-        )
-        if changes := configuration.diff(hidden(record["config"]), hidden(config)):
-            parent.tags({"raykb.changed": "; ".join(changes)})
-        parent.text(configuration.dump(hidden(config)), "config.yaml")
+        parent = _parent(tracker, record, name, config, storage)
         written: list[str] = []
         status: Status = "FAILED"
         code = EXIT_FAILED
@@ -300,16 +291,39 @@ def _run(
             elif isinstance(error, ResourceError | Refused | LedgerError):
                 parent.text(str(error), "error.txt")
                 raise
-            elif known := [each for each in causes(error) if isinstance(each, _NO_BUGS)]:
-                parent.text(str(known[0]), "error.txt")
-                print(redacted(f"{name}: {known[0]}"), file=sys.stderr)
             else:
-                parent.text(traceback.format_exc(), "error.txt")
-                print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+                parent.text(why := _failure(error, name), "error.txt")
+                print(redacted(why), file=sys.stderr)
         finally:  # before Ray, which takes longer to end than a stopped job is given
             close(status)
         tell(code)
         return code
+
+
+def _parent(
+    tracker: Tracker,
+    record: Mapping[str, Any],
+    name: str,
+    config: Mapping[str, Any],
+    storage: Storage,
+) -> Run:
+    """Return the run's own run in the tracker, which knows how it began and what changed since."""
+    parent = tracker.run(
+        record["key"],
+        name=Path(storage.uri.partition("?")[0]).name,
+        params=configuration.flatten(record["config"]),  # MLflow has them once and for all
+        tags=environment_tags() | {"raykb.script": name, "raykb.storage": redacted(storage.uri)},
+    )
+    if changes := configuration.diff(hidden(record["config"]), hidden(config)):
+        parent.tags({"raykb.changed": "; ".join(changes)})
+    parent.text(configuration.dump(hidden(config)), "config.yaml")
+    return parent
+
+
+def _failure(error: BaseException, name: str) -> str:
+    """Say why a run failed: in a line where that is known to be no bug, else with a traceback."""
+    known = [each for each in causes(error) if isinstance(each, _NO_BUGS)]
+    return f"{name}: {known[0]}" if known else "".join(traceback.format_exception(error)).rstrip()
 
 
 @contextlib.contextmanager
