@@ -10,6 +10,7 @@ from raykb.assembly.builder import (
     rehearse_all,
     training,
 )
+from raykb.assembly.predictions import Predictions, predicted, prediction_key
 from raykb.assembly.segmentation import (
     Folds,
     Patches,
@@ -32,6 +33,7 @@ __all__ = [
     "Folds",
     "Patches",
     "PlanSettings",
+    "Predictions",
     "PreparedTask",
     "SemiSupervised",
     "Supervised",
@@ -41,6 +43,8 @@ __all__ = [
     "objective_of",
     "opened",
     "planned",
+    "predicted",
+    "prediction_key",
     "prepared",
     "rehearse",
     "rehearse_all",

@@ -5,13 +5,14 @@ cross-validation says (nnU-Net).
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy import ndimage  # type: ignore[import-untyped]
 
+from raykb.later import Later
 from raykb.metrics.overlap import dice_by_label, foreground_mean, label_means
+
+ndimage = Later("scipy.ndimage")
 
 Way = Literal["plain", "foreground", "labels", "both"]
 WAYS: tuple[Way, ...] = get_args(Way)
@@ -44,8 +45,7 @@ def largest_components(segmentation: np.ndarray, labels: Collection[int]) -> np.
     return kept
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """Of what the largest piece alone stays.
 
     Attributes:

@@ -23,15 +23,14 @@ def mean_probabilities(
     Raises:
         ValueError: there is no network, or they are of different classes.
     """
-    total: Tensor | None = None
-    count = 0
+    mean: Tensor | None = None
     for count, network in enumerate(networks, 1):
         own = window.logits(network.to(device).eval(), image, device).float().softmax(0)
-        if total is not None and total.shape != own.shape:
+        if mean is not None and mean.shape != own.shape:
             raise ValueError(
-                f"networks: of {len(total)} and {len(own)} classes, must be of the same"
+                f"networks: of {len(mean)} and {len(own)} classes, must be of the same"
             )
-        total = own if total is None else total.add_(own)
-    if total is None:
+        mean = own if mean is None else mean.lerp_(own, 1 / count)
+    if mean is None:
         raise ValueError("networks: none, must be at least one")
-    return total.div_(count)
+    return mean
