@@ -246,7 +246,7 @@ def check(session: Session, ready: Ready, tasks: Sequence[PreparedTask]) -> None
             for _, case, _ in to_predict(ready, task):
                 problems.add(*unfit(task, case))
         rehearse_on(session.config, ready.comparison, given, task.configuration, problems)
-    problems.refuse("methods and plans")
+    problems.refuse("methods, plans and predictions")
 
 
 def unfit(task: PreparedTask, case: Case) -> list[str]:
