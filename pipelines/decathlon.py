@@ -6,6 +6,7 @@ as the challenge ranks them. With no option it writes a small Decathlon of phant
 in less than ten minutes on two cores; data.root names the real one.
 
   decathlon.py --set 'data={tasks: [4, 9]}' --set comparison.seeds=3
+  decathlon.py --methods planned_unet,runs/nas_search-…/genotype.json
   decathlon.py --config pipelines/configs/segmentation/decathlon_msd.yaml
 
 Papers: Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 13 (2022);
@@ -15,11 +16,21 @@ Isensee et al., "nnU-Net", Nature Methods 18 (2021).
 import sys
 from pathlib import Path
 
+OPTIONS = {
+    "methods": (
+        "A,B",
+        "compare these networks and no others: labels of the configuration, names of networks, or "
+        "files of genotypes; the last one is the run's own model",
+    )
+}
+
 if __name__ == "__main__":  # run from a checkout that need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from raykb.runtime.command_line import answer
 
-    answer(__file__, __doc__)  # --help, before the imports below take their seconds
+    answer(
+        __file__, __doc__, options=OPTIONS
+    )  # --help, before the imports below take their seconds
 
 import functools
 import importlib.util
@@ -50,7 +61,7 @@ from raykb.assembly import (
     training,
 )
 from raykb.comparison import Comparison, Entry
-from raykb.config import Problems, Section, build
+from raykb.config import Problems, Section, build, dump
 from raykb.data.decathlon import Case, DecathlonTask
 from raykb.engine.names import check_part
 from raykb.engine.recipe import Recipe
@@ -105,6 +116,37 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "resources.training": WORKERS,
     "resources.prediction": WORKERS,
 }
+
+
+def methods(config: dict[str, Any], /, given: Mapping[str, str]) -> list[str]:
+    """Return what ``--methods`` is short for.
+
+    Raises:
+        ValueError: a method is not known, or two have one label.
+    """
+    comparison = build(Comparison, config["comparison"])
+    entries = comparison.entries(config) if comparison.over == "model" else {}
+    known = {label: entry["model"] for label, entry in entries.items()}
+    named = [named_model(text.strip(), known) for text in given["methods"].split(",")]
+    models = dict(named)
+    if len(models) < len(named):
+        labels = ", ".join(label for label, _ in named)
+        raise ValueError(f"--methods: {labels}, must be called otherwise each; rename a file")
+    *rivals, (label, own) = models.items()
+    own_comparison = {"over": "model", "label": label, "rivals": dict(rivals)}
+    return [f"model={dump(own)}", f"comparison={dump(config['comparison'] | own_comparison)}"]
+
+
+def named_model(text: str, known: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Return the label and the section ``model`` of one of the ``--methods``."""
+    if text in known:
+        return text, known[text]
+    if text in NETWORKS:
+        return text, {"name": text}
+    if text.endswith(".json"):
+        return Path(text).stem, {"name": "scnas", "genotype": str(Path(text).absolute())}
+    allowed = ", ".join(dict.fromkeys([*known, *NETWORKS]))
+    raise ValueError(f"--methods: {text!r}, must be one of {allowed}, or a file genotype.json")
 
 
 @dataclass
@@ -449,6 +491,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment="decathlon",
         prepare=prepare,
         may_change=("resources",),
+        options=OPTIONS,
+        expand=methods,
         argv=argv,
     )
 

@@ -13,6 +13,8 @@ import pytest
 import running
 
 from raykb.assembly import prepared
+from raykb.comparison import Comparison
+from raykb.config import build
 from raykb.data.phantoms import write_phantoms
 from raykb.nas import GOLDEN
 from raykb.runtime.session import Refused
@@ -83,6 +85,37 @@ def test_a_task_whose_files_change_is_trained_again_and_no_other(script, tmp_pat
     (new,) = again.keys() - before.keys()
     assert new.startswith("Task09_SpleenPhantom-")
     assert len(json.loads((folder / "results.json").read_text())["results"]) == 2
+
+
+def compared(script, text, *overrides):
+    """Return the models that ``--methods`` compares, by label in the order of the table."""
+    path = CONFIGS / "decathlon_phantoms.yaml"
+    config = here.resolved(script, path, *overrides)
+    short = script["methods"](config, given={"methods": text})
+    both = [config, here.resolved(script, path, *overrides, *short)]
+    assert both[0]["comparison"]["seeds"] == both[1]["comparison"]["seeds"]
+    again = script["methods"](both[1], given={"methods": text})
+    assert here.resolved(script, path, *overrides, *short, *again) == both[1]  # as a resumed run
+    entries = build(Comparison, both[1]["comparison"]).entries(both[1])
+    return {label: entry["model"] for label, entry in entries.items()}
+
+
+def test_methods_are_labels_of_the_configuration_networks_and_genotypes(script, tmp_path):
+    (file := tmp_path / "found_1.json").write_text(GOLDEN.to_json())
+    found = compared(script, f"unet_3d, {file},planned_unet", "comparison.seeds=2")
+    assert list(found) == ["unet_3d", "found_1", "planned_unet"]
+    assert found["unet_3d"]["width"] == 4  # as the rival of that label has it
+    assert found["found_1"]["genotype"] == str(file)
+    assert list(compared(script, "unet_3d")) == ["unet_3d"]
+    other = "comparison={over: optimizer, rivals: {sgd: {name: sgd, lr: 0.1}}}"
+    assert compared(script, "planned_unet,unet_3d", other)["unet_3d"]["width"] == 32
+
+
+def test_methods_that_are_not_known_or_are_called_alike_are_refused(script):
+    with pytest.raises(ValueError, match=r"--methods: 'unet', must be one of unet_3d, planned_une"):
+        compared(script, "unet,planned_unet")
+    with pytest.raises(ValueError, match="--methods: found, found, must be called otherwise each"):
+        compared(script, "a/found.json,b/found.json")
 
 
 TEST = ("data={tasks: [4, 9], cases: 4, test_cases: 2, size: 16}", "recipe.steps=1")
