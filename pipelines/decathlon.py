@@ -35,6 +35,7 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 import functools
 import importlib.util
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -429,7 +430,7 @@ def tell_components(session: Session, units: Sequence[Unit]) -> dict[tuple[str, 
     found = {method: chosen(own) for method, own in cases.items()}
     told: dict[str, dict[str, Any]] = {}
     for (task, label), choice in found.items():
-        dice = {"before": choice.before, "after": choice.after}
+        dice = {"before": defined(choice.before), "after": defined(choice.after)}
         own = {"cases": len(cases[task, label]), "dice": dice}
         told.setdefault(task, {})[label] = choice.kept._asdict() | own
         if any(choice.kept):
@@ -439,6 +440,11 @@ def tell_components(session: Session, units: Sequence[Unit]) -> dict[tuple[str, 
             session.say(f"{task}, {label}: the largest piece alone is kept of {what}")
     session.write("postprocessing.json", json.dumps({"schema": 1, "tasks": told}, indent=1))
     return {method: choice.kept for method, choice in found.items()}
+
+
+def defined(dice: Mapping[str, float]) -> dict[str, float | None]:
+    """Return means as JSON has them: None for a label that no case has."""
+    return {label: None if math.isnan(mean) else mean for label, mean in dice.items()}
 
 
 def prediction_jobs(

@@ -28,6 +28,7 @@ from raykb.engine.loop import Worker, fit
 from raykb.engine.seeding import seed_everything
 from raykb.models import SEGMENTERS
 from raykb.segmentation import METHODS
+from raykb.segmentation.nnunet import plan
 
 SMALL = PlanSettings(width=4, patch=16, multiple=4, batch_size=2)
 UNET = {"name": "unet_3d", "width": 4, "depth": 2}
@@ -89,6 +90,23 @@ def test_limits_hold_for_a_plan_and_no_limits_leave_it(spleen):
     assert whole.widths[:2] == (32, 64)
     assert whole.spacing_mm == own.spacing_mm
     assert all(size % 4 == 0 for size in own.patch_size)
+
+
+def test_cases_of_one_slice_have_the_plan_in_2d_which_does_not_reach_across_slices(spleen):
+    cases = len(spleen.fingerprint.shapes)
+    flat = dataclasses.replace(
+        spleen.fingerprint, shapes=((1, 64, 60),) * cases, spacings_mm=((5.0, 1.0, 2.0),) * cases
+    )
+    slices = plan(flat, 8.0).configuration("2d")
+    own = PlanSettings().plan(flat).configuration("3d_fullres")
+    assert own.patch_size == (1, *slices.patch_size)
+    assert own.spacing_mm == (5.0, 1.0, 2.0)
+    assert (
+        {stride[0] for stride in own.strides} == {kernel[0] for kernel in own.kernel_sizes} == {1}
+    )
+    assert [stride[1:] for stride in own.strides] == list(slices.strides)
+    assert (own.widths, own.batch_size) == (slices.widths, slices.batch_size)
+    assert all(size % 4 == 0 for size in SMALL.plan(flat).configurations[0].patch_size)
 
 
 def test_a_multiple_that_is_no_power_of_two_is_refused():

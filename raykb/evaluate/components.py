@@ -4,6 +4,7 @@ It helps where there is one organ, and harms where there are several lesions; wh
 cross-validation says (nnU-Net).
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -100,7 +101,7 @@ class Choice(NamedTuple):
     after: dict[str, float]
 
 
-def chosen(cases: Sequence[Mapping[Way, Mapping[str, float]]]) -> Choice:
+def chosen(cases: Sequence[Mapping[Way, Mapping[str, float | None]]]) -> Choice:
     """Return what helps in cross-validation: nnU-Net's rule.
 
     The largest piece of the foreground alone stays if that raises the mean over labels and lowers
@@ -108,9 +109,9 @@ def chosen(cases: Sequence[Mapping[Way, Mapping[str, float]]]) -> Choice:
 
     Args:
         cases: for each case that a training did not see its :func:`component_scores`; a score that
-            is NaN counts in no mean.
+            is not defined, NaN or None, counts in no mean.
     """
-    means = {way: label_means([case[way] for case in cases]) for way in WAYS}
+    means = {way: label_means([_known(case[way]) for case in cases]) for way in WAYS}
     plain, whole = means["plain"], means["foreground"]
     gains = foreground_mean([whole]) > foreground_mean([plain])
     foreground = gains and not any(whole[label] < plain[label] for label in plain)
@@ -118,3 +119,7 @@ def chosen(cases: Sequence[Mapping[Way, Mapping[str, float]]]) -> Choice:
     labels = tuple(label for label in source if own[label] > source[label])
     after = {label: (own if label in labels else source)[label] for label in source}
     return Choice(Kept(foreground, labels), plain, after)
+
+
+def _known(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {label: math.nan if score is None else score for label, score in scores.items()}

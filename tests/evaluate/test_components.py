@@ -93,6 +93,7 @@ def ways(plain, foreground, labels, both):
         # what is not defined counts in no mean
         (ways((0.8, NAN), (0.9, NAN), (0.9, NAN), (0.9, NAN)), Kept(foreground=True)),
         (ways((NAN, NAN), (NAN, NAN), (NAN, NAN), (NAN, NAN)), Kept()),
+        (ways((0.8, None), (0.9, None), (0.9, None), (0.9, None)), Kept(foreground=True)),
     ],
 )
 def test_cross_validation_says_what_helps(case, kept):
