@@ -84,6 +84,7 @@ DEFAULT = Path(__file__).parent / "configs" / "segmentation" / "decathlon_phanto
 PREPARATION, TRAINING, PREDICTION = "preparation", "trainings", "predictions"
 NETWORKS = SEGMENTERS | {"scnas": found_network}
 MEDICAL = ("monai", "nibabel")  # what is imported late, and would be missed after a training
+MISSING = "predictions_missing.txt"
 SCORES = ("dice", "nsd")
 PLANNED = ("strides", "kernel_sizes", "widths")
 TOLERANCES_MM = {  # of the challenge's surface Dice
@@ -240,10 +241,26 @@ def decathlon(session: Session, ready: Ready) -> None:
 
 
 def prepare_tasks(session: Session, ready: Ready) -> list[PreparedTask]:
-    """Return the tasks with plans and prepared cases; both are in the run directory afterwards."""
-    tasks = ready.data.open(session.files)
+    """Return the tasks with plans and prepared cases; both are in the run directory afterwards.
+
+    Raises:
+        ConfigError: all that is wrong with any case of any task is told.
+    """
+    tasks, found, problems = ready.data.open(session.files), list[PreparedTask](), Problems()
+
+    def tried(task: DecathlonTask) -> PreparedTask | Exception:
+        try:
+            return prepare_task(session, ready, task)
+        except (ValueError, OSError) as error:
+            return error
+
     with ThreadPoolExecutor(session.parallel[PREPARATION]) as pool:
-        found = list(pool.map(functools.partial(prepare_task, session, ready), tasks))
+        for task, each in zip(tasks, pool.map(tried, tasks), strict=True):
+            with problems.at(task.folder.name):
+                if isinstance(each, Exception):
+                    raise each
+                found.append(each)
+    problems.refuse("tasks")
     plans = {
         task.name: {"hash": task.plan.hash} | json.loads(task.plan.to_json()) for task in found
     }
@@ -418,8 +435,11 @@ def predict(session: Session, ready: Ready, units: Sequence[Unit]) -> None:
         on_failure=ready.comparison.on_failure,
     )
     if jobs:
-        session.say(f"predictions: {len(jobs) - len(missing)} of {len(jobs)} cases are written")
-    session.listed("predictions_missing.txt", missing, "predictions are missing")
+        session.say(
+            f"{len(jobs) - len(missing)} of {len(jobs)} cases are written below predictions"
+        )
+    session.storage.remove(MISSING)  # an earlier run of the directory may have left one
+    session.listed(MISSING, missing, "predictions are missing")
 
 
 def tell_components(session: Session, units: Sequence[Unit]) -> dict[tuple[str, str], Kept]:

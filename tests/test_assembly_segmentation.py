@@ -21,7 +21,7 @@ from raykb.assembly import (
 )
 from raykb.assembly.segmentation import prepared_case
 from raykb.comparison import Comparison
-from raykb.config import Problems
+from raykb.config import ConfigError, Problems
 from raykb.data.phantoms import write_phantoms
 from raykb.data.volume_shards import Contents
 from raykb.engine.loop import Worker, fit
@@ -167,6 +167,21 @@ def test_a_fingerprint_is_taken_from_the_record_until_a_file_changes(tmp_path):
     second = prepared(task, SMALL, tmp_path / "shards", first.record())
     assert second.files != first.files
     assert second.fingerprint != first.fingerprint
+
+
+def test_all_cases_that_cannot_be_used_are_told_at_once(tmp_path):
+    write_phantoms(tmp_path, tasks=[9], cases=3, test_cases=0, size=16)
+    (task,) = opened(tmp_path)
+    first, _, last = task.training
+    first.image.write_bytes(first.image.read_bytes()[:1000])
+    last.label.unlink()
+    with pytest.raises(ConfigError, match="the training cases cannot be used: 2 problems") as told:
+        prepared(task, SMALL, tmp_path / "shards")
+    problems = told.value.problems
+    assert "spleen_000" in problems[0]
+    assert "is truncated or damaged" in problems[0]
+    assert "spleen_002" in problems[1]
+    assert "is missing" in problems[1]
 
 
 def test_folds_hold_each_case_out_once_and_share_none(spleen):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from raykb.assembly.builder import Config, Data, Models
-from raykb.config import build
+from raykb.config import Problems, build
 from raykb.data.decathlon import DecathlonTask, read_case, read_task, task_folders
 from raykb.data.feed import InPlace
 from raykb.data.folds import Fold, folds
@@ -286,7 +286,7 @@ def prepared(
     if before.get("files") == files:
         found = Fingerprint.from_json(before["fingerprint"])
     else:
-        found = fingerprint(_cases(task), modalities=task.modalities, labels=len(task.labels))
+        found = _fingerprint(task)
     own = settings.plan(found)
     volumes = open_volumes(task, shards, preparation=preparation(own), workers=workers)
     return PreparedTask(source=task, fingerprint=found, files=files, plan=own, volumes=volumes)
@@ -330,12 +330,21 @@ def prepared_case(own: Plan, contents: Contents) -> Contents:
     return Contents(image, label, (target[0], target[1], target[2]))
 
 
-def _cases(task: DecathlonTask) -> Iterator[Case]:
-    """Yield image, label and spacing of each training case, one in memory at a time."""
-    for case in task.training:
-        image, label, geometry = read_case(task, case)
-        if label is not None:  # a training case has one
-            yield image, label, geometry.spacing_mm
+def _fingerprint(task: DecathlonTask) -> Fingerprint:
+    """Return the fingerprint of the training cases, all of which must be good."""
+    problems = Problems()
+
+    def cases() -> Iterator[Case]:  # one in memory at a time
+        for case in task.training:
+            with problems.at(case.name):
+                image, label, geometry = read_case(task, case)
+                if label is not None:  # a training case has one
+                    yield image, label, geometry.spacing_mm
+
+    with problems.at():
+        found = fingerprint(cases(), modalities=task.modalities, labels=len(task.labels))
+    problems.refuse(f"{task.folder}: the training cases cannot be used")
+    return found
 
 
 def _state(task: DecathlonTask) -> str:

@@ -178,6 +178,7 @@ def test_a_test_case_that_cannot_be_read_is_a_hole_and_is_made_when_it_can(
     assert written(tmp_path) == rest
     image.write_bytes(whole)
     assert run(script, tmp_path, ALONE, *TEST).holes == []
+    assert not (tmp_path / "predictions_missing.txt").exists()
     assert rest.items() < written(tmp_path).items()
     assert hole in written(tmp_path)
 
@@ -193,6 +194,38 @@ def test_a_missing_test_case_is_refused_before_anything_is_trained(script, tmp_p
     session = run(script, tmp_path / "run", ALONE, real, "predictions.test=false")
     assert session.holes == []
     assert written(tmp_path / "run") == {}
+
+
+def test_a_fold_that_meets_a_nan_is_a_hole_and_is_joined_when_it_has_been_trained(
+    script, tmp_path, monkeypatch, capsys
+):
+    options = *TEST, ALONE, "folds={splits: 2, run: null}", "recipe.steps=2", "data.tasks=[9]"
+    sound = here.HERE
+
+    def diverging(jobs, **others):
+        first, *rest = jobs
+        config = first.arguments["config"] | {"optimizer": {"name": "sgd", "lr": 1e30}}
+        wild = dataclasses.replace(first, arguments=first.arguments | {"config": config})
+        return sound.train([wild, *rest], **others)
+
+    monkeypatch.setattr(here, "HERE", dataclasses.replace(sound, train=diverging))
+    session = run(script, tmp_path, *options)
+    (hole,) = session.holes
+    assert "fold-0" in hole
+    assert "FloatingPointError: loss: nan within" in capsys.readouterr().err
+    table = (tmp_path / "results.md").read_text()
+    assert " *" in table
+    assert hole in table
+    before, early = finals(tmp_path), written(tmp_path)
+    assert len(before) == 1
+    assert len(early) == 2  # by the fold that is there
+    monkeypatch.setattr(here, "HERE", sound)
+    assert run(script, tmp_path, *options).holes == []
+    after, late = finals(tmp_path), written(tmp_path)
+    assert len(after) == 2
+    assert before.items() < after.items()
+    assert all(late[name] > early[name] for name in early)
+    assert hole not in (tmp_path / "results.md").read_text()
 
 
 class Killed(BaseException):
