@@ -6,6 +6,7 @@ as the challenge ranks them. With no option it writes a small Decathlon of phant
 in less than ten minutes on two cores; data.root names the real one.
 
   decathlon.py --set 'data={tasks: [4, 9]}' --set comparison.seeds=3
+  decathlon.py --methods planned_unet,runs/nas_search-…/genotype.json
   decathlon.py --config pipelines/configs/segmentation/decathlon_msd.yaml
 
 Papers: Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 13 (2022);
@@ -15,20 +16,31 @@ Isensee et al., "nnU-Net", Nature Methods 18 (2021).
 import sys
 from pathlib import Path
 
+OPTIONS = {
+    "methods": (
+        "A,B",
+        "compare these networks and no others: labels of the configuration, names of networks, or "
+        "files of genotypes; the last one is the run's own model",
+    )
+}
+
 if __name__ == "__main__":  # run from a checkout that need not be installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from raykb.runtime.command_line import answer
 
-    answer(__file__, __doc__)  # --help, before the imports below take their seconds
+    answer(
+        __file__, __doc__, options=OPTIONS
+    )  # --help, before the imports below take their seconds
 
 import functools
 import importlib.util
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from raykb.assembly import (
     RECIPE,
@@ -37,9 +49,12 @@ from raykb.assembly import (
     Folds,
     Patches,
     PlanSettings,
+    Predictions,
     PreparedTask,
     Tasks,
     planned,
+    predicted,
+    prediction_key,
     prepared,
     rehearse_all,
     segmentation_data,
@@ -47,13 +62,16 @@ from raykb.assembly import (
     training,
 )
 from raykb.comparison import Comparison, Entry
-from raykb.config import Problems, Section, build
-from raykb.data.decathlon import DecathlonTask
+from raykb.config import Problems, Section, build, dump
+from raykb.data.decathlon import Case, DecathlonTask
 from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
+from raykb.engine.names import check_part
 from raykb.engine.recipe import Recipe
+from raykb.evaluate.components import Kept, chosen
 from raykb.later import Later
 from raykb.models import SEGMENTERS
 from raykb.nas.found import found_network
+from raykb.runtime.file_jobs import FileJob, make_files
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, Phase, WorkerResources
 from raykb.runtime.session import Session
@@ -64,9 +82,11 @@ from raykb.segmentation.plans import Configuration
 
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "segmentation" / "decathlon_phantoms.yaml"
-PREPARATION, TRAINING = "preparation", "trainings"
+PREPARATION, TRAINING, PREDICTION = "preparation", "trainings", "predictions"
 NETWORKS = SEGMENTERS | {"scnas": found_network}
 MEDICAL = ("monai", "nibabel")  # what is imported late, and would be missed after a training
+MISSING = "predictions_missing.txt"
+SCORES = ("dice", "nsd")
 PLANNED = ("strides", "kernel_sizes", "widths")
 TOLERANCES_MM = {  # of the challenge's surface Dice
     "Task01_BrainTumour": 5.0,
@@ -95,9 +115,42 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
         functools.partial(Comparison, over="model", rivals={}, on_failure="hole"),
         rows={"rivals": "over"},
     ),
+    "predictions": Predictions,
     "resources.preparation": WORKERS,
     "resources.training": WORKERS,
+    "resources.prediction": WORKERS,
 }
+
+
+def methods(config: dict[str, Any], /, given: Mapping[str, str]) -> list[str]:
+    """Return what ``--methods`` is short for.
+
+    Raises:
+        ValueError: a method is not known, or two have one label.
+    """
+    comparison = build(Comparison, config["comparison"])
+    entries = comparison.entries(config) if comparison.over == "model" else {}
+    known = {label: entry["model"] for label, entry in entries.items()}
+    named = [named_model(text.strip(), known) for text in given["methods"].split(",")]
+    models = dict(named)
+    if len(models) < len(named):
+        labels = ", ".join(label for label, _ in named)
+        raise ValueError(f"--methods: {labels}, must be called otherwise each; rename a file")
+    *rivals, (label, own) = models.items()
+    own_comparison = {"over": "model", "label": label, "rivals": dict(rivals)}
+    return [f"model={dump(own)}", f"comparison={dump(config['comparison'] | own_comparison)}"]
+
+
+def named_model(text: str, known: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Return the label and the section ``model`` of one of the ``--methods``."""
+    if text in known:
+        return text, known[text]
+    if text in NETWORKS:
+        return text, {"name": text}
+    if text.endswith(".json"):
+        return Path(text).stem, {"name": "scnas", "genotype": str(Path(text).absolute())}
+    allowed = ", ".join(dict.fromkeys([*known, *NETWORKS]))
+    raise ValueError(f"--methods: {text!r}, must be one of {allowed}, or a file genotype.json")
 
 
 @dataclass
@@ -108,6 +161,7 @@ class Ready:
     plan: PlanSettings
     folds: Folds
     comparison: Comparison
+    predictions: Predictions
     resources: dict[str, WorkerResources]
     phases: list[Phase]
 
@@ -124,18 +178,23 @@ def prepare(config: dict[str, Any]) -> Ready:
     resources = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
     if missing := [name for name in MEDICAL if importlib.util.find_spec(name) is None]:
         problems.add(f"{' and '.join(missing)}: not installed; run: pip install 'raykb[medical]'")
-    count = 0
+    predictions, sizes = build(Predictions, config["predictions"]), list[tuple[int, int]]()
     with problems.at("data", config["data"]):
-        count = data.count()
+        sizes = data.sizes()
     with problems.at("plan", config["plan"]):
         rehearse_on(config, comparison, *stand_in(plan, channels=1, labels=2), problems)
     problems.refuse("this run cannot be")
-    units = count * len(folds.numbers) * len(comparison.trainings(config))
+    units = len(sizes) * len(folds.numbers) * len(comparison.trainings(config))
+    files = sum(
+        test * predictions.test + folds.held_out(labelled) * predictions.validation
+        for labelled, test in sizes
+    )
     phases = [
-        Phase(PREPARATION, count, resources["preparation"]),
+        Phase(PREPARATION, len(sizes), resources["preparation"]),
         Phase(TRAINING, units, resources["training"]),
+        Phase(PREDICTION, files * len(comparison.entries(config)), resources["prediction"]),
     ]
-    return Ready(data, plan, folds, comparison, resources, phases)
+    return Ready(data, plan, folds, comparison, predictions, resources, phases)
 
 
 def rehearse_on(
@@ -175,15 +234,35 @@ def decathlon(session: Session, ready: Ready) -> None:
     results = session.train(
         TRAINING, [each for *_, each in jobs], on_failure=ready.comparison.on_failure
     )
-    pairs = zip(jobs, results, strict=True)
-    tell_results(session, ready, tasks, [(*unit, result) for unit, result in pairs])
+    units = [
+        Unit(task, fold, entry, each.name, result, {} if result is None else result.details())
+        for (task, fold, entry, each), result in zip(jobs, results, strict=True)
+    ]
+    tell_results(session, ready, tasks, units)
+    predict(session, ready, units)
 
 
 def prepare_tasks(session: Session, ready: Ready) -> list[PreparedTask]:
-    """Return the tasks with plans and prepared cases; both are in the run directory afterwards."""
-    tasks = ready.data.open(session.files)
+    """Return the tasks with plans and prepared cases; both are in the run directory afterwards.
+
+    Raises:
+        ConfigError: all that is wrong with any case of any task is told.
+    """
+    tasks, found, problems = ready.data.open(session.files), list[PreparedTask](), Problems()
+
+    def tried(task: DecathlonTask) -> PreparedTask | Exception:
+        try:
+            return prepare_task(session, ready, task)
+        except (ValueError, OSError) as error:
+            return error
+
     with ThreadPoolExecutor(session.parallel[PREPARATION]) as pool:
-        found = list(pool.map(functools.partial(prepare_task, session, ready), tasks))
+        for task, each in zip(tasks, pool.map(tried, tasks), strict=True):
+            with problems.at(task.folder.name):
+                if isinstance(each, Exception):
+                    raise each
+                found.append(each)
+    problems.refuse("tasks")
     plans = {
         task.name: {"hash": task.plan.hash} | json.loads(task.plan.to_json()) for task in found
     }
@@ -226,8 +305,20 @@ def check(session: Session, ready: Ready, tasks: Sequence[PreparedTask]) -> None
         )
         with problems.at("folds"):
             task.split(ready.folds, 0)
+            for _, case, _ in to_predict(ready, task):
+                problems.add(*unfit(task, case))
         rehearse_on(session.config, ready.comparison, given, task.configuration, problems)
-    problems.refuse("methods and plans")
+    problems.refuse("methods, plans and predictions")
+
+
+def unfit(task: PreparedTask, case: Case) -> list[str]:
+    """Return why the segmentation of a case could not be written after the trainings."""
+    try:
+        check_part(case.name, f"predictions: {task.name}, case")
+    except ValueError as error:
+        return [str(error)]
+    remedy = "put it there, or give --set predictions.test=false"
+    return [] if case.image.is_file() else [f"predictions: {case.image} is missing; {remedy}"]
 
 
 def job(session: Session, ready: Ready, task: PreparedTask, fold: int, entry: Entry) -> TrainJob:
@@ -242,6 +333,7 @@ def job(session: Session, ready: Ready, task: PreparedTask, fold: int, entry: En
         "seed": entry.seed,
         "task": task,
         "fold": fold,
+        "components": True,
         "tolerance_mm": TOLERANCES_MM.get(task.name, ready.data.tolerance_mm),
         "picture": entry.number == 0 and fold == ready.folds.numbers[0],
     }
@@ -262,34 +354,53 @@ def job(session: Session, ready: Ready, task: PreparedTask, fold: int, entry: En
     )
 
 
-Unit = tuple[PreparedTask, int, Entry, TrainJob, Result | None]
+class Unit(NamedTuple):
+    """A training and what it is worth; a hole has no result."""
+
+    task: PreparedTask
+    fold: int
+    entry: Entry
+    name: str
+    result: Result | None
+    details: dict[str, Any]
+
+    @property
+    def method(self) -> tuple[str, str]:
+        """Names of the task, and of what was trained on it."""
+        return self.task.name, self.entry.label
 
 
 def tell_results(
     session: Session, ready: Ready, tasks: Sequence[PreparedTask], units: Sequence[Unit]
 ) -> None:
     """Write and print what the methods are worth on each task, and show slices of them."""
-    scored, missing = [], dict[tuple[str, str], list[str]]()
-    panels: dict[str, dict[str, Any]] = {}
-    for task, fold, entry, unit, result in units:
-        if result is None:
-            missing.setdefault((task.name, entry.label), []).append(unit.name)
-            continue
-        details = result.details()
-        if "slice" in details:
-            panels.setdefault(task.name, {})[entry.label] = details.pop("slice")
-        scored.append(report.Scored(task.name, entry.label, fold, entry.number, details))
+    ended = [(unit, unit.result.metrics) for unit in units if unit.result is not None]
+    missing, panels = dict[tuple[str, str], list[str]](), dict[str, dict[str, Any]]()
+    for unit in units:
+        if unit.result is None:
+            missing.setdefault(unit.method, []).append(unit.name)
+        if "slice" in unit.details:
+            panels.setdefault(unit.task.name, {})[unit.entry.label] = unit.details["slice"]
     table = report.TaskTable(
-        scored,
+        [
+            report.Scored(
+                *unit.method,
+                unit.fold,
+                unit.entry.number,
+                {name: unit.details[name] for name in SCORES},
+            )
+            for unit, _ in ended
+        ],
         tasks=[task.name for task in tasks],
         methods=list(ready.comparison.entries(session.config)),
         missing=missing,
         seed=session.config["seed"],
     )
     rows = [
-        {"label": e.label, "task": t.name, "fold": fold, "seed": e.number} | result.metrics
-        for t, fold, e, _, result in units
-        if result is not None
+        {"label": unit.entry.label, "task": unit.task.name, "fold": unit.fold}
+        | {"seed": unit.entry.number}
+        | metrics
+        for unit, metrics in ended
     ]
     about = {"subject": ready.comparison.subject(session.config), "results": rows}
     session.write("results.json", json.dumps(table.summary() | about, indent=1))
@@ -298,6 +409,104 @@ def tell_results(
         session.write(f"{name}.png", report.png(report.slices(own, title=name)))
     session.parent.log(0, table.figures())
     print(f"\n{table.text()}")
+
+
+# ---------------------------------------------------------------------- predictions
+
+
+def to_predict(ready: Ready, task: PreparedTask) -> Iterator[tuple[str, Case, Sequence[int]]]:
+    """Yield cases whose segmentations are written, with their folder and the folds they are by."""
+    if ready.predictions.test:
+        yield from (("", case, ready.folds.numbers) for case in task.source.test)
+    if ready.predictions.validation:
+        cases = {case.name: case for case in task.source.training}
+        for fold in ready.folds.numbers:
+            _, held_out = task.split(ready.folds, fold)
+            yield from (("validation/", cases[stored.name], [fold]) for stored in held_out.cases)
+
+
+def predict(session: Session, ready: Ready, units: Sequence[Unit]) -> None:
+    """Write segmentations by all trainings of a method; those that cannot be made are holes."""
+    kept = tell_components(session, units)
+    jobs = prediction_jobs(session, ready, units, kept)
+    missing = make_files(
+        session,
+        PREDICTION,
+        jobs,
+        each=ready.resources["prediction"],
+        on_failure=ready.comparison.on_failure,
+    )
+    if jobs:
+        session.say(
+            f"{len(jobs) - len(missing)} of {len(jobs)} cases are written below predictions"
+        )
+    session.storage.remove(MISSING)  # an earlier run of the directory may have left one
+    session.listed(MISSING, missing, "predictions are missing")
+
+
+def tell_components(session: Session, units: Sequence[Unit]) -> dict[tuple[str, str], Kept]:
+    """Write and return of what the largest pieces alone stay, by task and method."""
+    cases: dict[tuple[str, str], list[Any]] = {}
+    for unit in units:
+        cases.setdefault(unit.method, []).extend(unit.details.get("components", {}).values())
+    found = {method: chosen(own) for method, own in cases.items()}
+    told: dict[str, dict[str, Any]] = {}
+    for (task, label), choice in found.items():
+        dice = {"before": defined(choice.before), "after": defined(choice.after)}
+        own = {"cases": len(cases[task, label]), "dice": dice}
+        told.setdefault(task, {})[label] = choice.kept._asdict() | own
+        if any(choice.kept):
+            what = ", ".join(
+                ["all labels together"] * choice.kept.foreground + [*choice.kept.labels]
+            )
+            session.say(f"{task}, {label}: the largest piece alone is kept of {what}")
+    session.write("postprocessing.json", json.dumps({"schema": 1, "tasks": told}, indent=1))
+    return {method: choice.kept for method, choice in found.items()}
+
+
+def defined(dice: Mapping[str, float]) -> dict[str, float | None]:
+    """Return means as JSON has them: None for a label that no case has."""
+    return {label: None if math.isnan(mean) else mean for label, mean in dice.items()}
+
+
+def prediction_jobs(
+    session: Session, ready: Ready, units: Sequence[Unit], kept: Mapping[tuple[str, str], Kept]
+) -> list[FileJob]:
+    """Return a file for each method and case, of all trainings that may segment it."""
+    methods: dict[tuple[str, str], list[Unit]] = {}
+    for unit in units:
+        methods.setdefault(unit.method, []).append(unit)
+    return [
+        prediction_job(
+            ready,
+            case,
+            [unit for unit in own if unit.fold in folds],
+            f"predictions/{'/'.join(method)}/{place}{case.name}.nii.gz",
+            kept[method],
+        )
+        for method, own in methods.items()
+        for place, case, folds in to_predict(ready, own[0].task)
+    ]
+
+
+def prediction_job(
+    ready: Ready, case: Case, units: Sequence[Unit], name: str, kept: Kept
+) -> FileJob:
+    """Return the segmentation of a case by trainings of one method; holes among these are left."""
+    task, entry, each = units[0].task, units[0].entry, ready.resources["prediction"]
+    results = [unit.result for unit in units if unit.result is not None]
+    arguments = {
+        "task": task,
+        "case": case,
+        "config": planned(task.configuration, NETWORKS, entry.config),
+        "models": NETWORKS,
+        "weights": [result.state for result in results],
+        "kept": kept,
+        "device": each.device,
+        "threads": each.cpus,
+    }
+    key = prediction_key(case, [result.name for result in results], kept)
+    return FileJob(name=name, make=predicted, arguments=arguments, key=key)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -310,6 +519,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment="decathlon",
         prepare=prepare,
         may_change=("resources",),
+        options=OPTIONS,
+        expand=methods,
         argv=argv,
     )
 

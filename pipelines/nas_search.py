@@ -82,7 +82,7 @@ LENGTHS = Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed)
 
 
 SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
-    "data": Section(Tasks, given=("tolerance_mm",)),
+    "data": Section(Tasks, given=("tolerance_mm", "test_cases")),
     "plan": PlanSettings,
     "folds": Section(Folds, given=("run",)),
     "patches": Patches,

@@ -29,6 +29,7 @@ from raykb.engine.loop import Worker, fit
 from raykb.engine.seeding import seed_everything
 from raykb.models import SEGMENTERS
 from raykb.segmentation import METHODS
+from raykb.segmentation.nnunet import plan
 
 SMALL = PlanSettings(width=4, patch=16, multiple=4, batch_size=2)
 UNET = {"name": "unet_3d", "width": 4, "depth": 2}
@@ -92,6 +93,23 @@ def test_limits_hold_for_a_plan_and_no_limits_leave_it(spleen):
     assert whole.widths[:2] == (32, 64)
     assert whole.spacing_mm == own.spacing_mm
     assert all(size % 4 == 0 for size in own.patch_size)
+
+
+def test_cases_of_one_slice_have_the_plan_in_2d_which_does_not_reach_across_slices(spleen):
+    cases = len(spleen.fingerprint.shapes)
+    flat = dataclasses.replace(
+        spleen.fingerprint, shapes=((1, 64, 60),) * cases, spacings_mm=((5.0, 1.0, 2.0),) * cases
+    )
+    slices = plan(flat, 8.0).configuration("2d")
+    own = PlanSettings().plan(flat).configuration("3d_fullres")
+    assert own.patch_size == (1, *slices.patch_size)
+    assert own.spacing_mm == (5.0, 1.0, 2.0)
+    assert (
+        {stride[0] for stride in own.strides} == {kernel[0] for kernel in own.kernel_sizes} == {1}
+    )
+    assert [stride[1:] for stride in own.strides] == list(slices.strides)
+    assert (own.widths, own.batch_size) == (slices.widths, slices.batch_size)
+    assert all(size % 4 == 0 for size in SMALL.plan(flat).configurations[0].patch_size)
 
 
 def test_a_multiple_that_is_no_power_of_two_is_refused():
@@ -165,6 +183,21 @@ def test_a_fingerprint_is_taken_from_the_record_until_a_file_changes(tmp_path):
     second = prepared(task, SMALL, tmp_path / "shards", first.record())
     assert second.files != first.files
     assert second.fingerprint != first.fingerprint
+
+
+def test_all_cases_that_cannot_be_used_are_told_at_once(tmp_path):
+    write_phantoms(tmp_path, tasks=[9], cases=3, test_cases=0, size=16)
+    (task,) = opened(tmp_path)
+    first, _, last = task.training
+    first.image.write_bytes(first.image.read_bytes()[:1000])
+    last.label.unlink()
+    with pytest.raises(ConfigError, match="the training cases cannot be used: 2 problems") as told:
+        prepared(task, SMALL, tmp_path / "shards")
+    problems = told.value.problems
+    assert "spleen_000" in problems[0]
+    assert "is truncated or damaged" in problems[0]
+    assert "spleen_002" in problems[1]
+    assert "is missing" in problems[1]
 
 
 def test_folds_hold_each_case_out_once_and_share_none(spleen):

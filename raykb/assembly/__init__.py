@@ -11,6 +11,7 @@ from raykb.assembly.builder import (
     rehearse_all,
     training,
 )
+from raykb.assembly.predictions import Predictions, predicted, prediction_key
 from raykb.assembly.segmentation import (
     Folds,
     Patches,
@@ -34,6 +35,7 @@ __all__ = [
     "Folds",
     "Patches",
     "PlanSettings",
+    "Predictions",
     "PreparedTask",
     "SelfSupervised",
     "SemiSupervised",
@@ -45,6 +47,8 @@ __all__ = [
     "objective_of",
     "opened",
     "planned",
+    "predicted",
+    "prediction_key",
     "prepared",
     "rehearse",
     "rehearse_all",

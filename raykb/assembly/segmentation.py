@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,14 @@ from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
 from raykb.evaluate.sliding_window import SlidingWindow
 from raykb.later import Later
-from raykb.segmentation.fingerprint import Case, Fingerprint, Intensities, fingerprint, nonzero_box
+from raykb.segmentation.fingerprint import (
+    Box,
+    Case,
+    Fingerprint,
+    Intensities,
+    fingerprint,
+    nonzero_box,
+)
 from raykb.segmentation.normalisation import normalise
 from raykb.segmentation.plans import Configuration, Plan
 from raykb.segmentation.settings import FULL, PlanSettings
@@ -107,24 +114,38 @@ class Folds:
         """Those that are trained."""
         return tuple(range(self.splits)) if self.run is None else self.run
 
+    def held_out(self, cases: int) -> int:
+        """Return how many of so many cases are held out by some fold that is trained."""
+        return sum(len(range(fold, cases, self.splits)) for fold in set(self.numbers))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedTask:
     """A task whose cases lie in shards as its plan wants them; it is pickled without their voxels.
 
     Attributes:
-        name: of its folder.
+        source: its files.
         fingerprint: of all its training cases.
         files: stands for the files that this was made of.
         plan: within the limits of the config.
         volumes: all training cases.
     """
 
-    name: str
+    source: DecathlonTask
     fingerprint: Fingerprint
     files: str
     plan: Plan
     volumes: Volumes
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.source.folder.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names by number; 0 is the background."""
+        return self.source.labels
 
     @property
     def configuration(self) -> Configuration:
@@ -161,6 +182,7 @@ class Tasks:
             written into the run directory.
         tasks: their numbers, as 4 of Task04_Hippocampus; null for all that there are.
         cases: of each phantom task.
+        test_cases: of the same without labels, which predictions are made of.
         size: voxels of a phantom along an axis, about.
         shards: folder for prepared cases, which all nodes see; null for the run directory's.
         tolerance_mm: of the surface Dice, for tasks that the challenge has no tolerance for.
@@ -169,12 +191,18 @@ class Tasks:
     root: str | None = None
     tasks: tuple[int, ...] | None = None
     cases: int = 12
+    test_cases: int = 0
     size: int = 24
     shards: str | None = None
     tolerance_mm: float = 1.0
 
     def __post_init__(self) -> None:
-        rules = {"cases": at_least(2), "size": at_least(16), "tolerance_mm": above(0)}
+        rules = {
+            "cases": at_least(2),
+            "test_cases": at_least(0),
+            "size": at_least(16),
+            "tolerance_mm": above(0),
+        }
         refuse(misfits(self, **rules))
 
     def count(self) -> int:
@@ -185,6 +213,12 @@ class Tasks:
             raise ValueError(f"tasks: {strange[0]}, must be of 1..10, as phantoms are")
         return len(self._phantoms)
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return how many cases with and without labels each task has; raises as :meth:`count`."""
+        if self.root is None:
+            return [(self.cases, self.test_cases)] * self.count()
+        return [(len(t.training), len(t.test)) for t in opened(Path(self.root), self.tasks)]
+
     def open(self, files: Path) -> list[DecathlonTask]:
         """Return the tasks; phantoms are written below ``files``, if they are not there.
 
@@ -194,8 +228,14 @@ class Tasks:
         require_nibabel()
         if self.root is not None:
             return opened(Path(self.root), self.tasks)
-        root, how = files / "phantoms", {"cases": self.cases, "size": self.size, "test_cases": 0}
-        write_phantoms(root, tasks=self._phantoms, **how)
+        root = files / "phantoms"
+        write_phantoms(
+            root,
+            tasks=self._phantoms,
+            cases=self.cases,
+            test_cases=self.test_cases,
+            size=self.size,
+        )
         return opened(root, self._phantoms)
 
     @property
@@ -247,12 +287,10 @@ def prepared(
     if before.get("files") == files:
         found = Fingerprint.from_json(before["fingerprint"])
     else:
-        found = fingerprint(_cases(task), modalities=task.modalities, labels=len(task.labels))
+        found = _fingerprint(task)
     own = settings.plan(found)
     volumes = open_volumes(task, shards, preparation=preparation(own), workers=workers)
-    return PreparedTask(
-        name=task.folder.name, fingerprint=found, files=files, plan=own, volumes=volumes
-    )
+    return PreparedTask(source=task, fingerprint=found, files=files, plan=own, volumes=volumes)
 
 
 def preparation(own: Plan) -> Preparation:
@@ -260,36 +298,54 @@ def preparation(own: Plan) -> Preparation:
     return Preparation(prepare=functools.partial(prepared_case, own), key=f"{own.hash} {FULL}")
 
 
+class Grid(NamedTuple):
+    """Where what a plan makes of a case lies in it."""
+
+    box: Box  # of the case's array
+    shape: tuple[int, ...]  # of the box, axes as the plan has them
+    spacing_mm: tuple[float, ...]  # the same
+    thick: int | None  # axis of slices that are no neighbours, the same
+
+    @classmethod
+    def of(cls, own: Plan, contents: Contents) -> "Grid":
+        """Return that of a case as its files have it."""
+        box = nonzero_box(contents.image)
+        sides = [axis.stop - axis.start for axis in box]
+        spacing = tuple(contents.spacing_mm[axis] for axis in own.transpose)
+        thick = resampling.thick_axis(spacing, own.configuration(FULL).spacing_mm)
+        return cls(box, tuple(sides[axis] for axis in own.transpose), spacing, thick)
+
+
 def prepared_case(own: Plan, contents: Contents) -> Contents:
     """Return a case cropped, normalised, transposed and resampled, axes as the plan has them."""
-    box, order = nonzero_box(contents.image), own.transpose
-    target = own.configuration(FULL).spacing_mm
-    image = normalise(contents.image[:, box[0], box[1], box[2]], own.normalisation)
-    image = image.transpose(0, *(1 + axis for axis in order))
-    spacing = [contents.spacing_mm[axis] for axis in order]
-    shape = resampling.resampled_shape(image.shape[1:], spacing, target)
-    thick = resampling.thick_axis(spacing, target)
+    grid, target = Grid.of(own, contents), own.configuration(FULL).spacing_mm
+    z, y, x = grid.box
+    image = normalise(contents.image[:, z, y, x], own.normalisation)
+    image = image.transpose(0, *(1 + axis for axis in own.transpose))
+    shape = resampling.resampled_shape(grid.shape, grid.spacing_mm, target)
     label = None
     if contents.label is not None:
-        label = contents.label[box].transpose(order)
-        label = resampling.resample_label(label, shape, thick=thick)
-    z, y, x = target
-    return Contents(resampling.resample_image(image, shape, thick=thick), label, (z, y, x))
+        label = contents.label[grid.box].transpose(own.transpose)
+        label = resampling.resample_label(label, shape, thick=grid.thick)
+    image = resampling.resample_image(image, shape, thick=grid.thick)
+    return Contents(image, label, (target[0], target[1], target[2]))
 
 
-def _cases(task: DecathlonTask) -> Iterator[Case]:
-    """Yield image, label and spacing of each training case, one in memory at a time.
-
-    Raises:
-        ConfigError: at the end, if there were cases that cannot be used.
-    """
+def _fingerprint(task: DecathlonTask) -> Fingerprint:
+    """Return the fingerprint of the training cases, all of which must be good."""
     problems = Problems()
-    for case in task.training:
-        with problems.at(case.name):
-            image, label, geometry = read_case(task, case)
-            if label is not None:  # a training case has one
-                yield image, label, geometry.spacing_mm
+
+    def cases() -> Iterator[Case]:  # one in memory at a time
+        for case in task.training:
+            with problems.at(case.name):
+                image, label, geometry = read_case(task, case)
+                if label is not None:  # a training case has one
+                    yield image, label, geometry.spacing_mm
+
+    with problems.at():
+        found = fingerprint(cases(), modalities=task.modalities, labels=len(task.labels))
     problems.refuse(f"{task.folder}: the training cases cannot be used")
+    return found
 
 
 def _state(task: DecathlonTask) -> str:
@@ -317,6 +373,10 @@ class Patches:
     step: float = 0.5
     tiles: int = 1
 
+    def window(self, own: Configuration) -> SlidingWindow:
+        """Return how volumes go through a network that was trained as a plan has it."""
+        return SlidingWindow(tile=own.patch_size, step=self.step, batch_size=self.tiles)
+
 
 def segmentation_data(
     *,
@@ -325,6 +385,7 @@ def segmentation_data(
     task: PreparedTask,
     fold: int,
     tolerance_mm: float | None = None,
+    components: bool = False,
     picture: bool = False,
 ) -> Data:
     """Return patches of the cases of a fold without an end, and the held-out cases to evaluate.
@@ -335,6 +396,7 @@ def segmentation_data(
         task: whose cases they are; its plan says how large a patch is.
         fold: number of it.
         tolerance_mm: of the surface Dice of whole cases; None for Dice alone.
+        components: keep what the largest pieces are worth among the details, under that name.
         picture: keep a slice of a case among the details, under ``slice``.
     """
     recipe, patches = build(Recipe, config["recipe"]), build(Patches, config["patches"])
@@ -344,8 +406,10 @@ def segmentation_data(
     augmentation = build(PATCH_AUGMENTATIONS, config["augmentation"], **of_patch)
     view = PatchView(training, (z, y, x), patches.foreground_share, augmentation=augmentation)
     order = Endless(len(training), recipe.batch_size, own)
-    window = SlidingWindow(tile=(z, y, x), step=patches.step, batch_size=patches.tiles)
-    whole = evaluation.Segmentation(held_out.cases, training.classes, window, tolerance_mm)
+    window = patches.window(task.configuration)
+    whole = evaluation.Segmentation(
+        held_out.cases, training.classes, window, tolerance_mm, components
+    )
     pictures = {"slice": evaluated_slices.LabelledSlice(held_out.cases, window)} if picture else {}
     return Data(
         feed=InPlace(Source(training, order, view, own)),

@@ -12,6 +12,7 @@ from torch import nn
 
 from raykb.engine.arguments import at_least, misfits, or_none, refuse
 from raykb.engine.loop import Evaluated
+from raykb.evaluate.components import component_scores
 from raykb.evaluate.sliding_window import SlidingWindow
 from raykb.metrics.overlap import by_label, dice_by_label, foreground_mean, label_means
 from raykb.metrics.surface import surface_dice
@@ -46,6 +47,8 @@ class Segmentation:
         labels: names by number; 0 is the background, which has no Dice.
         window: how a volume goes through the network.
         tolerance_mm: of the surface Dice (NSD); None for Dice alone.
+        components: keep among the details, under ``components``, what Dice would be if the largest
+            pieces alone stayed (:func:`raykb.evaluate.components.component_scores`).
 
     Raises:
         ValueError: there is no case, or a name comes twice, or there is nothing but background.
@@ -55,6 +58,7 @@ class Segmentation:
     labels: Sequence[str]
     window: SlidingWindow
     tolerance_mm: float | None = None
+    components: bool = False
 
     def __post_init__(self) -> None:
         problems = misfits(self, tolerance_mm=or_none(at_least(0)))
@@ -76,7 +80,14 @@ class Segmentation:
         Raises:
             ValueError: the network has another number of classes than there are labels.
         """
-        by_case = {case.name: self._scores(network, case, device) for case in self.cases}
+        by_case: dict[str, dict[str, dict[str, float]]] = {}
+        pieces: dict[str, dict[str, dict[str, float | None]]] = {}
+        for case in self.cases:
+            predicted = self._predicted(network, case, device)
+            by_case[case.name] = self._scores(predicted, case)
+            if self.components:
+                found = component_scores(predicted, case.label, self.labels)
+                pieces[case.name] = {way: _with_holes(scores) for way, scores in found.items()}
         figures: dict[str, float] = {}
         details: dict[str, Any] = {}
         for metric in ("dice",) if self.tolerance_mm is None else ("dice", "nsd"):
@@ -86,12 +97,12 @@ class Segmentation:
             figures[metric] = foreground_mean(list(scores.values()))
             details[metric] = {name: _with_holes(found) for name, found in scores.items()}
         defined = {name: figure for name, figure in figures.items() if not math.isnan(figure)}
-        return Evaluated(defined, details)
+        return Evaluated(defined, details | ({"components": pieces} if self.components else {}))
 
-    def _scores(
+    def _predicted(
         self, network: nn.Module, case: LabelledVolume, device: torch.device
-    ) -> dict[str, dict[str, float]]:
-        """Return the scores of a case by metric and label."""
+    ) -> np.ndarray:
+        """Return the label map of a case."""
         image = torch.from_numpy(np.array(case.image, np.float32))  # a copy of what is mapped
         logits = self.window.logits(network, image, device)  # (K, Z, Y, X)
         if len(logits) != len(self.labels):
@@ -99,7 +110,11 @@ class Segmentation:
                 f"network: has {len(logits)} classes, must have {len(self.labels)}, as there are "
                 "labels"
             )
-        predicted = logits.argmax(0).cpu().numpy()
+        predicted: np.ndarray = logits.argmax(0).cpu().numpy()
+        return predicted
+
+    def _scores(self, predicted: np.ndarray, case: LabelledVolume) -> dict[str, dict[str, float]]:
+        """Return the scores of a case by metric and label."""
         scores = {"dice": dice_by_label(predicted, case.label, self.labels)}
         if self.tolerance_mm is not None:
             nsd = functools.partial(

@@ -4,6 +4,7 @@ A figure is the mean over regions of the mean over cases, each case the mean ove
 interval is over cases (:mod:`raykb.metrics.intervals`), its order :mod:`raykb.metrics.ranking`'s.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -68,8 +69,9 @@ class TaskTable:
             for name in self.metrics
         }
 
+    @functools.cached_property
     def ranking(self) -> tuple[Ranking, Stability] | None:
-        """Return the order of methods, and how stable it is; None where nothing can be ordered."""
+        """The order of methods, and how stable it is; None where nothing can be ordered."""
         if len(self.methods) < 2 or self.scores["value"].notna().sum() == 0:
             return None
         own = _with_failures(self.scores, self.methods)
@@ -84,14 +86,14 @@ class TaskTable:
                 f"*: {len(names)} {have} no result; cases without a score count in no mean, but as "
                 f"0 in the order: {', '.join(names)}"
             )
-        if (found := self.ranking()) is not None:
+        if (found := self.ranking) is not None:
             parts.append(_order(*found))
         return "\n\n".join(parts)
 
     def summary(self) -> dict[str, Any]:
         """Return all of it as what JSON can hold."""
         order: dict[str, Any] = {}
-        if (found := self.ranking()) is not None:
+        if (found := self.ranking) is not None:
             ranking, stability = found
             order = {
                 "ranking": _records(ranking.table),
@@ -112,8 +114,21 @@ class TaskTable:
         }
 
     def figures(self) -> dict[str, float]:
-        """Return the means, as ``{"dice/unet_3d/Task04_Hippocampus": 0.9}``."""
-        found = {f"{name}/{m}/{task}": mean.mean for (task, m, name), mean in self.means.items()}
+        """Return means, their intervals, and the order of methods.
+
+        As ``dice/unet_3d/Task04_Hippocampus``, the same with ``/low`` and ``/high``, and
+        ``order/place/unet_3d``, ``order/mean_rank/unet_3d`` and ``order/mean_tau``.
+        """
+        found: dict[str, float] = {}
+        for (task, method, name), (mean, low, high) in self.means.items():
+            key = f"{name}/{method}/{task}"
+            found |= {key: mean, f"{key}/low": low, f"{key}/high": high}
+        if (order := self.ranking) is not None:
+            ranking, stability = order
+            for row in ranking.table.to_dict("records"):
+                for what in ("place", "mean_rank"):
+                    found[f"order/{what}/{row['method']}"] = float(row[what])
+            found["order/mean_tau"] = stability.mean_tau
         return {key: value for key, value in found.items() if not math.isnan(value)}
 
     def _mean(self, task: str, method: str, name: str) -> CaseMean:

@@ -2,11 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+Options = Mapping[str, tuple[str, str]]
+"""A script's own options by name, without dashes: of each what stands for its value, and the help.
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
+They are short for what ``--set`` can say, too; which that is, the script tells ``launch``.
+"""
+
+
+def parser(name: str, description: str, options: Options | None = None) -> argparse.ArgumentParser:
     """Return the parser of the script ``name``, which ``description`` is about."""
     parser = argparse.ArgumentParser(
         prog=f"python pipelines/{name}.py",
@@ -18,6 +24,8 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
         "trainings failed and left holes (comparison.on_failure), 128 and more for a signal.",
     )
     add = parser.add_argument
+    for own, (metavar, text) in (options or {}).items():
+        add(f"--{own}", metavar=metavar, help=text)
     add("--config", metavar="FILE", help="YAML file of the run (see pipelines/configs)")
     add(
         "--set",
@@ -38,12 +46,20 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def answer(file: str, description: str | None, argv: Sequence[str] | None = None) -> None:
+def answer(
+    file: str,
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    *,
+    options: Options | None = None,
+) -> None:
     """Answer ``--help`` and refuse wrong options, before a script imports what takes seconds.
 
     Args:
         file: the script's own.
         description: its docstring.
         argv: the command line after the script's name.
+        options: the script's own.
     """
-    parser(Path(file).stem, description or "").parse_args(sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    parser(Path(file).stem, description or "", options).parse_args(given)

@@ -32,7 +32,7 @@ from raykb.data.download import refused
 from raykb.engine.faults import causes
 from raykb.engine.names import check_part
 from raykb.runtime import resources
-from raykb.runtime.command_line import parser
+from raykb.runtime.command_line import Options, parser
 from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_address, connected
 from raykb.runtime.fence import LostLease
 from raykb.runtime.lock import locked
@@ -58,6 +58,14 @@ class Ready(Protocol):
         ...
 
 
+class Expand(Protocol):
+    """What a script's own options are short for."""
+
+    def __call__(self, config: dict[str, Any], /, given: Mapping[str, str]) -> Sequence[str]:
+        """Return overrides, ``key=value`` each."""
+        ...
+
+
 ReadyT = TypeVar("ReadyT", bound=Ready)
 
 
@@ -78,6 +86,8 @@ def launch(
     prepare: Callable[[dict[str, Any]], ReadyT],
     experiment: str = "raykb",
     may_change: Collection[str] = (),
+    options: Options | None = None,
+    expand: Expand | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a script from its command line; return the exit status.
@@ -92,15 +102,21 @@ def launch(
             raise ValueError.
         experiment: where the tracker has the script's runs, unless the configuration says other.
         may_change: sections, or dotted keys, that a resumed run may have otherwise.
+        options: the script's own, which are in ``--help``.
+        expand: returns what these stand for as ``--set`` would say it, and what ``--set`` says
+            wins; gets the configuration without either, and the values of those that are given.
         argv: the command line after the script's name.
     """
     name = Path(script.__code__.co_filename).stem
     argv = list(sys.argv[1:] if argv is None else argv)
-    arguments = parser(name, description).parse_args(argv)
+    arguments = parser(name, description, options).parse_args(argv)
     tracking = functools.partial(Tracking, experiment=experiment)
     schema = {"seed": Value(int, 0), "storage": Value(str, "runs"), "tracking": tracking, **schema}
     try:
-        config = _config(arguments, default, schema, may_change)
+        given = {own: getattr(arguments, own) for own in options or {}}
+        given = {own: value for own, value in given.items() if value is not None}
+        short = functools.partial(expand, given=given) if expand and given else None
+        config = _config(arguments, default, schema, may_change, short)
         with refused() if arguments.dry_run else contextlib.nullcontext():
             ready = prepare(config)
         phases = ready.phases
@@ -124,6 +140,7 @@ def _config(
     default: Path,
     schema: Mapping[str, Any],
     may_change: Collection[str],
+    expand: Callable[[dict[str, Any]], Sequence[str]] | None,
 ) -> dict[str, Any]:
     """Return the resolved configuration, of the run to be resumed if there is one."""
     if arguments.resume and arguments.out:
@@ -131,12 +148,12 @@ def _config(
     stored = _stored(arguments.resume) if arguments.resume else None
     if stored is not None and not (arguments.config or arguments.smoke):
         source = f"{arguments.resume}/{RECORD}"
-        config = configuration.override(stored, schema, arguments.overrides, source=source)
+        read = functools.partial(configuration.override, stored, schema, source=source)
     else:
         source = arguments.config or str(default)
-        config = configuration.load(
-            source, schema, overrides=arguments.overrides, smoke=arguments.smoke
-        )
+        read = functools.partial(configuration.load, source, schema, smoke=arguments.smoke)
+    short = [] if expand is None else expand(read())
+    config: dict[str, Any] = read(overrides=[*short, *arguments.overrides])
     configuration.check(config, schema, source=source)
     config = given_again(config, leaving_out="storage" if arguments.resume else "")
     before = configuration.complete(stored, schema) if stored is not None else config

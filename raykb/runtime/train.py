@@ -73,9 +73,9 @@ def share(value: Any) -> Any:
 
 
 def call(function: Callable[..., _T], *arguments: Any, resources: WorkerResources) -> _T:
-    """Return what a function returns that runs once, on a worker."""
+    """Return what a function returns that runs once, on a worker; what it raises is raised."""
     task = ray.remote(function).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    found: _T = ray.get(task.remote(*arguments))
+    found: _T = _got(task.remote(*arguments))
     return found
 
 
@@ -170,14 +170,19 @@ def train(
 
 def _result(reference: Any, storage: Storage, job: TrainJob) -> Result:
     """Return what a training that has ended left; what it raised is raised as it was."""
-    try:
-        ray.get(reference)
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from error
+    _got(reference)
     result = finished(storage, job.name)
     if result is None:
         raise FileNotFoundError(f"{storage.place}/{job.name}/{RESULT}: not written")
     return result
+
+
+def _got(reference: Any) -> Any:
+    """Return what a task returned; what it raised is raised as it was."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from error
 
 
 def _deliver(

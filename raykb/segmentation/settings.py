@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from raykb.engine.arguments import above, at_least, misfits, or_none, refuse
 from raykb.segmentation.fingerprint import Fingerprint
-from raykb.segmentation.nnunet import plan
-from raykb.segmentation.plans import Configuration, Plan
+from raykb.segmentation.nnunet import plan, target_spacing
+from raykb.segmentation.plans import Configuration, Name, Plan
 from raykb.segmentation.topology import topology, widths
 
-FULL = "3d_fullres"  # the configuration that is trained
+FULL: Name = "3d_fullres"  # the configuration that is trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,18 @@ class PlanSettings:
     def plan(self, found: Fingerprint) -> Plan:
         """Return nnU-Net's plan within the limits; it has the configuration :data:`FULL` alone.
 
+        Of cases of one slice that is its plan in 2-D, whose network does not reach across slices.
+
         Raises:
             ValueError: no patch fits into the memory.
-            KeyError: cases are flat, so that nothing is planned in 3-D.
         """
         whole = plan(found, self.memory_gb)
-        return replace(whole, configurations=(self._limited(whole.configuration(FULL)),))
+        if FULL in whole.names:
+            own = whole.configuration(FULL)
+        else:
+            apart = float(target_spacing(found)[whole.transpose[0]])
+            own = in_space(whole.configuration("2d"), apart)
+        return replace(whole, configurations=(self._limited(own),))
 
     def _limited(self, own: Configuration) -> Configuration:
         most = math.inf if self.patch is None else self.patch
@@ -65,3 +71,21 @@ class PlanSettings:
             widths=widths(stages, max(width, *own.widths), width),
             batch_size=min(own.batch_size, self.batch_size or own.batch_size),
         )
+
+
+def in_space(own: Configuration, apart_mm: float) -> Configuration:
+    """Return a plan for slices as one for volumes that takes them one by one.
+
+    Args:
+        own: of two axes.
+        apart_mm: from slice to slice.
+    """
+    return replace(
+        own,
+        name=FULL,
+        spacing_mm=(apart_mm, *own.spacing_mm),
+        median_shape=(1.0, *own.median_shape),
+        patch_size=(1, *own.patch_size),
+        strides=tuple((1, *each) for each in own.strides),
+        kernel_sizes=tuple((1, *each) for each in own.kernel_sizes),
+    )

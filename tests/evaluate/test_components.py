@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from raykb.evaluate.components import helps, largest_component, largest_components
+from raykb.evaluate.components import (
+    WAYS,
+    Kept,
+    chosen,
+    component_scores,
+    largest_component,
+    largest_components,
+)
+
+NAN = float("nan")
+NAMES = ("background", "organ", "lesion")
 
 
 def pieces(*boxes, size=(6, 7, 8)):
@@ -43,24 +53,58 @@ def test_labels_that_are_named_lose_their_smaller_pieces():
     assert segmentation[3] == 1
 
 
-NAN = float("nan")
+def test_of_the_foreground_the_piece_of_all_labels_together_stays():
+    segmentation = np.array([1, 2, 2, 0, 1, 1, 0, 2])
+    assert Kept(foreground=True).of(segmentation, NAMES).tolist() == [1, 2, 2, 0, 0, 0, 0, 0]
+    assert Kept(labels=("organ",)).of(segmentation, NAMES).tolist() == [0, 2, 2, 0, 1, 1, 0, 2]
+    both = Kept(foreground=True, labels=("organ", "lesion"))
+    assert both.of(np.array([1, 0, 2, 1, 2, 2]), NAMES).tolist() == [0, 0, 0, 1, 2, 2]
+    assert Kept().of(segmentation, NAMES).tolist() == segmentation.tolist()
+
+
+def test_each_way_has_the_dice_of_each_label():
+    prediction, reference = np.array([1, 1, 0, 2, 0, 1]), np.array([1, 1, 0, 2, 0, 0])
+    assert component_scores(prediction, reference, NAMES) == {
+        "plain": {"organ": 0.8, "lesion": 1.0},
+        "foreground": {"organ": 1.0, "lesion": 0.0},
+        "labels": {"organ": 1.0, "lesion": 1.0},
+        "both": {"organ": 1.0, "lesion": 0.0},
+    }
+
+
+def ways(plain, foreground, labels, both):
+    """The scores of a case, of organ and lesion each."""
+    each = (plain, foreground, labels, both)
+    return {
+        way: dict(zip(NAMES[1:], row, strict=True)) for way, row in zip(WAYS, each, strict=True)
+    }
 
 
 @pytest.mark.parametrize(
-    ("plain", "processed", "better"),
+    ("case", "kept"),
     [
-        ([0.8, 0.6], [0.9, 0.6], True),
-        ([0.8, 0.6], [0.9, 0.4], False),
-        ([0.8, 0.6], [0.8, 0.6], False),  # as it is, unless something is gained
-        ([NAN, 0.6], [NAN, 0.7], True),
-        ([NAN], [NAN], False),
-        ([], [], False),
+        (ways((0.8, 0.6), (0.9, 0.6), (0.8, 0.6), (0.9, 0.6)), Kept(foreground=True)),
+        # as it is, unless something is gained
+        (ways((0.8, 0.6), (0.8, 0.6), (0.8, 0.6), (0.8, 0.6)), Kept()),
+        # the mean is higher and one label lower: that is refused, and labels are asked alone
+        (ways((0.8, 0.6), (1.0, 0.5), (0.9, 0.3), (1.0, 0.2)), Kept(labels=("organ",))),
+        # a label by itself is judged after the foreground
+        (ways((0.8, 0.6), (0.9, 0.7), (1.0, 1.0), (0.9, 0.8)), Kept(True, ("lesion",))),
+        # what is not defined counts in no mean
+        (ways((0.8, NAN), (0.9, NAN), (0.9, NAN), (0.9, NAN)), Kept(foreground=True)),
+        (ways((NAN, NAN), (NAN, NAN), (NAN, NAN), (NAN, NAN)), Kept()),
+        (ways((0.8, None), (0.9, None), (0.9, None), (0.9, None)), Kept(foreground=True)),
     ],
 )
-def test_cross_validation_says_whether_it_helps(plain, processed, better):
-    assert helps(plain, processed) is better
+def test_cross_validation_says_what_helps(case, kept):
+    assert chosen([case]).kept == kept
 
 
-def test_scores_of_other_cases_are_refused():
-    with pytest.raises(ValueError, match="plain, processed: 1 and 2 scores, must be of the same"):
-        helps([0.1], [0.1, 0.2])
+def test_the_choice_is_that_of_the_mean_over_cases_and_tells_dice_before_and_after():
+    gains = ways((0.5, 0.6), (0.4, 0.6), (0.9, 0.6), (0.4, 0.6))
+    loses = ways((0.8, 0.6), (0.8, 0.6), (0.7, 0.5), (0.7, 0.5))
+    found = chosen([gains, loses])
+    assert found.kept == Kept(labels=("organ",))
+    assert found.before == pytest.approx({"organ": 0.65, "lesion": 0.6})
+    assert found.after == pytest.approx({"organ": 0.8, "lesion": 0.6})
+    assert chosen([gains, loses, loses, loses, loses, loses]).kept == Kept()

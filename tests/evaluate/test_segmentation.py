@@ -105,6 +105,18 @@ def test_details_are_json():
     assert json.loads(json.dumps(details, allow_nan=False)) == details
 
 
+def test_what_the_largest_pieces_alone_are_worth_stands_beside_dice_if_it_is_asked_for():
+    scattered = case("a", [(1, slice(0, 2)), (1, 4)], [(1, slice(0, 2))])
+    evaluation = replace(Segmentation([scattered], LABELS, WINDOW), components=True)
+    figures, details = evaluation(Bands().eval(), CPU)
+    assert json.loads(json.dumps(details, allow_nan=False)) == details
+    whole = {"organ": 1.0, "lesion": None}
+    found = details["components"]["a"]
+    assert found["plain"] == details["dice"]["a"] == {"organ": 0.8, "lesion": None}
+    assert found["labels"] == found["foreground"] == found["both"] == whole
+    assert figures["dice/organ"] == 0.8
+
+
 def test_volumes_that_are_mapped_are_read(tmp_path):
     mapped = []
     for one in CASES:

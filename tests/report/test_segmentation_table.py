@@ -35,6 +35,18 @@ def test_the_better_method_comes_first_and_stays_there():
     assert "order by significance" in table(ALL).text()
 
 
+def test_means_intervals_and_the_order_are_figures():
+    figures = table(ALL).figures()
+    mean, low, high = table(ALL).means["A", "good", "dice"]
+    keys = "dice/good/A", "dice/good/A/low", "dice/good/A/high"
+    assert tuple(figures[key] for key in keys) == (mean, low, high)
+    assert (figures["order/place/good"], figures["order/place/bad"]) == (1, 2)
+    assert (figures["order/mean_rank/good"], figures["order/mean_tau"]) == (1, 1)
+    alone = [each for each in ALL if each.method == "good"]
+    found = TaskTable(alone, tasks=["A", "B"], methods=["good"], missing={}).figures()
+    assert not any(key.startswith("order") for key in found)
+
+
 def test_seeds_of_a_case_are_averaged_before_cases_are_drawn():
     rows = [scored("A", "good", 0.6, seed=0), scored("A", "good", 0.8, seed=1)]
     both = table(rows).means["A", "good", "dice"]
