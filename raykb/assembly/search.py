@@ -31,8 +31,9 @@ from raykb.later import Later
 from raykb.nas.bilevel import SearchRecipe, halves
 from raykb.nas.genotype import SearchSpace
 from raykb.nas.samplers import SAMPLERS
+from raykb.nas.scnas import network
 from raykb.nas.search import SearchFeeds, search_training
-from raykb.nas.supernet import Architecture, ChosenNetwork, supernet
+from raykb.nas.supernet import Architecture, ChosenNetwork
 
 evaluation = Later("raykb.evaluate.segmentation")
 SIZES = ("width", "layers", "bridge")  # of the network; a supernet has them as what it finds has
@@ -105,7 +106,7 @@ def supernet_training(
     """
     space, recipe = build(SearchSpace, config["space"]), build(Recipe, config["recipe"])
     sizes = {name: config["model"][name] for name in SIZES}
-    network = ChosenNetwork(supernet(space, classes=data.classes, channels=data.channels, **sizes))
+    supernet = ChosenNetwork(network(space, classes=data.classes, channels=data.channels, **sizes))
     lengths = recipe.lengths(data.samples)
     if not lengths.evaluate_every:
         raise ValueError(
@@ -114,8 +115,8 @@ def supernet_training(
         )
     return search_training(
         worker,
-        network=network,
-        objective=objective_of(config, methods, network, data, seed),
+        network=supernet,
+        objective=objective_of(config, methods, supernet, data, seed),
         architecture=Architecture(space),
         sampler=build(SAMPLERS, config["sampler"], space=space),
         space=space,
