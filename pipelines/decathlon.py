@@ -48,7 +48,7 @@ from raykb.assembly import (
 )
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
-from raykb.data.decathlon import DecathlonTask
+from raykb.data.decathlon import TOLERANCES_MM, DecathlonTask
 from raykb.engine.recipe import Recipe
 from raykb.later import Later
 from raykb.models import SEGMENTERS
@@ -67,18 +67,6 @@ PREPARATION, TRAINING = "preparation", "trainings"
 NETWORKS = SEGMENTERS | {"scnas": found_network}
 MEDICAL = ("monai", "nibabel")  # what is imported late, and would be missed after a training
 PLANNED = ("strides", "kernel_sizes", "widths")
-TOLERANCES_MM = {  # of the challenge's surface Dice
-    "Task01_BrainTumour": 5.0,
-    "Task02_Heart": 4.0,
-    "Task03_Liver": 7.0,
-    "Task04_Hippocampus": 1.0,
-    "Task05_Prostate": 4.0,
-    "Task06_Lung": 2.0,
-    "Task07_Pancreas": 5.0,
-    "Task08_HepaticVessel": 3.0,
-    "Task09_Spleen": 3.0,
-    "Task10_Colon": 4.0,
-}
 
 
 SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {

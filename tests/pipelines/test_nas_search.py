@@ -76,6 +76,14 @@ def test_the_best_is_chosen_by_cases_that_are_not_those_of_the_test(whole):
     )
 
 
+def test_the_table_has_the_surface_beside_the_overlap(whole):
+    session, folder = whole
+    told = results(folder)
+    assert [*told["tables"]] == ["test/dice", "test/nsd"]
+    assert all({"test/dice", "test/nsd"} <= row.keys() for row in told["results"])
+    assert "NSD %" in (folder / "results.md").read_text()
+
+
 def test_no_search_has_seen_what_is_tested_on(whole):
     _, folder = whole
     seen, tested, chosen_by = set(), set(), set()
