@@ -64,6 +64,7 @@ from raykb.later import Later
 from raykb.nas.bilevel import SearchRecipe
 from raykb.nas.contest import RANDOM, Beside, Contest, best_of, mean_by_seed
 from raykb.nas.genotype import Genotype, SearchSpace
+from raykb.nas.halving import Halving
 from raykb.nas.samplers import SAMPLERS
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, Phase, WorkerResources
@@ -98,6 +99,7 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
         rows={"rivals": "over"},
     ),
     "beside": Beside,
+    "halving": Halving,
     "comparison": Section(
         functools.partial(
             Comparison,
@@ -163,8 +165,8 @@ def nas_search(session: Session, ready: Ready) -> None:
     searched = searches(session, ready, task)
     with session.reading("beside"):
         entrants = barrier(session, ready, searched)
-    results = retrainings(session, ready, task, entrants)
-    tell_results(session, ready, searched, entrants, results)
+    results, stopped = retrainings(session, ready, task, entrants)
+    tell_results(session, ready, searched, entrants, results, stopped)
 
 
 def prepared_task(session: Session, ready: Ready) -> PreparedTask:
@@ -187,6 +189,8 @@ def check(session: Session, ready: Ready, task: PreparedTask) -> None:
     with problems.at("folds", ["splits"]):
         own = parts(task, build(Folds, session.config["folds"]))
     problems.refuse(f"{task.name} cannot be shared out")
+    with problems.at("halving", session.config["halving"]):
+        ready.search.rungs(session.config, task)
     classes, channels = task.volumes.classes, task.volumes.channels
     given = Data(feed=None, samples=len(own.train), classes=len(classes), channels=channels)
     ready.search.rehearse(session.config, METHODS, given, task.configuration, problems)
@@ -272,8 +276,14 @@ def barrier(session: Session, ready: Ready, searched: Ended) -> Contest:
     return entrants
 
 
-def retrainings(session: Session, ready: Ready, task: PreparedTask, entrants: Contest) -> Ended:
-    """Train rivals and cells from scratch under one budget; return those that ended well."""
+def retrainings(
+    session: Session, ready: Ready, task: PreparedTask, entrants: Contest
+) -> tuple[Ended, Ended]:
+    """Train rivals and cells from scratch under one budget.
+
+    Returns:
+        Those that came to the end of it, and those that were stopped at a rung.
+    """
     files = {label: session.files / f"genotypes/{label}.json" for label in entrants.genotypes}
     comparison, model = ready.search.retrained(session.config["model"], files)
     recorded = comparison.entries(session.recorded | {"model": model})
@@ -287,20 +297,45 @@ def retrainings(session: Session, ready: Ready, task: PreparedTask, entrants: Co
         name = f"retrained/{entrants.named(entry.label)}/seed-{entry.number}"
         own = recorded[entry.label]
         jobs.append(job(ready, task, entry, own, "retraining", name, training, **given))
-    return ended(session, RETRAINING, comparison, jobs)
+    stopped: Ended = []
+    for until in ready.search.rungs(session.config, task):
+        begun = ended(session, RETRAINING, comparison, halting(jobs, entrants.halved, until))
+        on = entrants.survivors(ready.search.halving, list(map(row, begun)), VALID)
+        session.say(f"after {until} steps: {', '.join(on)} go on")
+        stopped += [pair for pair in begun if pair[0].label not in on]
+        names = {entry.name for entry, _ in begun if entry.label in on}
+        jobs = [(e, j) for e, j in jobs if e.label not in entrants.halved or e.name in names]
+    return ended(session, RETRAINING, comparison, jobs), stopped
+
+
+def halting(jobs: Sequence[Job], labels: Sequence[str], until: int) -> list[Job]:
+    """Return the jobs of some labels, which halt after so many steps."""
+    return [
+        (entry, dataclasses.replace(each, until=until))
+        for entry, each in jobs
+        if entry.label in labels
+    ]
 
 
 # ---------------------------------------------------------------------- results
 
 
+def row(ended: tuple[Entry, Result]) -> dict[str, Any]:
+    """Return what a training found, as tables have it."""
+    entry, result = ended
+    return {"label": entry.label, "seed": entry.number, "steps": result.steps} | result.metrics
+
+
 def tell_results(
-    session: Session, ready: Ready, searched: Ended, entrants: Contest, results: Ended
+    session: Session,
+    ready: Ready,
+    searched: Ended,
+    entrants: Contest,
+    results: Ended,
+    stopped: Ended,
 ) -> None:
     """Write and print what networks are worth, and the best genotype, chosen before the test."""
-    rows = [
-        {"label": entry.label, "seed": entry.number, "steps": result.steps} | result.metrics
-        for entry, result in results
-    ]
+    rows = list(map(row, results))
     best = best_of(entrants.challengers, rows, VALID)
     genotype = entrants.genotypes[best]
     session.write("genotype.json", genotype.to_json())
@@ -308,20 +343,20 @@ def tell_results(
     if searched:
         session.write("searches.png", report.png(report.searches(session.told(SEARCH, searched))))
     means = mean_by_seed(entrants.random, rows, TEST)
-    labels = [
-        *ready.search.comparison.rivals,
-        *([RANDOM] if means else []),
-        *reversed([*entrants.genotypes]),
-    ]
-    rivals: dict[str, dict[str, Any]] = {label: {} for label in labels if label != best}
+    halted = {entry.label for entry, _ in stopped}
+    cells = [label for label in reversed([*entrants.genotypes]) if label not in halted]
+    others = [*ready.search.comparison.rivals, *([RANDOM] if means else []), *cells]
+    rivals: dict[str, dict[str, Any]] = {label: {} for label in others if label != best}
     table = dataclasses.replace(ready.search.comparison, rivals=rivals, label=best)
-    told = [
-        {"label": found_label(entry), "genotype": result.details()["genotype_hash"]}
-        | {"steps": result.steps, "seconds": result.seconds}
-        | result.metrics
-        for entry, result in searched
-    ]
-    session.tell(table, rows + means, TEST, about={"chosen_by": VALID, "searches": told})
+    about = {"chosen_by": VALID, "stopped": list(map(row, stopped))} | {
+        "searches": [
+            row((entry, result))
+            | {"label": found_label(entry), "genotype": result.details()["genotype_hash"]}
+            | {"seconds": result.seconds}
+            for entry, result in searched
+        ]
+    }
+    session.tell(table, rows + means, TEST, about=about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,11 +22,13 @@ from raykb.assembly.search import (
 from raykb.assembly.segmentation import Folds, PreparedTask, planned
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, build
+from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import generator, stream_seed
 from raykb.models import SEGMENTERS
 from raykb.nas.contest import RANDOM, TRANSFERRED, Beside, Contest, contest, is_taken
 from raykb.nas.found import found_network
 from raykb.nas.genotype import Genotype, SearchSpace
+from raykb.nas.halving import Halving
 from raykb.segmentation.plans import Configuration
 
 CELLS = "scnas"  # the row whose networks are made of cells
@@ -52,12 +54,14 @@ class ArchitectureSearch:
         replicas: the searches.
         comparison: how all are retrained, and rivals that are not made of cells.
         beside: which cells are retrained beside those that were found.
+        halving: how retrainings are halved.
         transferred: a genotype that was found elsewhere, for which nothing is searched.
     """
 
     replicas: Comparison
     comparison: Comparison
     beside: Beside
+    halving: Halving
     transferred: Genotype | None
 
     @classmethod
@@ -76,7 +80,8 @@ class ArchitectureSearch:
             problems.add(
                 f"comparison.over: {comparison.over!r}, must be 'model'; see replicas.over"
             )
-        found = cls(replicas, comparison, build(Beside, config["beside"]), transferred)
+        beside, halving = build(Beside, config["beside"]), build(Halving, config["halving"])
+        found = cls(replicas, comparison, beside, halving, transferred)
         with problems.at("replicas", ["label", "rivals"]):
             found._check_labels(config, problems)
         return found
@@ -98,6 +103,16 @@ class ArchitectureSearch:
         """Return how many there are at most: equal genotypes are retrained once."""
         genotypes = max(1, len(self.searches(config))) + self.beside.random + self.beside.golden
         return (genotypes + len(self.comparison.rivals)) * self.comparison.seeds
+
+    def rungs(self, config: Config, task: PreparedTask) -> list[int]:
+        """Return the steps after which retrainings are halved.
+
+        Raises:
+            ValueError: they are too short for it.
+        """
+        recipe = build(Recipe, in_phase(task, "retraining", config)["recipe"])
+        train = parts(task, build(Folds, config["folds"])).train
+        return self.halving.budgets(recipe.lengths(len(train)).steps)
 
     def rehearse(
         self, config: Config, methods: Methods, data: Data, own: Configuration, problems: Problems

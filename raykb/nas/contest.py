@@ -10,6 +10,7 @@ import torch
 
 from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.nas.genotype import Genotype, SearchSpace, random_genotype
+from raykb.nas.halving import Halving
 from raykb.nas.scnas import GOLDEN
 
 GOLDEN_LABEL, RANDOM, TRANSFERRED = "golden", "random", "transferred"
@@ -61,6 +62,25 @@ class Contest:
     def random(self) -> list[str]:
         """Labels of those that were drawn at random."""
         return [label for label in self.genotypes if label.startswith(f"{RANDOM}_")]
+
+    @property
+    def halved(self) -> list[str]:
+        """Labels of those that need not all be trained to the end: the published cells must."""
+        return [*self.challengers, *self.random]
+
+    def survivors(self, halving: Halving, rows: Sequence[Row], metric: str) -> list[str]:
+        """Return who goes on at a rung; the best of those that were found always does.
+
+        Args:
+            halving: how many do.
+            rows: of the trainings that have come to the rung.
+            metric: by whose mean over trainings they are judged; more is better.
+        """
+        here = {row["label"] for row in rows}
+        labels = [label for label in self.halved if label in here]
+        found = [label for label in self.challengers if label in here]
+        best = [best_of(found, rows, metric)] if found else []
+        return list(dict.fromkeys(halving.survivors(worth(labels, rows, metric)) + best))
 
     def named(self, label: str) -> str:
         """Return a name for the trainings of a label: another genotype makes it another."""

@@ -92,12 +92,15 @@ def _import(*functions: Callable[..., Any]) -> None:
     """Do nothing: to be called, a worker has imported the modules of its arguments."""
 
 
-def finished(storage: Storage, name: str) -> Result | None:
-    """Return the result of the training ``name`` below ``storage`` if it has one."""
+def finished(storage: Storage, name: str, record_name: str = RESULT) -> Result | None:
+    """Return the result of the training ``name`` below ``storage`` if it has one.
+
+    One that was to halt has its result in a file of its own, :attr:`TrainJob.record`.
+    """
     folder = storage.below(name)
-    if not folder.exists(RESULT):
+    if not folder.exists(record_name):
         return None
-    record = json.loads(folder.read(RESULT))
+    record = json.loads(folder.read(record_name))
     return Result(name, record["metrics"], record["steps"], record["seconds"], folder)
 
 
@@ -126,7 +129,7 @@ def train(
             training is not taken up again.
     """
     results: dict[str, Result | None] = {
-        job.name: done for job in jobs if (done := finished(storage, job.name))
+        job.name: done for job in jobs if (done := finished(storage, job.name, job.record))
     }
     for done in results.values():
         if done is not None:
@@ -174,9 +177,9 @@ def _result(reference: Any, storage: Storage, job: TrainJob) -> Result:
         ray.get(reference)
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
-    result = finished(storage, job.name)
+    result = finished(storage, job.name, job.record)
     if result is None:
-        raise FileNotFoundError(f"{storage.place}/{job.name}/{RESULT}: not written")
+        raise FileNotFoundError(f"{storage.place}/{job.name}/{job.record}: not written")
     return result
 
 

@@ -4,6 +4,7 @@ import torch
 from raykb.nas import GOLDEN, SearchSpace, random_genotype
 from raykb.nas.contest import Beside, best_of, contest, is_taken, mean_by_seed
 from raykb.nas.genotype import CELLS, Genotype
+from raykb.nas.halving import Halving
 
 SPACE = SearchSpace()
 
@@ -82,6 +83,20 @@ def test_who_found_a_genotype_is_told_with_it():
         "random_0": [],
     }
     assert Genotype(**told["a"]["cells"]).hash == told["a"]["hash"] == drawn(0).hash
+
+
+def test_at_a_rung_the_best_go_on_and_one_that_was_found_always_does():
+    numbers = torch.Generator().manual_seed(0)
+    found = {"a": drawn(0), "b": drawn(1)}
+    entrants = contest(found, SPACE, beside=Beside(random=4), generator=numbers)
+    assert entrants.halved == ["a", "b", "random_0", "random_1", "random_2", "random_3"]
+    dice = {"a": 0.2, "b": 0.3, "random_0": 0.9, "random_1": 0.5, "random_2": 0.6}
+    rows = [{"label": label, "seed": 0, "dice": value} for label, value in dice.items()]
+    rows += [{"label": "random_0", "seed": 1, "dice": 0.2}]
+    halving = Halving(reduction_factor=2.5)
+    assert entrants.survivors(halving, rows, "dice") == ["random_0", "random_2", "b"]
+    assert entrants.survivors(halving, rows[2:], "dice") == ["random_0", "random_2"]
+    assert entrants.survivors(halving, [], "dice") == []
 
 
 def test_labels_that_a_contest_gives_are_taken():
