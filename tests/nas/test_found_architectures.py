@@ -91,7 +91,7 @@ def searched(name, seed):
         sampler=SAMPLERS[name](SPACE),
         space=SPACE,
         feeds=SearchFeeds(Noise("train", 32), Noise("other half", 32)),
-        search=SearchRecipe(warmup_epochs=2, alpha_lr=0.05, alpha_weight_decay=0.0),
+        search=SearchRecipe(warmup_epochs=2, alpha_lr=0.05),
         steps_per_epoch=30,
         evaluations={},
         seed=seed,
