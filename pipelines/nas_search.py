@@ -35,7 +35,6 @@ from typing import Any
 from raykb.assembly import (
     RECIPE,
     SECTIONS,
-    Data,
     Folds,
     Patches,
     PlanSettings,
@@ -54,7 +53,7 @@ from raykb.assembly.contest import (
     in_phase,
     retraining_data,
 )
-from raykb.assembly.search import parts, searching
+from raykb.assembly.search import parts, read_of, searching
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.decathlon import TOLERANCES_MM
@@ -191,9 +190,8 @@ def check(session: Session, ready: Ready, task: PreparedTask) -> None:
     problems.refuse(f"{task.name} cannot be shared out")
     with problems.at("halving", session.config["halving"]):
         ready.search.rungs(session.config, task)
-    classes, channels = task.volumes.classes, task.volumes.channels
-    given = Data(feed=None, samples=len(own.train), classes=len(classes), channels=channels)
-    ready.search.rehearse(session.config, METHODS, given, task.configuration, problems)
+    known = read_of(own.train, {})
+    ready.search.rehearse(session.config, METHODS, known, task.configuration, problems)
     problems.refuse("searches, networks and the plan")
     session.say(
         f"{task.name}: {len(own.train)} cases to train on, {len(own.valid)} to choose by, "

@@ -19,7 +19,7 @@ from raykb.runtime.mailbox import Letter, on_this_host, open_mailbox
 from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.run_files import FINAL
 from raykb.runtime.storage import Storage
-from raykb.runtime.work import DETAILS, RESULT, TrainJob, run_alone
+from raykb.runtime.work import DETAILS, TrainJob, record_of, run_alone
 
 group = Later("raykb.runtime.group")
 _GRACE_S = 10.0
@@ -92,15 +92,15 @@ def _import(*functions: Callable[..., Any]) -> None:
     """Do nothing: to be called, a worker has imported the modules of its arguments."""
 
 
-def finished(storage: Storage, name: str, record_name: str = RESULT) -> Result | None:
+def finished(storage: Storage, name: str, until: int | None = None) -> Result | None:
     """Return the result of the training ``name`` below ``storage`` if it has one.
 
-    One that was to halt has its result in a file of its own, :attr:`TrainJob.record`.
+    Of one that was to halt after ``until`` steps it is the result so far.
     """
-    folder = storage.below(name)
-    if not folder.exists(record_name):
+    folder, file = storage.below(name), record_of(until)
+    if not folder.exists(file):
         return None
-    record = json.loads(folder.read(record_name))
+    record = json.loads(folder.read(file))
     return Result(name, record["metrics"], record["steps"], record["seconds"], folder)
 
 
@@ -129,7 +129,7 @@ def train(
             training is not taken up again.
     """
     results: dict[str, Result | None] = {
-        job.name: done for job in jobs if (done := finished(storage, job.name, job.record))
+        job.name: done for job in jobs if (done := finished(storage, job.name, job.until))
     }
     for done in results.values():
         if done is not None:
@@ -177,9 +177,9 @@ def _result(reference: Any, storage: Storage, job: TrainJob) -> Result:
         ray.get(reference)
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
-    result = finished(storage, job.name, job.record)
+    result = finished(storage, job.name, job.until)
     if result is None:
-        raise FileNotFoundError(f"{storage.place}/{job.name}/{job.record}: not written")
+        raise FileNotFoundError(f"{storage.place}/{job.name}/{record_of(job.until)}: not written")
     return result
 
 

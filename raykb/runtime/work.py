@@ -33,6 +33,11 @@ RESULT = "result.json"
 DETAILS = "details.json"
 
 
+def record_of(until: int | None) -> str:
+    """Return the file of a training's result; one that halts has a file of its own."""
+    return RESULT if until is None else f"halted-{until}.json"
+
+
 @dataclass(frozen=True)
 class TrainJob:
     """One training to be run.
@@ -45,8 +50,8 @@ class TrainJob:
         resources: what one of its workers takes.
         params: what the tracker is told of it besides the configuration.
         config: its configuration, where that is not the run's own.
-        group: how its workers stand together, if there are several.
         until: steps after which it halts; another job of its name goes on. None for all of them.
+        group: how its workers stand together, if there are several.
     """
 
     name: str
@@ -56,13 +61,8 @@ class TrainJob:
     resources: WorkerResources = field(default_factory=WorkerResources)
     params: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
-    group: Group = field(default_factory=Group)
     until: int | None = None
-
-    @property
-    def record(self) -> str:
-        """The file of its result."""
-        return RESULT if self.until is None else f"halted-{self.until}.json"
+    group: Group = field(default_factory=Group)
 
 
 def run_alone(job: TrainJob, uri: str, mailbox: Any) -> None:
@@ -149,4 +149,4 @@ def _run(
         if details and not halts:
             folder.write(DETAILS, json.dumps(details).encode())
         record = {"metrics": figures, "steps": training.steps, "seconds": seconds}
-        folder.write(job.record, json.dumps(record, indent=1).encode())
+        folder.write(record_of(job.until), json.dumps(record, indent=1).encode())
