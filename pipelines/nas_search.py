@@ -207,38 +207,36 @@ Ended = list[tuple[Entry, Result]]
 """Trainings that ended well."""
 
 
-def job(
+def jobs(
     ready: Ready,
     task: PreparedTask,
-    entry: Entry,
-    recorded: dict[str, Any],
     recipe: str,
-    name: str,
+    entries: Sequence[Entry],
+    recorded: dict[str, dict[str, Any]],
+    folder: Callable[[Entry], str],
     make: Callable[..., Training],
     **arguments: Any,
-) -> Job:
-    """Return the search or retraining of an entry; other files or another plan make another.
+) -> list[Job]:
+    """Return the searches or retrainings of entries; other files or another plan make others.
 
-    ``recipe`` names the section of its recipe, and of its resources.
+    ``recipe`` names the section of their recipe, and of their resources.
     """
-    config = in_phase(task, recipe, entry.config)
-    given = {"config": config, "methods": METHODS, "seed": entry.seed, "task": task}
-    return entry, TrainJob(
-        f"{task.name}-{task.key}/{name}",
-        make,
-        given | arguments,
-        entry.seed,
-        ready.resources[recipe],
-        params={"label": entry.label, "seed_number": entry.number},
-        config=in_phase(task, recipe, recorded),
-    )
-
-
-def ended(session: Session, phase: str, comparison: Comparison, jobs: Sequence[Job]) -> Ended:
-    """Run trainings; return those that ended well."""
-    results = session.train(phase, [each for _, each in jobs], on_failure=comparison.on_failure)
-    pairs = zip(jobs, results, strict=True)
-    return [(entry, result) for (entry, _), result in pairs if result is not None]
+    whole = functools.partial(in_phase, task, recipe)
+    given = {"methods": METHODS, "task": task} | arguments
+    return [
+        (
+            entry,
+            TrainJob(
+                f"{task.name}-{task.key}/{folder(entry)}",
+                make,
+                given | {"config": whole(entry.config), "seed": entry.seed},
+                entry.seed,
+                ready.resources[recipe],
+                config=whole(recorded[entry.label]),
+            ),
+        )
+        for entry in entries
+    ]
 
 
 def searches(session: Session, ready: Ready, task: PreparedTask) -> Ended:
@@ -247,16 +245,13 @@ def searches(session: Session, ready: Ready, task: PreparedTask) -> Ended:
     Raises:
         SearchError: there is none, though there should be.
     """
-    replicas = ready.search.replicas
+    replicas, entries = ready.search.replicas, ready.search.searches(session.config)
+    if not entries:
+        return []
     recorded = replicas.entries(session.recorded)
-    jobs = [
-        job(
-            ready, task, entry, recorded[entry.label], "supernet", f"search/{entry.name}", searching
-        )
-        for entry in ready.search.searches(session.config)
-    ]
-    found = ended(session, SEARCH, replicas, jobs) if jobs else []
-    if jobs and not found:
+    made = jobs(ready, task, "supernet", entries, recorded, lambda e: f"search/{e.name}", searching)
+    found = session.compare(SEARCH, replicas, made)
+    if not found:
         raise SearchError("searches: none of them ended well; each has its error in MLflow")
     return sorted(found, key=lambda pair: -pair[1].metrics.get("valid/dice", 0.0))
 
@@ -285,34 +280,49 @@ def retrainings(
     files = {label: session.files / f"genotypes/{label}.json" for label in entrants.genotypes}
     comparison, model = ready.search.retrained(session.config["model"], files)
     recorded = comparison.entries(session.recorded | {"model": model})
-    given = {
-        "models": NETWORKS,
-        "data": retraining_data,
-        "tolerance_mm": TOLERANCES_MM.get(task.name, ready.data.tolerance_mm),
-    }
-    jobs = []
-    for entry in comparison.trainings(session.config | {"model": model}, RETRAINED):
-        name = f"retrained/{entrants.named(entry.label)}/seed-{entry.number}"
-        own = recorded[entry.label]
-        jobs.append(job(ready, task, entry, own, "retraining", name, training, **given))
+    entries = comparison.trainings(session.config | {"model": model}, RETRAINED)
+    made = jobs(
+        ready,
+        task,
+        "retraining",
+        entries,
+        recorded,
+        lambda entry: f"retrained/{entrants.named(entry.label)}/seed-{entry.number}",
+        training,
+        models=NETWORKS,
+        data=retraining_data,
+        tolerance_mm=TOLERANCES_MM.get(task.name, ready.data.tolerance_mm),
+    )
+    left, stopped = halved(session, ready, task, entrants, comparison, made)
+    return session.compare(RETRAINING, comparison, left), stopped
+
+
+def halved(
+    session: Session,
+    ready: Ready,
+    task: PreparedTask,
+    entrants: Contest,
+    comparison: Comparison,
+    left: list[Job],
+) -> tuple[list[Job], Ended]:
+    """Run the retrainings up to each rung; return those that go on, and what the others found."""
     stopped: Ended = []
     for until in ready.search.rungs(session.config, task):
-        begun = ended(session, RETRAINING, comparison, halting(jobs, entrants.halved, until))
+        begun = session.compare(
+            RETRAINING,
+            comparison,
+            [
+                (e, dataclasses.replace(j, until=until))
+                for e, j in left
+                if e.label in entrants.halved
+            ],
+        )
         on = entrants.survivors(ready.search.halving, list(map(row, begun)), VALID)
         session.say(f"after {until} steps: {', '.join(on)} go on")
         stopped += [pair for pair in begun if pair[0].label not in on]
         names = {entry.name for entry, _ in begun if entry.label in on}
-        jobs = [(e, j) for e, j in jobs if e.label not in entrants.halved or e.name in names]
-    return ended(session, RETRAINING, comparison, jobs), stopped
-
-
-def halting(jobs: Sequence[Job], labels: Sequence[str], until: int) -> list[Job]:
-    """Return the jobs of some labels, which halt after so many steps."""
-    return [
-        (entry, dataclasses.replace(each, until=until))
-        for entry, each in jobs
-        if entry.label in labels
-    ]
+        left = [(e, j) for e, j in left if e.label not in entrants.halved or e.name in names]
+    return left, stopped
 
 
 # ---------------------------------------------------------------------- results
