@@ -63,7 +63,7 @@ from raykb.assembly import (
 )
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build, dump
-from raykb.data.decathlon import Case, DecathlonTask
+from raykb.data.decathlon import TOLERANCES_MM, Case, DecathlonTask
 from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.engine.names import check_part
 from raykb.engine.recipe import Recipe
@@ -88,18 +88,6 @@ MEDICAL = ("monai", "nibabel")  # what is imported late, and would be missed aft
 MISSING = "predictions_missing.txt"
 SCORES = ("dice", "nsd")
 PLANNED = ("strides", "kernel_sizes", "widths")
-TOLERANCES_MM = {  # of the challenge's surface Dice
-    "Task01_BrainTumour": 5.0,
-    "Task02_Heart": 4.0,
-    "Task03_Liver": 7.0,
-    "Task04_Hippocampus": 1.0,
-    "Task05_Prostate": 4.0,
-    "Task06_Lung": 2.0,
-    "Task07_Pancreas": 5.0,
-    "Task08_HepaticVessel": 3.0,
-    "Task09_Spleen": 3.0,
-    "Task10_Colon": 4.0,
-}
 
 
 SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {

@@ -35,30 +35,35 @@ from typing import Any
 from raykb.assembly import (
     RECIPE,
     SECTIONS,
-    Data,
     Folds,
     Patches,
     PlanSettings,
     PreparedTask,
     Tasks,
-    planned,
     prepared,
-    rehearse_all,
     stand_in,
     training,
 )
-from raykb.assembly.search import parts, rehearse_search, retraining_data, searching
+from raykb.assembly.contest import (
+    CELLS,
+    NETWORKS,
+    RETRAINED,
+    ArchitectureSearch,
+    found_label,
+    in_phase,
+    retraining_data,
+)
+from raykb.assembly.search import parts, read_of, searching
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
+from raykb.data.decathlon import TOLERANCES_MM
 from raykb.engine.loop import Training
 from raykb.engine.recipe import Recipe
-from raykb.engine.seeding import generator
 from raykb.later import Later
-from raykb.models import SEGMENTERS
 from raykb.nas.bilevel import SearchRecipe
-from raykb.nas.contest import GOLDEN_LABEL, RANDOM, Beside, best_of, contest, mean_by_seed
-from raykb.nas.found import found_network
+from raykb.nas.contest import RANDOM, Beside, Contest, best_of, mean_by_seed
 from raykb.nas.genotype import Genotype, SearchSpace
+from raykb.nas.halving import Halving
 from raykb.nas.samplers import SAMPLERS
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, Phase, WorkerResources
@@ -67,22 +72,17 @@ from raykb.runtime.studies import SearchError
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 from raykb.segmentation import METHODS
-from raykb.segmentation.plans import Configuration
 
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "nas" / "scnas_phantoms.yaml"
 PREPARATION, SEARCH, RETRAINING = "preparation", "architecture searches", "retrainings"
-CELLS = "scnas"  # the row whose networks are made of cells
-NETWORKS = SEGMENTERS | {CELLS: found_network}
 MEDICAL = ("monai", "nibabel")  # what is imported late, and would be missed after a training
 PLANNED = ("strides", "kernel_sizes", "widths")
-TRANSFERRED = "transferred"
-VALID, TEST = "test/valid/dice", "test/dice"  # of a retraining
-LENGTHS = Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed)
+VALID, TEST = "test/valid/dice", ("test/dice", "test/nsd")  # of a retraining
 
 
 SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
-    "data": Section(Tasks, given=("tolerance_mm", "test_cases")),
+    "data": Section(Tasks, given=("test_cases",)),
     "plan": PlanSettings,
     "folds": Section(Folds, given=("run",)),
     "patches": Patches,
@@ -91,13 +91,14 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "search": SearchRecipe,
     "model": Section(NETWORKS, given=("classes", "channels", *PLANNED), default=CELLS),
     "method": Section(METHODS, given=("task", "batch_dice"), default="dice_cross_entropy"),
-    "supernet": LENGTHS,
+    "supernet": Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed),
     "retraining": Section(Recipe, given=("batch_size", "evaluate_every"), renamed=RECIPE.renamed),
     "replicas": Section(
         functools.partial(Comparison, over="sampler", rivals={}, on_failure="hole"),
         rows={"rivals": "over"},
     ),
     "beside": Beside,
+    "halving": Halving,
     "comparison": Section(
         functools.partial(
             Comparison,
@@ -114,18 +115,13 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "resources.retraining": WORKERS,
 }
 
-Ended = list[tuple[Entry, Result]]
-"""Trainings that ended well."""
-
 
 @dataclass
 class Ready:
     """What a run is made of before anything starts."""
 
     data: Tasks
-    transferred: Genotype | None
-    replicas: Comparison
-    comparison: Comparison
+    search: ArchitectureSearch
     resources: dict[str, WorkerResources]
     phases: list[Phase]
 
@@ -136,104 +132,40 @@ def prepare(config: dict[str, Any]) -> Ready:
     Raises:
         ValueError: all that is wrong is named.
     """
-    problems = Problems()
-    data, plan = build(Tasks, config["data"]), build(PlanSettings, config["plan"])
-    replicas = build(Comparison, config["replicas"])
-    comparison = build(Comparison, config["comparison"])
+    problems, data = Problems(), build(Tasks, config["data"])
+    search = ArchitectureSearch.opened(config, problems)
     resources = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
-    transferred = None
     if missing := [name for name in MEDICAL if importlib.util.find_spec(name) is None]:
         problems.add(f"{' and '.join(missing)}: not installed; run: pip install 'raykb[medical]'")
     with problems.at("data", config["data"]):
         if (count := data.count()) != 1:
             raise ValueError(f"tasks: {count} of them, must be one, as [4] of Task04_Hippocampus")
-    with problems.at("model", config["model"]):
-        transferred = given_genotype(config["model"])
-    check_comparisons(config, replicas, comparison, problems)
     problems.refuse("this run cannot be")
     with problems.at("plan", config["plan"]):
-        rehearse_on(config, *stand_in(plan, channels=1, labels=2), problems)
+        own = stand_in(build(PlanSettings, config["plan"]), channels=1, labels=2)
+        search.rehearse(config, METHODS, *own, problems)
     problems.refuse("this run cannot be")
-    searches = 0 if transferred is not None else len(replicas.trainings(config))
-    beside = build(Beside, config["beside"])
-    genotypes = max(searches, 1) + beside.random + beside.golden
     phases = [
         Phase(PREPARATION, 1, resources["preparation"]),
-        Phase(SEARCH, searches, resources["supernet"]),
-        Phase(
-            RETRAINING,
-            (genotypes + len(comparison.rivals)) * comparison.seeds,
-            resources["retraining"],
-        ),
+        Phase(SEARCH, len(search.searches(config)), resources["supernet"]),
+        Phase(RETRAINING, search.retrainings(config), resources["retraining"]),
     ]
-    return Ready(data, transferred, replicas, comparison, resources, phases)
-
-
-def given_genotype(model: dict[str, Any]) -> Genotype | None:
-    """Return the genotype that a section ``model`` names; None if one is to be searched.
-
-    Raises:
-        ValueError: the network is not made of cells, or the file has no genotype.
-        OSError: the file cannot be read.
-    """
-    if model["name"] != CELLS:
-        raise ValueError(f"name: {model['name']!r}, must be {CELLS!r}: others can be rivals")
-    file = model["genotype"]
-    return None if file is None else Genotype.from_json(Path(file).read_text("utf-8"))
-
-
-def check_comparisons(
-    config: dict[str, Any], replicas: Comparison, comparison: Comparison, problems: Problems
-) -> None:
-    """Find what the two comparisons may not be: labels have to name one network each."""
-    if comparison.over != "model":
-        problems.add(f"comparison.over: {comparison.over!r}, must be 'model'; see replicas.over")
-    with problems.at("replicas", ["label", "rivals"]):
-        own = {found_label(entry) for entry in replicas.trainings(config)}
-        if any(label.startswith(f"{RANDOM}_") for label in own):
-            raise ValueError(f"label: {RANDOM!r} is the run's own word; take another")
-        own |= {GOLDEN_LABEL, RANDOM, TRANSFERRED}
-        taken = [n for n in comparison.rivals if n in own or n.startswith(f"{RANDOM}_")]
-        if taken:
-            problems.add(f"comparison.rivals: {taken[0]!r} is the run's own word; take another")
-
-
-def found_label(entry: Entry) -> str:
-    """Return what the genotype of a search is called."""
-    return f"{entry.label}_{entry.number}"
-
-
-def rehearse_on(config: dict[str, Any], data: Data, own: Configuration, problems: Problems) -> None:
-    """Build searches and retrainings without memory, for a plan."""
-    whole = functools.partial(planned, own, NETWORKS)
-    for entry in build(Comparison, config["replicas"]).entries(config).values():
-        rehearse_search(whole(entry | {"recipe": entry["supernet"]}), METHODS, data, problems)
-    rehearse_all(
-        build(Comparison, config["comparison"]),
-        config | {"recipe": config["retraining"]},
-        METHODS,
-        data,
-        (data.channels, *own.patch_size),
-        problems,
-        models=NETWORKS,
-        whole=whole,
-        workers=config["resources"]["retraining"]["workers"],
-    )
+    return Ready(data, search, resources, phases)
 
 
 def nas_search(session: Session, ready: Ready) -> None:
     """Search, retrain and compare; what an earlier run of the directory finished is not redone."""
-    if ready.transferred is None:
+    if ready.search.transferred is None:
         session.warm(SEARCH, searching, ready.resources["supernet"])
     with session.reading("data"):
         task = prepared_task(session, ready)
     with session.reading("plan"):
-        check(session, task)
-    searched = search(session, ready, task) if ready.transferred is None else []
+        check(session, ready, task)
+    searched = searches(session, ready, task)
     with session.reading("beside"):
-        genotypes = barrier(session, ready, searched)
-    results = retrain(session, ready, task, genotypes)
-    tell_results(session, ready, searched, genotypes, results)
+        entrants = barrier(session, ready, searched)
+    results, stopped = retrainings(session, ready, task, entrants)
+    tell_results(session, ready, searched, entrants, results, stopped)
 
 
 def prepared_task(session: Session, ready: Ready) -> PreparedTask:
@@ -250,15 +182,16 @@ def prepared_task(session: Session, ready: Ready) -> PreparedTask:
     return found
 
 
-def check(session: Session, task: PreparedTask) -> None:
+def check(session: Session, ready: Ready, task: PreparedTask) -> None:
     """Say what is trained on; raise ConfigError, with all that is wrong, unless all can be."""
     problems, shape = Problems(), task.configuration.patch_size
     with problems.at("folds", ["splits"]):
         own = parts(task, build(Folds, session.config["folds"]))
     problems.refuse(f"{task.name} cannot be shared out")
-    classes, channels = task.volumes.classes, task.volumes.channels
-    given = Data(feed=None, samples=len(own.train), classes=len(classes), channels=channels)
-    rehearse_on(session.config, given, task.configuration, problems)
+    with problems.at("halving", session.config["halving"]):
+        ready.search.rungs(session.config, task)
+    known = read_of(own.train, {})
+    ready.search.rehearse(session.config, METHODS, known, task.configuration, problems)
     problems.refuse("searches, networks and the plan")
     session.say(
         f"{task.name}: {len(own.train)} cases to train on, {len(own.valid)} to choose by, "
@@ -269,163 +202,169 @@ def check(session: Session, task: PreparedTask) -> None:
 
 # ---------------------------------------------------------------------- trainings
 
+Job = tuple[Entry, TrainJob]
+Ended = list[tuple[Entry, Result]]
+"""Trainings that ended well."""
 
-def job(
+
+def jobs(
     ready: Ready,
     task: PreparedTask,
-    entry: Entry,
-    recorded: dict[str, dict[str, Any]],
-    make: Callable[..., Training],
     recipe: str,
-    name: str,
+    entries: Sequence[Entry],
+    recorded: dict[str, dict[str, Any]],
+    folder: Callable[[Entry], str],
+    make: Callable[..., Training],
     **arguments: Any,
-) -> TrainJob:
-    """Return the search or retraining of an entry; other files or another plan make another.
+) -> list[Job]:
+    """Return the searches or retrainings of entries; other files or another plan make others.
 
-    ``recipe`` names the section of its recipe, and of its resources.
+    ``recipe`` names the section of their recipe, and of their resources.
     """
-
-    def whole(config: dict[str, Any]) -> dict[str, Any]:
-        return planned(task.configuration, NETWORKS, config | {"recipe": config[recipe]})
-
-    given = {"config": whole(entry.config), "methods": METHODS, "seed": entry.seed, "task": task}
-    return TrainJob(
-        f"{task.name}-{task.key}/{name}",
-        make,
-        given | arguments,
-        entry.seed,
-        ready.resources[recipe],
-        params={"label": entry.label, "seed_number": entry.number},
-        config=whole(recorded[entry.label]),
-    )
-
-
-def ended(
-    session: Session, phase: str, jobs: Sequence[tuple[Entry, TrainJob]], comparison: Comparison
-) -> Ended:
-    """Run trainings; return those that ended well."""
-    results = session.train(phase, [each for _, each in jobs], on_failure=comparison.on_failure)
-    pairs = zip(jobs, results, strict=True)
-    return [(entry, result) for (entry, _), result in pairs if result is not None]
+    whole = functools.partial(in_phase, task, recipe)
+    given = {"methods": METHODS, "task": task} | arguments
+    return [
+        (
+            entry,
+            TrainJob(
+                f"{task.name}-{task.key}/{folder(entry)}",
+                make,
+                given | {"config": whole(entry.config), "seed": entry.seed},
+                entry.seed,
+                ready.resources[recipe],
+                config=whole(recorded[entry.label]),
+            ),
+        )
+        for entry in entries
+    ]
 
 
-def search(session: Session, ready: Ready, task: PreparedTask) -> Ended:
+def searches(session: Session, ready: Ready, task: PreparedTask) -> Ended:
     """Run the searches side by side; return those that ended well, the best first.
 
     Raises:
-        SearchError: there is none.
+        SearchError: there is none, though there should be.
     """
-    recorded = ready.replicas.entries(session.recorded)
-    jobs = [
-        (entry, job(ready, task, entry, recorded, searching, "supernet", f"search/{entry.name}"))
-        for entry in ready.replicas.trainings(session.config, "architecture search")
-    ]
-    found = ended(session, SEARCH, jobs, ready.replicas)
+    replicas, entries = ready.search.replicas, ready.search.searches(session.config)
+    if not entries:
+        return []
+    recorded = replicas.entries(session.recorded)
+    made = jobs(ready, task, "supernet", entries, recorded, lambda e: f"search/{e.name}", searching)
+    found = session.compare(SEARCH, replicas, made)
     if not found:
         raise SearchError("searches: none of them ended well; each has its error in MLflow")
     return sorted(found, key=lambda pair: -pair[1].metrics.get("valid/dice", 0.0))
 
 
-def found_by(searched: Ended) -> dict[str, Genotype]:
-    """Return what searches found, by label."""
-    return {
+def barrier(session: Session, ready: Ready, searched: Ended) -> Contest:
+    """Return the genotypes that are retrained, each once, and write them down."""
+    found = {
         found_label(entry): Genotype(**result.details()["genotype"]["cells"])
         for entry, result in searched
     }
-
-
-def barrier(session: Session, ready: Ready, searched: Ended) -> dict[str, Genotype]:
-    """Return the genotypes that are retrained, each once, and write them down.
-
-    Raises:
-        ValueError: there are not so many random ones.
-    """
-    config, own = session.config, found_by(searched)
-    genotypes = contest(
-        own if ready.transferred is None else {TRANSFERRED: ready.transferred},
-        build(SearchSpace, config["space"]),
-        beside=build(Beside, config["beside"]),
-        generator=generator(config["seed"], "random genotypes"),
-    )
-    same = {
-        label: [other for other, found in own.items() if found == genotype]
-        for label, genotype in genotypes.items()
-    }
-    content = {
-        label: {"hash": genotype.hash, "found_by": same[label], "cells": genotype.cells}
-        for label, genotype in genotypes.items()
-    }
-    session.write("genotypes.json", json.dumps({"schema": 1, "genotypes": content}, indent=1))
-    for label, genotype in genotypes.items():
+    entrants = ready.search.entrants(session.config, found)
+    session.write("genotypes.json", json.dumps(entrants.record(), indent=1))
+    for label, genotype in entrants.genotypes.items():
         session.write(f"genotypes/{label}.json", genotype.to_json())
-    return genotypes
+    return entrants
 
 
-def retrain(
-    session: Session, ready: Ready, task: PreparedTask, genotypes: dict[str, Genotype]
-) -> Ended:
-    """Train rivals and cells from scratch under one budget; return those that ended well."""
-    own, files = session.config["model"], session.files / "genotypes"
-    cells = {label: own | {"genotype": str(files / f"{label}.json")} for label in genotypes}
-    first, *others = cells
-    rivals = ready.comparison.rivals | {label: cells[label] for label in others}
-    comparison = dataclasses.replace(ready.comparison, rivals=rivals, label=first)
-    recorded = comparison.entries(session.recorded | {"model": cells[first]})
-    hashes = {label: f"-{genotype.hash}" for label, genotype in genotypes.items()}
-    jobs = [
-        (
-            entry,
-            job(
-                ready,
-                task,
-                entry,
-                recorded,
-                training,
-                "retraining",
-                f"retrained/{entry.label}{hashes.get(entry.label, '')}/seed-{entry.number}",
-                models=NETWORKS,
-                data=retraining_data,
-            ),
+def retrainings(
+    session: Session, ready: Ready, task: PreparedTask, entrants: Contest
+) -> tuple[Ended, Ended]:
+    """Train rivals and cells from scratch under one budget.
+
+    Returns:
+        Those that came to the end of it, and those that were stopped at a rung.
+    """
+    files = {label: session.files / f"genotypes/{label}.json" for label in entrants.genotypes}
+    comparison, model = ready.search.retrained(session.config["model"], files)
+    recorded = comparison.entries(session.recorded | {"model": model})
+    entries = comparison.trainings(session.config | {"model": model}, RETRAINED)
+    made = jobs(
+        ready,
+        task,
+        "retraining",
+        entries,
+        recorded,
+        lambda entry: f"retrained/{entrants.named(entry.label)}/seed-{entry.number}",
+        training,
+        models=NETWORKS,
+        data=retraining_data,
+        tolerance_mm=TOLERANCES_MM.get(task.name, ready.data.tolerance_mm),
+    )
+    left, stopped = halved(session, ready, task, entrants, comparison, made)
+    return session.compare(RETRAINING, comparison, left), stopped
+
+
+def halved(
+    session: Session,
+    ready: Ready,
+    task: PreparedTask,
+    entrants: Contest,
+    comparison: Comparison,
+    left: list[Job],
+) -> tuple[list[Job], Ended]:
+    """Run the retrainings up to each rung; return those that go on, and what the others found."""
+    stopped: Ended = []
+    for until in ready.search.rungs(session.config, task):
+        begun = session.compare(
+            RETRAINING,
+            comparison,
+            [
+                (e, dataclasses.replace(j, until=until))
+                for e, j in left
+                if e.label in entrants.halved
+            ],
         )
-        for entry in comparison.trainings(session.config | {"model": cells[first]}, "retraining")
-    ]
-    return ended(session, RETRAINING, jobs, comparison)
+        on = entrants.survivors(ready.search.halving, list(map(row, begun)), VALID)
+        session.say(f"after {until} steps: {', '.join(on)} go on")
+        stopped += [pair for pair in begun if pair[0].label not in on]
+        names = {entry.name for entry, _ in begun if entry.label in on}
+        left = [(e, j) for e, j in left if e.label not in entrants.halved or e.name in names]
+    return left, stopped
 
 
 # ---------------------------------------------------------------------- results
+
+
+def row(ended: tuple[Entry, Result]) -> dict[str, Any]:
+    """Return what a training found, as tables have it."""
+    entry, result = ended
+    return {"label": entry.label, "seed": entry.number, "steps": result.steps} | result.metrics
 
 
 def tell_results(
     session: Session,
     ready: Ready,
     searched: Ended,
-    genotypes: dict[str, Genotype],
+    entrants: Contest,
     results: Ended,
+    stopped: Ended,
 ) -> None:
     """Write and print what networks are worth, and the best genotype, chosen before the test."""
-    rows: list[dict[str, Any]] = [
-        {"label": entry.label, "seed": entry.number, "steps": result.steps} | result.metrics
-        for entry, result in results
-    ]
-    found = [label for label in genotypes if label in {TRANSFERRED, *found_by(searched)}]
-    best = best_of(found, rows, VALID)
-    session.write("genotype.json", genotypes[best].to_json())
-    session.write("cells.png", report.png(report.cells(genotypes[best].cells, title=best)))
+    rows = list(map(row, results))
+    best = best_of(entrants.challengers, rows, VALID)
+    genotype = entrants.genotypes[best]
+    session.write("genotype.json", genotype.to_json())
+    session.write("cells.png", report.png(report.cells(genotype.cells, title=best)))
     if searched:
-        told = report.searches(session.told(SEARCH, searched))
-        session.write("searches.png", report.png(told))
-    random = [label for label in genotypes if label.startswith(f"{RANDOM}_")]
-    rows += mean_by_seed(random, rows, TEST)
-    labels = [*ready.comparison.rivals, *([RANDOM] * (len(random) > 1)), *reversed(genotypes)]
-    rivals: dict[str, dict[str, Any]] = {label: {} for label in labels if label != best}
-    table = dataclasses.replace(ready.comparison, rivals=rivals, label=best)
-    searches = [
-        {"label": found_label(entry), "genotype": result.details()["genotype_hash"]}
-        | {"steps": result.steps, "seconds": result.seconds}
-        | result.metrics
-        for entry, result in searched
-    ]
-    session.tell(table, rows, [TEST], about={"chosen_by": VALID, "searches": searches})
+        session.write("searches.png", report.png(report.searches(session.told(SEARCH, searched))))
+    means = mean_by_seed(entrants.random, rows, TEST)
+    halted = {entry.label for entry, _ in stopped}
+    cells = [label for label in reversed([*entrants.genotypes]) if label not in halted]
+    others = [*ready.search.comparison.rivals, *([RANDOM] if means else []), *cells]
+    rivals: dict[str, dict[str, Any]] = {label: {} for label in others if label != best}
+    table = dataclasses.replace(ready.search.comparison, rivals=rivals, label=best)
+    about = {"chosen_by": VALID, "stopped": list(map(row, stopped))} | {
+        "searches": [
+            row((entry, result))
+            | {"label": found_label(entry), "genotype": result.details()["genotype_hash"]}
+            | {"seconds": result.seconds}
+            for entry, result in searched
+        ]
+    }
+    session.tell(table, rows + means, TEST, about=about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -75,7 +75,7 @@ def train(jobs, *, storage, parallel, on_letter, on_result, on_failure=None, ret
     mailbox = types.SimpleNamespace(put=types.SimpleNamespace(remote=put))
     results = []
     for job in jobs:
-        done = finished(storage, job.name)
+        done = finished(storage, job.name, job.until)
         if done is None:
             try:
                 work.run(job, storage.uri, Worker(), mailbox, saved=lambda step: None)
@@ -85,7 +85,7 @@ def train(jobs, *, storage, parallel, on_letter, on_result, on_failure=None, ret
                 on_failure(job, error)
                 results.append(None)
                 continue
-            done = finished(storage, job.name)
+            done = finished(storage, job.name, job.until)
         on_result(done)
         results.append(done)
     return results

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from raykb.assembly import Data, Folds, PlanSettings, opened, planned, prepared
-from raykb.assembly.search import parts, rehearse_search, retraining_data, searching
+from raykb.assembly.contest import retraining_data
+from raykb.assembly.search import parts, rehearse_search, searching
 from raykb.config import Problems
 from raykb.data.phantoms import write_phantoms
 from raykb.engine.loop import Worker, fit

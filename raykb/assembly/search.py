@@ -1,4 +1,4 @@
-"""From a resolved config to a search for an architecture, and to what is trained of its result.
+"""From a resolved config to a search for an architecture on the cases of a task.
 
 test      the first fold of all cases            scored at the end, seen by nobody before
 valid     the first fold of the others           says which architecture is best
@@ -31,8 +31,9 @@ from raykb.later import Later
 from raykb.nas.bilevel import SearchRecipe, halves
 from raykb.nas.genotype import SearchSpace
 from raykb.nas.samplers import SAMPLERS
+from raykb.nas.scnas import network
 from raykb.nas.search import SearchFeeds, search_training
-from raykb.nas.supernet import Architecture, ChosenNetwork, supernet
+from raykb.nas.supernet import Architecture, ChosenNetwork
 
 evaluation = Later("raykb.evaluate.segmentation")
 SIZES = ("width", "layers", "bridge")  # of the network; a supernet has them as what it finds has
@@ -80,10 +81,10 @@ def searching(
     train, valid, _ = parts(task, build(Folds, config["folds"]))
     ours, theirs = (_named(train, names) for names in halves(_names(train), seed))
     feeds = SearchFeeds(
-        _patches(ours, task, config, stream_seed(seed, "patches of weights")),
-        _patches(theirs, task, config, stream_seed(seed, "patches of architectures")),
+        patches_of(ours, task, config, stream_seed(seed, "patches of weights")),
+        patches_of(theirs, task, config, stream_seed(seed, "patches of architectures")),
     )
-    data = _data(ours, {"": _whole(valid, task, config)})
+    data = read_of(ours, {"": whole_volumes(valid, task, config)})
     found = supernet_training(worker, config, methods, data, feeds, seed)
     return replace(found, evaluate=lambda split: found.evaluate("valid"))
 
@@ -105,7 +106,7 @@ def supernet_training(
     """
     space, recipe = build(SearchSpace, config["space"]), build(Recipe, config["recipe"])
     sizes = {name: config["model"][name] for name in SIZES}
-    network = ChosenNetwork(supernet(space, classes=data.classes, channels=data.channels, **sizes))
+    supernet = ChosenNetwork(network(space, classes=data.classes, channels=data.channels, **sizes))
     lengths = recipe.lengths(data.samples)
     if not lengths.evaluate_every:
         raise ValueError(
@@ -114,8 +115,8 @@ def supernet_training(
         )
     return search_training(
         worker,
-        network=network,
-        objective=objective_of(config, methods, network, data, seed),
+        network=supernet,
+        objective=objective_of(config, methods, supernet, data, seed),
         architecture=Architecture(space),
         sampler=build(SAMPLERS, config["sampler"], space=space),
         space=space,
@@ -147,21 +148,8 @@ def rehearse_search(config: Config, methods: Methods, data: Data, problems: Prob
             supernet_training(META, config, methods, data, None, seed=0)
 
 
-def retraining_data(*, config: Config, seed: int, task: PreparedTask) -> Data:
-    """Return patches of the cases ``train``; and to evaluate ``test``, and ``valid`` by that name.
-
-    Args:
-        config: the sections ``recipe``, ``folds`` and ``patches``.
-        seed: of order and patches.
-        task: whose cases they are.
-    """
-    train, valid, test = parts(task, build(Folds, config["folds"]))
-    evaluations = {"": _whole(test, task, config), "valid": _whole(valid, task, config)}
-    feed = _patches(train, task, config, stream_seed(seed, "patches"))
-    return replace(_data(train, evaluations), feed=feed)
-
-
-def _data(train: Volumes, evaluations: dict[str, Evaluation]) -> Data:
+def read_of(train: Volumes, evaluations: dict[str, Evaluation]) -> Data:
+    """Return what is known of the cases that are trained on, without what reads them."""
     return Data(
         feed=None,
         samples=len(train),
@@ -171,18 +159,20 @@ def _data(train: Volumes, evaluations: dict[str, Evaluation]) -> Data:
     )
 
 
-def _patches(volumes: Volumes, task: PreparedTask, config: Config, seed: int) -> InPlace:
+def patches_of(volumes: Volumes, task: PreparedTask, config: Config, seed: int) -> InPlace:
     """Return patches of volumes without an end."""
     recipe, patches = build(Recipe, config["recipe"]), build(Patches, config["patches"])
     view = PatchView(volumes, _size(task), patches.foreground_share)
     return InPlace(Source(volumes, Endless(len(volumes), recipe.batch_size, seed), view, seed))
 
 
-def _whole(volumes: Volumes, task: PreparedTask, config: Config) -> Evaluation:
-    """Return what whole volumes are evaluated by."""
+def whole_volumes(
+    volumes: Volumes, task: PreparedTask, config: Config, tolerance_mm: float | None = None
+) -> Evaluation:
+    """Return what whole volumes are evaluated by; NSD at a tolerance, Dice alone without one."""
     patches = build(Patches, config["patches"])
     window = SlidingWindow(tile=_size(task), step=patches.step, batch_size=patches.tiles)
-    made: Evaluation = evaluation.Segmentation(volumes.cases, volumes.classes, window)
+    made: Evaluation = evaluation.Segmentation(volumes.cases, volumes.classes, window, tolerance_mm)
     return made
 
 

@@ -27,6 +27,20 @@ import numpy as np
 from raykb.config import ConfigError, Problems
 from raykb.data.nifti import Geometry, Volume, read_image, read_label
 
+TOLERANCES_MM = {
+    "Task01_BrainTumour": 5.0,
+    "Task02_Heart": 4.0,
+    "Task03_Liver": 7.0,
+    "Task04_Hippocampus": 1.0,
+    "Task05_Prostate": 4.0,
+    "Task06_Lung": 2.0,
+    "Task07_Pancreas": 5.0,
+    "Task08_HepaticVessel": 3.0,
+    "Task09_Spleen": 3.0,
+    "Task10_Colon": 4.0,
+}
+"""Of the challenge's surface Dice, by folder of the task."""
+
 _SUFFIXES = (".nii.gz", ".nii")
 _SHOWN = 10  # numbers in a message
 

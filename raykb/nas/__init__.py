@@ -5,7 +5,7 @@ from raykb.nas.genotype import Genotype, SearchSpace, random_genotype
 from raykb.nas.samplers import SAMPLERS
 from raykb.nas.scnas import GOLDEN, network
 from raykb.nas.search import search_training
-from raykb.nas.supernet import Architecture, ChosenNetwork, supernet
+from raykb.nas.supernet import Architecture, ChosenNetwork
 
 __all__ = [
     "GOLDEN",
@@ -18,5 +18,4 @@ __all__ = [
     "network",
     "random_genotype",
     "search_training",
-    "supernet",
 ]

@@ -18,7 +18,7 @@ State: weights, alpha, both optimizers, the schedule, what the sampler remembers
 function of (seed, step), so no generator is saved.
 
 Departures:
-    - learning rates, warm-up and cost term are choices; the paper's are not known.
+    - learning rates, decay, warm-up and cost term are choices; the paper's are not known.
     - tau's epochs are counted from the end of the warm-up, when it begins to matter.
 """
 
@@ -53,7 +53,7 @@ class SearchRecipe:
         warmup_epochs: in which only weights learn.
         alpha_lr: learning rate of alpha.
         alpha_betas: of its Adam.
-        alpha_weight_decay: of alpha.
+        alpha_weight_decay: of alpha; DARTS has 1e-3, which outweighed small gradients of it.
         cost_weight: lambda; 0 for none.
         cost_target: what E[cost] is drawn to, in [0, 1].
         rule: by which an architecture is derived, of :data:`raykb.nas.derive.RULES`.
@@ -62,7 +62,7 @@ class SearchRecipe:
     warmup_epochs: int = 2
     alpha_lr: float = 1e-3
     alpha_betas: tuple[float, float] = (0.5, 0.999)
-    alpha_weight_decay: float = 1e-3
+    alpha_weight_decay: float = 0.0
     cost_weight: float = 0.0
     cost_target: float = 0.0
     rule: str = "connectivity"

@@ -1,5 +1,6 @@
 """Who is trained anew beside what searches found, each architecture once, and who is best."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,19 @@ import torch
 
 from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.nas.genotype import Genotype, SearchSpace, random_genotype
+from raykb.nas.halving import Halving
 from raykb.nas.scnas import GOLDEN
 
-GOLDEN_LABEL, RANDOM = "golden", "random"
+GOLDEN_LABEL, RANDOM, TRANSFERRED = "golden", "random", "transferred"
 _DRAWS = 1000  # for each random genotype; where there are so few, all of them are had before
 
 Row = Mapping[str, Any]
 """A training: its ``label``, its ``seed``, and metrics by name."""
+
+
+def is_taken(label: str) -> bool:
+    """Return whether a label is one that a contest gives itself."""
+    return label in {GOLDEN_LABEL, RANDOM, TRANSFERRED} or label.startswith(f"{RANDOM}_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +41,68 @@ class Beside:
         refuse(misfits(self, random=at_least(0)))
 
 
+@dataclass(frozen=True)
+class Contest:
+    """Genotypes that are trained anew under one budget.
+
+    Attributes:
+        found: what searches found, by label, the best first; equal ones, too.
+        genotypes: by label, of which no two are equal: those found, ``golden``, ``random_0``, …
+    """
+
+    found: Mapping[str, Genotype]
+    genotypes: Mapping[str, Genotype]
+
+    @property
+    def challengers(self) -> list[str]:
+        """Labels of those that were found."""
+        return [label for label in self.genotypes if label in self.found]
+
+    @property
+    def random(self) -> list[str]:
+        """Labels of those that were drawn at random."""
+        return [label for label in self.genotypes if label.startswith(f"{RANDOM}_")]
+
+    @property
+    def halved(self) -> list[str]:
+        """Labels of those that need not all be trained to the end: the published cells must."""
+        return [*self.challengers, *self.random]
+
+    def survivors(self, halving: Halving, rows: Sequence[Row], metric: str) -> list[str]:
+        """Return who goes on at a rung; the best of those that were found always does.
+
+        Args:
+            halving: how many do.
+            rows: of the trainings that have come to the rung.
+            metric: by whose mean over trainings they are judged; more is better.
+        """
+        here = {row["label"] for row in rows}
+        labels = [label for label in self.halved if label in here]
+        found = [label for label in self.challengers if label in here]
+        best = [best_of(found, rows, metric)] if found else []
+        return list(dict.fromkeys(halving.survivors(worth(labels, rows, metric)) + best))
+
+    def named(self, label: str) -> str:
+        """Return a name for the trainings of a label: another genotype makes it another."""
+        return f"{label}-{self.genotypes[label].hash}" if label in self.genotypes else label
+
+    def record(self) -> dict[str, Any]:
+        """Return all of them as JSON can hold it, each with who found it."""
+        told = {
+            label: {
+                "hash": own.hash,
+                "found_by": [name for name, found in self.found.items() if found == own],
+                "cells": own.cells,
+            }
+            for label, own in self.genotypes.items()
+        }
+        return {"schema": 1, "genotypes": told}
+
+
 def contest(
     found: Mapping[str, Genotype], space: SearchSpace, *, beside: Beside, generator: torch.Generator
-) -> dict[str, Genotype]:
-    """Return genotypes by label, of which no two are equal: those found, ``golden``, ``random_0``…
+) -> Contest:
+    """Return what is trained anew: what was found, the published cells, and random ones.
 
     Of equal ones the first label stays, so that no architecture is trained twice. Random ones are
     of the size of the first that was found, so that what is compared is where edges are and what
@@ -72,7 +137,18 @@ def contest(
                 f"random: {beside.random}, must be at most {number}: there are no more genotypes "
                 f"of the sizes {sizes}"
             )
-    return kept
+    return Contest(found, kept)
+
+
+def worth(labels: Sequence[str], rows: Sequence[Row], metric: str) -> dict[str, float]:
+    """Return the mean of a metric over the trainings of each label; -inf of one without any."""
+    own = {
+        label: [row[metric] for row in rows if row["label"] == label and metric in row]
+        for label in labels
+    }
+    return {
+        label: statistics.fmean(values) if values else -math.inf for label, values in own.items()
+    }
 
 
 def best_of(labels: Sequence[str], rows: Sequence[Row], metric: str) -> str:
@@ -80,25 +156,27 @@ def best_of(labels: Sequence[str], rows: Sequence[Row], metric: str) -> str:
 
     A label without any is the last.
     """
-
-    def worth(label: str) -> float:
-        own = [row[metric] for row in rows if row["label"] == label and metric in row]
-        return statistics.fmean(own) if own else float("-inf")
-
-    return max(labels, key=worth)
+    means = worth(labels, rows, metric)
+    return max(labels, key=means.__getitem__)
 
 
-def mean_by_seed(labels: Sequence[str], rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
-    """Return the mean of random genotypes as rows of one label, for seeds that all of them have.
+def mean_by_seed(
+    labels: Sequence[str], rows: Sequence[Row], metrics: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return means of random genotypes as rows of one label, for seeds that all of them have.
 
-    There is none of fewer than two of them, for that would be the same again.
+    There is none of fewer than two of them, for that would be the same again; and no mean of a
+    metric that one of them lacks.
     """
-    by_seed: dict[int, list[float]] = {}
-    for row in rows:
-        if row["label"] in labels and metric in row:
-            by_seed.setdefault(row["seed"], []).append(row[metric])
+    own = [row for row in rows if row["label"] in labels]
+    by_seed = {row["seed"]: [each for each in own if each["seed"] == row["seed"]] for row in own}
     return [
-        {"label": RANDOM, "seed": seed, metric: statistics.fmean(values)}
-        for seed, values in by_seed.items()
-        if len(values) == len(labels) > 1
+        {"label": RANDOM, "seed": seed}
+        | {
+            metric: statistics.fmean(row[metric] for row in same)
+            for metric in metrics
+            if all(metric in row for row in same)
+        }
+        for seed, same in by_seed.items()
+        if len(same) == len(labels) > 1
     ]

@@ -17,7 +17,7 @@ Departures:
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,6 +50,10 @@ PLACES = tuple(
     for number, node in enumerate(NODES)
     for source in (*INPUTS, *NODES[:number])
 )
+
+
+Allowed = Mapping[str, Mapping[Place, Sequence[str]]]
+"""Names of the operations that may stand in a place, by type of cell and place."""
 
 
 class Edge(NamedTuple):
@@ -111,6 +115,11 @@ class SearchSpace:
             )
 
     @property
+    def allowed(self) -> Allowed:
+        """What a network that holds all architectures has in each place: all operations."""
+        return dict.fromkeys(CELLS, dict.fromkeys(PLACES, self.operations))
+
+    @property
     def size(self) -> int:
         """Architectures there are: |O|^14 for each of the four cells, before any rule."""
         return int(len(self.operations) ** (len(PLACES) * len(CELLS)))
@@ -144,6 +153,14 @@ class Genotype:
     def cells(self) -> dict[str, tuple[Edge, ...]]:
         """The edges of each type of cell."""
         return {name: tuple(Edge(*edge) for edge in getattr(self, name)) for name in CELLS}
+
+    @property
+    def allowed(self) -> Allowed:
+        """What its network has in each place that has an edge: the one operation."""
+        return {
+            name: {edge.place: (edge.operation,) for edge in edges}
+            for name, edges in self.cells.items()
+        }
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -20,12 +20,12 @@ Departures:
       average pooling that counts its padding, sigmoid gates behind a ReLU.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from raykb.nas.cell import Cell, CellPlan, Choice, SqueezeExcitation
-from raykb.nas.genotype import CONCATENATED, Genotype, Place
+from raykb.nas.genotype import CONCATENATED, Allowed, Genotype, Place, SearchSpace
 from raykb.nas.operations import CONVOLUTIONS, NORMS
 
 _A, _I = "avg_pool_3", "identity"
@@ -115,7 +115,7 @@ class ScNas(nn.Module):
 
     def __init__(
         self,
-        candidates: Mapping[str, Mapping[Place, Sequence[str]]],
+        candidates: Allowed,
         *,
         width: int,
         layers: int,
@@ -196,7 +196,7 @@ def _check(**sizes: int) -> None:
 
 
 def network(
-    genotype: Genotype,
+    cells: Genotype | SearchSpace,
     width: int,
     layers: int,
     classes: int,
@@ -204,13 +204,12 @@ def network(
     bridge: bool = True,
     dims: int = 3,
 ) -> ScNas:
-    """Return the network of a genotype; its arguments are those of :class:`ScNas`."""
-    candidates = {
-        kind: {edge.place: (edge.operation,) for edge in edges}
-        for kind, edges in genotype.cells.items()
-    }
+    """Return the network of a genotype; of a search space the supernet, which holds all of its.
+
+    Parameters have the same names in both. The arguments are those of :class:`ScNas`.
+    """
     return ScNas(
-        candidates,
+        cells.allowed,
         width=width,
         layers=layers,
         classes=classes,

@@ -1,8 +1,9 @@
 """A search as the engine trains it: one step moves the weights, then the architecture."""
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
@@ -36,6 +37,28 @@ class SearchFeeds(NamedTuple):
 
     weights: Feed
     architecture: Feed
+
+    def batches(
+        self, objective: Objective, worker: Worker, warmup_steps: int, steps: int, start: int
+    ) -> Iterator[SearchBatch]:
+        """Yield what steps start, start + 1, … see; D_a is begun when the warm-up is over."""
+        learned = max(0, start - warmup_steps)  # steps of the architecture that are done
+        weights = self.weights.batches(start, worker, steps)
+        architecture = self.architecture.batches(learned, worker, max(0, steps - warmup_steps))
+        try:
+            for step in range(start, steps):
+                fields = next(weights)
+                more = next(architecture) if step >= warmup_steps else None
+                yield SearchBatch(
+                    filled(objective, fields), None if more is None else filled(objective, more)
+                )
+        finally:
+            self.weights.close()
+            self.architecture.close()
+
+    def figures(self) -> dict[str, float]:
+        """Return figures of what runs beside."""
+        return self.weights.figures() | self.architecture.figures()
 
 
 def search_training(
@@ -109,30 +132,11 @@ def search_training(
     def batches(start: int) -> Iterator[SearchBatch]:
         if feeds is None:
             raise ValueError("feeds: None, which can be rehearsed but not trained; give two")
-        return _batches(feeds, objective, worker, start, bilevel.warmup_steps, lengths.steps)
-
-    def step(batch: SearchBatch, number: int) -> Terms:
-        terms = bilevel.weights_gradient(batch.weights, number)
-        terms |= {name: torch.as_tensor(value) for name, value in move_weights(number).items()}
-        if batch.architecture is not None:
-            terms |= bilevel.move_architecture(batch.architecture, number)
-        return terms
-
-    def evaluate(split: str) -> Evaluated:
-        genotype = derive(architecture.probabilities(), space, rule=search.rule)
-        network.choices = choices_of_genotype(genotype, space)
-        with evaluating(network):
-            found = evaluated(evaluations, network, worker.device, split)
-        figures = search_figures(architecture, genotype, bilevel.costs)
-        own = {f"{split}/search/{name}": value for name, value in figures.items()}
-        details = {"genotype": json.loads(genotype.to_json()), "genotype_hash": genotype.hash}
-        return Evaluated(found.figures | own, found.details | details)
+        return feeds.batches(objective, worker, bilevel.warmup_steps, lengths.steps, start)
 
     return Training(
-        step=step,
-        update=lambda number: (
-            feeds.weights.figures() | feeds.architecture.figures() if feeds else {}
-        ),
+        step=functools.partial(_step, bilevel, move_weights),
+        update=lambda step: feeds.figures() if feeds else {},
         batches=batches,
         steps=lengths.steps,
         parts={
@@ -144,7 +148,7 @@ def search_training(
             "architecture_optimizer": bilevel.optimizer,
             "sampler": sampler,
         },
-        evaluate=evaluate,
+        evaluate=functools.partial(_evaluate, bilevel, evaluations),
         save_every=lengths.save_every,
         log_every=lengths.log_every,
         evaluate_every=lengths.evaluate_every,
@@ -169,28 +173,28 @@ def search_figures(
     }
 
 
-def _batches(
-    feeds: SearchFeeds,
-    objective: Objective,
-    worker: Worker,
-    start: int,
-    warmup_steps: int,
-    steps: int,
-) -> Iterator[SearchBatch]:
-    """Yield what steps start, start + 1, … see; D_a is begun when the warm-up is over."""
-    learned = max(0, start - warmup_steps)  # steps of the architecture that are done
-    weights = feeds.weights.batches(start, worker, steps)
-    architecture = feeds.architecture.batches(learned, worker, max(0, steps - warmup_steps))
-    try:
-        for step in range(start, steps):
-            fields = next(weights)
-            more = next(architecture) if step >= warmup_steps else None
-            yield SearchBatch(
-                filled(objective, fields), None if more is None else filled(objective, more)
-            )
-    finally:
-        feeds.weights.close()
-        feeds.architecture.close()
+def _step(
+    bilevel: Bilevel, move_weights: Callable[[int], dict[str, Any]], batch: SearchBatch, step: int
+) -> Terms:
+    """Move the weights, then the architecture unless it is still the warm-up."""
+    terms = bilevel.weights_gradient(batch.weights, step)
+    terms |= {name: torch.as_tensor(value) for name, value in move_weights(step).items()}
+    if batch.architecture is not None:
+        terms |= bilevel.move_architecture(batch.architecture, step)
+    return terms
+
+
+def _evaluate(bilevel: Bilevel, evaluations: Mapping[str, Evaluation], split: str) -> Evaluated:
+    """Evaluate the derived architecture with the shared weights."""
+    network, architecture, space = bilevel.network, bilevel.architecture, bilevel.space
+    genotype = derive(architecture.probabilities(), space, rule=bilevel.recipe.rule)
+    network.choices = choices_of_genotype(genotype, space)
+    with evaluating(network):
+        found = evaluated(evaluations, network, bilevel.device, split)
+    figures = search_figures(architecture, genotype, bilevel.costs)
+    own = {f"{split}/search/{name}": value for name, value in figures.items()}
+    details = {"genotype": json.loads(genotype.to_json()), "genotype_hash": genotype.hash}
+    return Evaluated(found.figures | own, found.details | details)
 
 
 def _check(

@@ -33,31 +33,6 @@ Choices = Mapping[str, Mapping[Place, Choice]]
 """What is run, by type of cell and place."""
 
 
-def supernet(
-    space: SearchSpace,
-    width: int,
-    layers: int,
-    classes: int,
-    channels: int,
-    bridge: bool = True,
-    dims: int = 3,
-) -> ScNas:
-    """Return the network that has all operations of ``space`` on all edges.
-
-    Its parameters have the names that they have in any network derived from it.
-    """
-    cell = dict.fromkeys(PLACES, space.operations)
-    return ScNas(
-        dict.fromkeys(CELLS, cell),
-        width=width,
-        layers=layers,
-        classes=classes,
-        channels=channels,
-        bridge=bridge,
-        dims=dims,
-    )
-
-
 class Architecture(nn.Module):
     """The architecture parameters.
 

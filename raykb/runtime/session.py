@@ -244,13 +244,13 @@ class Session:
         Args:
             phase: its name in the plan.
             comparison: what is compared; it says what becomes of failures.
-            jobs: the training of each entry.
+            jobs: the training of each entry; one whose configuration is more than that has its own.
         """
         recorded = comparison.entries(self.recorded)  # MLflow has them once and for all
         told = [
             dataclasses.replace(
                 job,
-                config=recorded[entry.label],
+                config=job.config or recorded[entry.label],
                 params={
                     "label": entry.label,
                     "seed_number": entry.number,

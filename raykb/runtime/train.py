@@ -19,7 +19,7 @@ from raykb.runtime.mailbox import Letter, on_this_host, open_mailbox
 from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.run_files import FINAL
 from raykb.runtime.storage import Storage
-from raykb.runtime.work import DETAILS, RESULT, TrainJob, run_alone
+from raykb.runtime.work import DETAILS, TrainJob, record_of, run_alone
 
 group = Later("raykb.runtime.group")
 _GRACE_S = 10.0
@@ -92,12 +92,15 @@ def _import(*functions: Callable[..., Any]) -> None:
     """Do nothing: to be called, a worker has imported the modules of its arguments."""
 
 
-def finished(storage: Storage, name: str) -> Result | None:
-    """Return the result of the training ``name`` below ``storage`` if it has one."""
-    folder = storage.below(name)
-    if not folder.exists(RESULT):
+def finished(storage: Storage, name: str, until: int | None = None) -> Result | None:
+    """Return the result of the training ``name`` below ``storage`` if it has one.
+
+    Of one that was to halt after ``until`` steps it is the result so far.
+    """
+    folder, file = storage.below(name), record_of(until)
+    if not folder.exists(file):
         return None
-    record = json.loads(folder.read(RESULT))
+    record = json.loads(folder.read(file))
     return Result(name, record["metrics"], record["steps"], record["seconds"], folder)
 
 
@@ -126,7 +129,7 @@ def train(
             training is not taken up again.
     """
     results: dict[str, Result | None] = {
-        job.name: done for job in jobs if (done := finished(storage, job.name))
+        job.name: done for job in jobs if (done := finished(storage, job.name, job.until))
     }
     for done in results.values():
         if done is not None:
@@ -171,9 +174,9 @@ def train(
 def _result(reference: Any, storage: Storage, job: TrainJob) -> Result:
     """Return what a training that has ended left; what it raised is raised as it was."""
     _got(reference)
-    result = finished(storage, job.name)
+    result = finished(storage, job.name, job.until)
     if result is None:
-        raise FileNotFoundError(f"{storage.place}/{job.name}/{RESULT}: not written")
+        raise FileNotFoundError(f"{storage.place}/{job.name}/{record_of(job.until)}: not written")
     return result
 
 

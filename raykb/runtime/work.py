@@ -2,7 +2,8 @@
 
 Build the training, restore the newest checkpoint that verifies, ``fit``, evaluate, and leave
 ``final.pt`` (a plain state dict) and ``result.json`` in the training's folder, and there before
-them ``config.json``, if its configuration is not the run's. A model in shares leaves a last
+them ``config.json``, if its configuration is not the run's. One that halts on the way leaves a
+checkpoint and the result so far, for another job to go on from. A model in shares leaves a last
 checkpoint too, and ``final.pt`` only if it is small.
 """
 
@@ -10,7 +11,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -33,6 +34,11 @@ RESULT = "result.json"
 DETAILS = "details.json"
 
 
+def record_of(until: int | None) -> str:
+    """Return the file of a training's result; one that halts has a file of its own."""
+    return RESULT if until is None else f"halted-{until}.json"
+
+
 @dataclass(frozen=True)
 class TrainJob:
     """One training to be run.
@@ -45,6 +51,7 @@ class TrainJob:
         resources: what one of its workers takes.
         params: what the tracker is told of it besides the configuration.
         config: its configuration, where that is not the run's own.
+        until: steps after which it halts; another job of its name goes on. None for all of them.
         group: how its workers stand together, if there are several.
     """
 
@@ -55,6 +62,7 @@ class TrainJob:
     resources: WorkerResources = field(default_factory=WorkerResources)
     params: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] | None = None
+    until: int | None = None
     group: Group = field(default_factory=Group)
 
     @classmethod
@@ -132,6 +140,9 @@ def _run(
         for name, value in job.arguments.items()
     }
     training = job.build(worker, **arguments)
+    halts = job.until is not None
+    if job.until is not None:
+        training = replace(training, steps=min(job.until, training.steps))
     if worker.rank > 0:  # the same weights everywhere, but dropout of its own
         seed_everything(stream_seed(job.seed, "rank", worker.rank))
     checkpoints = Checkpoints(folder, worker, saved)
@@ -151,14 +162,14 @@ def _run(
         log=log,
         save=functools.partial(checkpoints.save, training),
     )
-    if training.shard is not None and checkpoints.step != training.steps:
+    if (halts or training.shard is not None) and (checkpoints.step or 0) < training.steps:
         checkpoints.save(training, training.state(training.steps))
     figures, details = training.evaluate("test")
     if worker.rank == 0:
-        if (model := checkpoints.whole_model(training)) is not None:
+        if not halts and (model := checkpoints.whole_model(training)) is not None:
             folder.write(FINAL, checkpoint.encode(model))
         seconds = time.perf_counter() - began
-        if details:
+        if details and not halts:
             folder.write(DETAILS, json.dumps(details).encode())
         record = {"metrics": figures, "steps": training.steps, "seconds": seconds}
-        folder.write(RESULT, json.dumps(record, indent=1).encode())
+        folder.write(record_of(job.until), json.dumps(record, indent=1).encode())

@@ -11,8 +11,9 @@ from raykb.engine.seeding import generator
 from raykb.nas.bilevel import SearchRecipe
 from raykb.nas.genotype import SearchSpace
 from raykb.nas.samplers import SAMPLERS
+from raykb.nas.scnas import network
 from raykb.nas.search import SearchFeeds, search_training
-from raykb.nas.supernet import Architecture, ChosenNetwork, supernet
+from raykb.nas.supernet import Architecture, ChosenNetwork
 
 SPACE = SearchSpace()
 SMALL = SearchSpace(("none", "identity", "conv_3"))
@@ -48,19 +49,19 @@ def accuracy(network, device):
 
 def chosen(space=SPACE, layers=2, width=1, dims=2, bridge=True):
     torch.manual_seed(0)
-    return ChosenNetwork(supernet(space, width, layers, 2, 1, bridge=bridge, dims=dims))
+    return ChosenNetwork(network(space, width, layers, 2, 1, bridge=bridge, dims=dims))
 
 
 def a_search(name="two_path", *, space=SMALL, epochs=3, seed=0, feeds=True, **settings):
     """Return a search of six steps, of which two warm it up; and its architecture and feeds."""
-    network, architecture = chosen(space, bridge=False), Architecture(space)
+    supernet, architecture = chosen(space, bridge=False), Architecture(space)
     steps = epochs * STEPS_PER_EPOCH
     recipe = Recipe(steps=steps, batch_size=2, save_every=0, log_every=2, evaluate_every=4)
     pair = SearchFeeds(Blobs("weights"), Blobs("architecture"))
     training = search_training(
         Worker(),
-        network=network,
-        objective=CrossEntropy(Task(network, steps=steps, classes=2)),
+        network=supernet,
+        objective=CrossEntropy(Task(supernet, steps=steps, classes=2)),
         architecture=architecture,
         sampler=SAMPLERS[name](space),
         space=space,

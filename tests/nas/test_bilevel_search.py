@@ -168,6 +168,15 @@ def test_the_cost_term_draws_the_expected_cost_to_its_target():
     assert found[0] < 0.1 < 1 / 3 < 0.8 < found[1]  # a third of the operations cost something
 
 
+def test_a_decay_draws_alpha_back_to_even_chances():
+    norms = []
+    for decay in (0.0, 10.0):
+        training, architecture, _ = a_search(epochs=8, alpha_weight_decay=decay)
+        fit(training, log=nothing)
+        norms.append(float(architecture.alpha.detach().norm()))
+    assert norms[1] < 0.7 * norms[0]
+
+
 def test_a_search_is_rehearsed_without_data():
     training, _, _ = a_search(feeds=False)
     with pytest.raises(ValueError, match="feeds: None, which can be rehearsed"):

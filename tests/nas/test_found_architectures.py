@@ -18,7 +18,7 @@ from raykb.nas.genotype import CELLS, Genotype, SearchSpace, random_genotype
 from raykb.nas.samplers import SAMPLERS
 from raykb.nas.scnas import network
 from raykb.nas.search import SearchFeeds, search_training
-from raykb.nas.supernet import Architecture, ChosenNetwork, supernet
+from raykb.nas.supernet import Architecture, ChosenNetwork
 
 SIZES = {"width": 2, "layers": 2, "classes": 2, "channels": 1, "dims": 2}
 SPACE = SearchSpace()
@@ -86,12 +86,12 @@ def searched(name, seed):
     torch.manual_seed(seed)
     training = search_training(
         Worker(),
-        **shared(300, ChosenNetwork(supernet(SPACE, **SIZES))),
+        **shared(300, ChosenNetwork(network(SPACE, **SIZES))),
         architecture=Architecture(SPACE),
         sampler=SAMPLERS[name](SPACE),
         space=SPACE,
         feeds=SearchFeeds(Noise("train", 32), Noise("other half", 32)),
-        search=SearchRecipe(warmup_epochs=2, alpha_lr=0.05, alpha_weight_decay=0.0),
+        search=SearchRecipe(warmup_epochs=2, alpha_lr=0.05),
         steps_per_epoch=30,
         evaluations={},
         seed=seed,

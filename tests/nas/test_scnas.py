@@ -5,7 +5,6 @@ from raykb.nas.cell import Cell
 from raykb.nas.genotype import CELLS, PLACES, Genotype, Place, SearchSpace
 from raykb.nas.operations import OPERATIONS, multiply_adds
 from raykb.nas.scnas import GOLDEN, network, plans
-from raykb.nas.supernet import supernet
 
 
 def parameters(module):
@@ -81,7 +80,7 @@ def test_all_operations_give_one_shape(name, stride, dims):
 
 def test_only_the_factorised_reduction_of_an_edge_has_a_norm_with_parameters():
     with torch.device("meta"):
-        small = supernet(SearchSpace(), 2, 4, 2, 1)
+        small = network(SearchSpace(), 2, 4, 2, 1)
     affine = {name for name, module in small.named_modules() if getattr(module, "affine", False)}
     inputs = [place.name for place in PLACES if place.source in ("s0", "s1")]
     assert affine == {

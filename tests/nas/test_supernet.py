@@ -15,7 +15,6 @@ from raykb.nas.supernet import (
     cost_table,
     draw_cells,
     expected_cost,
-    supernet,
 )
 
 CPU = torch.device("cpu")
@@ -204,7 +203,7 @@ def test_draws_are_a_function_of_the_generator(name):
 
 def test_the_cost_of_a_network_is_a_share_of_the_dearest():
     with torch.device("meta"):
-        net = supernet(SPACE, 4, 4, 2, 1)
+        net = network(SPACE, 4, 4, 2, 1)
     table = cost_table(SPACE, net)
     assert float(expected_cost(alpha_of("conv_3", 1e3), table)) == pytest.approx(1, abs=1e-6)
     assert float(expected_cost(alpha_of("none", 1e3), table)) == 0
@@ -214,7 +213,7 @@ def test_the_cost_of_a_network_is_a_share_of_the_dearest():
 
 def test_costs_count_multiply_adds_of_all_cells_of_a_type():
     with torch.device("meta"):
-        net = supernet(SPACE, 2, 4, 2, 1)
+        net = network(SPACE, 2, 4, 2, 1)
     table = cost_table(SPACE, net)
     conv = SPACE.operations.index("conv_3")
     shares = {kind: float(table[c, :, conv].sum()) for c, kind in enumerate(CELLS)}

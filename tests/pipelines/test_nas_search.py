@@ -10,6 +10,7 @@ import torch
 
 from raykb.nas.genotype import Genotype
 from raykb.runtime import work
+from raykb.runtime.session import Refused
 from raykb.runtime.studies import SearchError
 
 SCRIPT = running.PIPELINES / "nas_search.py"
@@ -74,6 +75,14 @@ def test_the_best_is_chosen_by_cases_that_are_not_those_of_the_test(whole):
     assert [each["label"] for each in told["searches"]] == sorted(
         worth, key=lambda name: -{e["label"]: e["valid/dice"] for e in told["searches"]}[name]
     )
+
+
+def test_the_table_has_the_surface_beside_the_overlap(whole):
+    _, folder = whole
+    told = results(folder)
+    assert [*told["tables"]] == ["test/dice", "test/nsd"]
+    assert all({"test/dice", "test/nsd"} <= row.keys() for row in told["results"])
+    assert "NSD %" in (folder / "results.md").read_text()
 
 
 def test_no_search_has_seen_what_is_tested_on(whole):
@@ -146,8 +155,33 @@ def test_stopped_and_resumed_it_ends_as_if_nothing_had_happened(
     here.run(script, "nas_search", resolved(script), tmp_path)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert results(tmp_path)["tables"] == results(whole[1])["tables"]
+    found = [(folder / "genotypes.json").read_text() for folder in (tmp_path, whole[1])]
+    assert found[0] == found[1]
     mine, other = flat(weights(tmp_path)), flat(weights(whole[1]))
     assert mine.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in mine.items())
+
+
+def test_halved_the_worst_are_stopped_and_the_others_end_as_if_nothing_was(
+    script, whole, tmp_path, monkeypatch
+):
+    (tmp_path / "phantoms").symlink_to(whole[1] / "phantoms")
+    config = resolved(script, "halving={rungs: 1, reduction_factor: 2.0}")
+    with monkeypatch.context() as patched:  # and a kill at the rung changes nothing
+        stopped_at(patched, "retrained/random_0", 1)
+        with pytest.raises(Stopped):
+            here.run(script, "nas_search", config, tmp_path)
+    here.run(script, "nas_search", config, tmp_path)
+    told = results(tmp_path)
+    (stopped,) = told["stopped"]
+    assert (stopped["steps"], stopped["seed"]) == (1, 0)
+    table = [row["label"] for row in told["tables"]["test/dice"]]
+    assert {*table} == {*labels(whole[1])} - {stopped["label"]}
+    assert told["missing"] == []
+    mine, other = flat(weights(tmp_path)), flat(weights(whole[1]))
+    assert {name for name in other if name not in mine} == {
+        name for name in other if f"retrained/{stopped['label']}-" in name
+    }
     assert all(torch.equal(value, other[name]) for name, value in mine.items())
 
 
@@ -193,6 +227,12 @@ def test_what_was_found_on_a_task_is_retrained_on_another_by_its_file(script, wh
     assert (told["subject"], told["searches"]) == ("transferred", [])
     assert {*labels(tmp_path)} == {"transferred", "random_0", "unet_3d"}
     assert (tmp_path / "genotype.json").read_text() == file.read_text()
+
+
+def test_retrainings_too_short_to_be_halved_are_refused(script, whole, tmp_path):
+    (tmp_path / "phantoms").symlink_to(whole[1] / "phantoms")
+    with pytest.raises(Refused, match=r"halving.rungs: 1, which of 2 steps come after \[0\]"):
+        here.run(script, "nas_search", resolved(script, "halving.rungs=1"), tmp_path)
 
 
 REFUSED = {

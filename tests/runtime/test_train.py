@@ -144,6 +144,23 @@ def test_a_finished_training_is_not_run_again(alone, data):
     assert letters == []
 
 
+def test_one_that_halts_is_gone_on_with_and_ends_as_if_it_had_not(alone, data, tmp_path):
+    _, result, _ = alone
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    whole = job("a", data, marks=str(marks))
+    first = dataclasses.replace(whole, until=10)  # which is between two checkpoints
+    (halted,) = run(tmp_path, [first])
+    assert halted.steps == 10
+    assert halted.metrics != result.metrics
+    assert not (tmp_path / "a" / FINAL).exists()
+    assert run(tmp_path, [first]) == [halted]
+    (ended,) = run(tmp_path, [whole])
+    assert ended.metrics == result.metrics
+    seen = sorted(int(mark.name.split("-")[1]) for mark in marks.glob("0-*"))
+    assert seen == [*range(STEPS)]  # none twice
+
+
 def test_killed_it_goes_on_from_its_checkpoint_and_ends_the_same(alone, data, tmp_path):
     _, result, _ = alone
     marks = tmp_path / "marks"
