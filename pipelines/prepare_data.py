@@ -232,7 +232,8 @@ def images(given: dict[str, Any], output: Path) -> str:
 
 def volumes(given: dict[str, Any], output: Path) -> str:
     """Write a task of volumes, and return what there is then."""
-    task = read_task(colin27(output, templates=given["templates"]))
+    own = {name: given[name] for name in inspect.signature(colin27).parameters if name != "output"}
+    task = read_task(colin27(output, **own))
     return (
         f"{len(task.training)} labelled volumes of {len(task.labels)} labels, with the background, "
         f"are in {task.folder}. In a config of decathlon.py:\n\n"

@@ -21,6 +21,7 @@ import numpy as np
 from raykb.data.atomic import make_folder
 from raykb.data.decathlon import write_dataset
 from raykb.data.nifti import Geometry, Volume, read_image, read_label, require_nibabel, write_nifti
+from raykb.data.resampling import resample_image, resample_label
 
 PARTS = {  # of the brain, by the first digit of AAL's codes: 2001 is Precentral_L
     "2": "frontal lobe",
@@ -32,10 +33,13 @@ PARTS = {  # of the brain, by the first digit of AAL's codes: 2001 is Precentral
     "8": "temporal lobe",
     "9": "cerebellum",
 }
+_COARSEST_MM = 8
 _FILES = ("ch2.nii.gz", "aal.nii.gz", "aal.nii.txt")
 
 
-def colin27(output: Path, *, templates: str = "/usr/share/mricron/templates") -> Path:
+def colin27(
+    output: Path, *, spacing_mm: int = 1, templates: str = "/usr/share/mricron/templates"
+) -> Path:
     """Colin27, T1 of one adult brain, in parts of AAL: two hemispheres, of Debian's mricron-data.
 
     A task in the Decathlon's layout with the left and the right hemisphere as cases and eight
@@ -43,6 +47,7 @@ def colin27(output: Path, *, templates: str = "/usr/share/mricron/templates") ->
 
     Args:
         output: folder of tasks, which gets ``Task27_Colin27``; what is there already stays.
+        spacing_mm: between voxels; 1 is the files' own, with 2 a training sees more in less time.
         templates: folder of MRIcron's files.
 
     Returns:
@@ -54,6 +59,8 @@ def colin27(output: Path, *, templates: str = "/usr/share/mricron/templates") ->
         ValueError: they are not what they were: of other places, axes or regions.
     """
     require_nibabel()
+    if not 1 <= spacing_mm <= _COARSEST_MM:
+        raise ValueError(f"spacing_mm: {spacing_mm}, must be in 1..{_COARSEST_MM}")
     image, atlas, table = (Path(templates) / file for file in _FILES)
     if missing := [path.name for path in (image, atlas, table) if not path.is_file()]:
         raise FileNotFoundError(
@@ -66,7 +73,7 @@ def colin27(output: Path, *, templates: str = "/usr/share/mricron/templates") ->
     parts = Volume(label[regions.array], head.geometry)
     folder = output / "Task27_Colin27"
     output.mkdir(parents=True, exist_ok=True)
-    make_folder(folder, functools.partial(_write, head, parts))
+    make_folder(folder, functools.partial(_write, head, parts, spacing_mm))
     return folder
 
 
@@ -113,6 +120,20 @@ def _columns(of: Volume, first: int, count: int) -> Volume:
     return Volume(of.array[..., first : first + count], Geometry((count, y, z), affine))
 
 
+def _joined(of: Volume, voxels: int) -> Volume:
+    """Return a volume of whose voxels so many are one along each axis; what is left over is cut."""
+    if voxels == 1:
+        return of
+    z, y, x = (length // voxels for length in of.geometry.shape)
+    array = of.array[..., : z * voxels, : y * voxels, : x * voxels]
+    resample = resample_image if array.ndim == 4 else resample_label
+    affine = of.geometry.affine.copy()
+    affine[:3, 3] += affine[:3, :3].sum(1) * (voxels - 1) / 2  # to the middle of the first ones
+    affine[:3, :3] *= voxels
+    joined = resample(array, (z, y, x))
+    return Volume(joined.astype(array.dtype), Geometry((x, y, z), affine))
+
+
 def _check(head: Geometry, regions: Geometry) -> None:
     apart = head.differences(regions)
     problems = [f"aal.nii.gz has {what}; must lie where the head does" for what in apart]
@@ -124,11 +145,11 @@ def _check(head: Geometry, regions: Geometry) -> None:
         raise ValueError("; ".join(problems))
 
 
-def _write(head: Volume, parts: Volume, folder: Path) -> None:
+def _write(head: Volume, parts: Volume, spacing_mm: int, folder: Path) -> None:
     images, labels = hemispheres(head), hemispheres(parts)
     for side in images:
-        write_nifti(folder / f"imagesTr/{side}.nii.gz", *images[side])
-        write_nifti(folder / f"labelsTr/{side}.nii.gz", *labels[side])
+        write_nifti(folder / f"imagesTr/{side}.nii.gz", *_joined(images[side], spacing_mm))
+        write_nifti(folder / f"labelsTr/{side}.nii.gz", *_joined(labels[side], spacing_mm))
     write_dataset(
         folder,
         name="Colin27",

@@ -37,6 +37,19 @@ def test_a_hemisphere_is_a_case_and_the_plane_between_them_is_in_none(tmp_path):
         assert found.geometry.affine[:3, 3].tolist() == [first_mm, -4, -1]
 
 
+def test_voxels_are_joined_and_stay_where_they_are(tmp_path):
+    templates, head, _ = write_templates(tmp_path / "files")
+    task = read_task(colin27(tmp_path / "out", spacing_mm=2, templates=templates))
+    case = read_case(task, task.training[1])  # 3 x 9 x 5, of which 2 x 8 x 4 are joined
+    joined = head[4:6, :8, :4].reshape(1, 2, 4, 2, 2, 2).mean((1, 3, 5))
+    assert np.abs(case.image[0] - joined.T).max() < 1  # whole numbers, as the head's
+    assert case.geometry.spacing_mm == (2.0, 2.0, 2.0)
+    assert case.geometry.affine[:3, 3].tolist() == [1.5, -3.5, -0.5]
+    assert case.label.shape == (2, 4, 1)
+    with pytest.raises(ValueError, match=r"spacing_mm: 9, must be in 1\.\.8"):
+        colin27(tmp_path / "other", spacing_mm=9, templates=templates)
+
+
 def test_what_is_there_stays(tmp_path):
     templates, *_ = write_templates(tmp_path / "files")
     folder = colin27(tmp_path / "out", templates=templates)
