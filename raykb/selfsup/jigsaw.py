@@ -14,6 +14,7 @@ Symbols:
 Departures:
     - the set is grown so that each new permutation differs in as many places as can be from that
       one of the set that is nearest to it (paper: from all, on average), among 4096 that are drawn.
+    - tiles lie without gaps, and are not normalised one by one (paper: both, against shortcuts).
     - any network and any size of tiles (paper: an AlexNet on tiles of 64 pixels).
 """
 
