@@ -23,7 +23,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     answer(__file__, __doc__)  # --help, before the imports below take their seconds
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +66,7 @@ report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "selfsup" / "fashion_mnist_sample.yaml"
 TRAINING = "trainings"
 RANDOM = "random"  # the label of initial weights
-TASK, STREAM, BROKEN = "task.json", "stream.json", "broken_images.txt"
+STREAM, BROKEN = "stream.json", "broken_images.txt"
 METRICS = ("test/linear_probe/top1", "test/knn/top1")
 COLLAPSED = 0.05  # spread of features below which they say the same of all images
 SCHEMA = SECTIONS | {
@@ -147,8 +146,6 @@ def pretrain(session: Session, ready: Ready) -> None:
     with session.reading("data"):
         train, test = data.labelled.read()
     session.tell_data(train=train, test=test)
-    shape = test.images.shape[1:]
-    session.write(TASK, json.dumps({"schema": 1, "classes": test.classes, "shape": shape}))
     recipe = build(Recipe, session.config["recipe"])
     steps, batch = recipe.lengths(data.count).steps, recipe.batch_size
     session.say(f"{data.count:,} images without labels; {steps} steps of {batch}")

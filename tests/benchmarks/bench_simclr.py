@@ -1,0 +1,154 @@
+"""Images per second of a SimCLR step, data included: raykb, and lightly's own loop.
+
+python tests/benchmarks/bench_simclr.py --steps 40
+
+Both train the same network on the same images in batches of one size with views of the same kind:
+raykb makes them by the batch in the training's own process, with two threads; lightly's transform
+makes them one at a time in a DataLoader of two workers, beside a training with two threads. The two
+take turns, a round each; the first round of each is not counted.
+"""
+
+import argparse
+import itertools
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import lightly
+import torch
+from lightly.loss import NTXentLoss
+from lightly.transforms import SimCLRTransform
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from raykb.data.crop_views import CropsView
+from raykb.data.crops import RandomCrops
+from raykb.data.datasets import open_records
+from raykb.data.feed import InPlace
+from raykb.data.images import ImageSet
+from raykb.data.loading import load
+from raykb.data.order import Shuffled
+from raykb.data.source import Source
+from raykb.data.views import CropFlipView
+from raykb.engine.loop import Worker
+from raykb.engine.objective import Learner, Task, learning_step
+from raykb.engine.optim import sgd
+from raykb.models import MODELS
+from raykb.parts.backbone import freeze_classifier
+from raykb.parts.heads import projection_head
+from raykb.selfsup.batch import ViewsBatch
+from raykb.selfsup.simclr import SimCLR
+
+MEAN, STD, SIDE = [0.286], [0.353], 28
+
+
+class Pictures(Dataset[list[Tensor]]):
+    """Images one at a time, as lightly's transform takes them."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.pictures = [Image.fromarray(image[0]).convert("RGB") for image in images.images]
+        self.transform = SimCLRTransform(
+            input_size=SIDE,
+            cj_strength=0.5,
+            min_scale=0.3,
+            gaussian_blur=0.0,
+            normalize={"mean": 3 * MEAN, "std": 3 * STD},
+        )
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, row: int) -> list[Tensor]:
+        views: list[Tensor] = self.transform(self.pictures[row])
+        return views
+
+
+def network_of(channels: int) -> nn.Module:
+    torch.manual_seed(0)
+    network = MODELS["small_convnet"](10, channels)
+    freeze_classifier(network)
+    return network
+
+
+def ours(images: ImageSet, batch: int) -> Iterator[None]:
+    """Yield after each step of raykb, without an end."""
+    crops = RandomCrops(scale=(0.3, 1.0), strength=0.5, blur=(0.0,))
+    view = CropsView(crops, CropFlipView(mean=MEAN, std=STD))
+    source = Source(images, Shuffled(len(images), batch, 0), view, 0, "trainer")
+    network = network_of(3)
+    learner = Learner(network, SimCLR(Task(network, 1000)))
+    optimizer, step = sgd(learner, lr=0.1), learning_step(learner)
+    for number, fields in enumerate(InPlace(source).batches(0, Worker())):
+        optimizer.zero_grad()
+        step(ViewsBatch(fields["views"], fields["ids"]), number)
+        optimizer.step()
+        yield
+
+
+def theirs(images: ImageSet, batch: int) -> Iterator[None]:
+    """Yield after each step of lightly's loop, without an end."""
+    loader = DataLoader(
+        Pictures(images),
+        batch_size=batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=2,
+        persistent_workers=True,
+    )
+    network = network_of(3)
+    learner = nn.ModuleList([network, projection_head(network.width, 128, negative_slope=0.0)])
+    criterion, optimizer = NTXentLoss(temperature=0.5), sgd(learner, lr=0.1)
+    for first, second in itertools.chain.from_iterable(itertools.repeat(loader)):
+        optimizer.zero_grad()
+        rows = [learner[1](network.features(view)) for view in (first, second)]
+        criterion(*rows).backward()
+        optimizer.step()
+        yield
+
+
+def rate(steps: Iterator[None], count: int, batch: int) -> float:
+    """Return images per second of the next steps."""
+    start = time.perf_counter()
+    for _ in itertools.islice(steps, count):
+        pass
+    return count * batch / (time.perf_counter() - start)
+
+
+def spread(values: list[float], form: str) -> str:
+    low, middle, high = (f(values) for f in (min, statistics.median, max))
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=30, help="of a round")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    records, _, options = open_records(name="fashion_mnist_sample", channels=3)
+    images = load(records, options)
+    made: list[Callable[[ImageSet, int], Iterator[None]]] = [ours, theirs]
+    running = [make(images, args.batch) for make in made]
+    rates: list[list[float]] = [[], []]
+    for _ in range(args.rounds + 1):
+        for found, steps in zip(rates, running, strict=True):
+            found.append(rate(steps, args.steps, args.batch))
+    counted = [found[1:] for found in rates]
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "
+        f"{torch.__version__} on {args.threads} thread(s), lightly {lightly.__version__}; batches "
+        f"of {args.batch} images of 3 x {SIDE} x {SIDE}, {args.rounds} rounds of {args.steps} steps"
+    )
+    for name, found in zip(("raykb", "lightly"), counted, strict=True):
+        print(f"{name:8s} {spread(found, '.0f')} images a second")
+    print(f"ratio    {spread([a / b for a, b in zip(*counted, strict=True)], '.2f')}")
+
+
+if __name__ == "__main__":
+    main()
