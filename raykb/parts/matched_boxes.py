@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 TRIES = 50
-_LOTS = (1, 7, TRIES - 8)  # tries that are made at once: most images are done after the first
+_LOTS = (2, 8, TRIES - 10)  # tries made at once: for most images the first are enough
 _DRAWS = 6  # of a try: grid, length and place of the rows; the same of the columns
 
 Draw = Callable[[str, np.ndarray, int], np.ndarray]
@@ -85,9 +85,9 @@ def matched_boxes(
     coarse = scale.amin(1)
     frame = (common * coarse + 1e-9).floor()  # whole pixels, which no box leaves
     valid = (frame > least).all(1) & (common > 0).all(1)
-    sides = frame.clamp(min=least + 1).numpy()
-    drawn = torch.from_numpy(_drawn(sides, draw, count, least, grid, overlap))
-    drawn = drawn.permute(1, 2, 0).unflatten(2, (2, 2))  # (N, K, (y, x), (first, last))
+    sides = frame.clamp(min=least + 1).T.numpy()
+    minus_first, last = torch.from_numpy(_drawn(sides, draw, count, least, grid, overlap))
+    drawn = torch.stack([-minus_first, last], 3).permute(2, 1, 0, 3)  # (N, K, (y, x), …)
     factor = (scale / coarse[:, None])[:, :, None, :, None]  # (N, 2, 1, 2, 1)
     offset = ((first[:, None] - start) * scale)[:, :, None, :, None]
     boxes = drawn[:, None] * factor + offset  # (N, 2, K, (y, x), (first, last))
@@ -107,69 +107,73 @@ def matched_boxes(
 def _drawn(
     frame: np.ndarray, draw: Draw, count: int, least: int, grid: bool, overlap: float
 ) -> np.ndarray:
-    """Return top, bottom, left and right of boxes in frames (N, 2), as (4, N, K).
+    """Return boxes (2, 2, K, N) in frames (2, N): minus top and left, and bottom and right.
 
-    Every box is tried once; of images where one overlaps another, all are chosen one after another
-    from more and more tries.
+    So what two boxes have in common reaches to the minimum of each border. Images come last, for
+    numpy is fast along long axes. Boxes are chosen one after another from few tries each, and of
+    the images where these are not enough, from more.
     """
-    rows, pool = np.arange(len(frame)), np.empty((4, len(frame), count, 0))
-    boxes = np.empty(pool.shape[:3])
+    rows = np.arange(frame.shape[1])
+    pool, boxes = np.empty((2, 2, count, 0, len(rows))), np.empty((2, 2, count, len(rows)))
     for lot, tries in enumerate(_LOTS):
         numbers = draw(f"boxes {lot}", rows, count * tries * _DRAWS)
-        numbers = numbers.reshape(-1, count, tries, _DRAWS)
-        pool = np.concatenate([pool, _sampled(frame[rows], numbers, least, grid)], 3)
-        chosen, free = _chosen(pool, overlap)
-        boxes[:, rows] = chosen
-        rows, pool = rows[~free], pool[:, ~free]
+        numbers = np.ascontiguousarray(numbers.T).reshape(count, tries, 2, 3, len(rows))
+        found = _sampled(frame[:, None, None, rows], numbers.transpose(3, 2, 0, 1, 4), least, grid)
+        pool = np.concatenate([pool, found], 3)
+        boxes[..., rows], done = _chosen(pool, overlap)
+        rows, pool = rows[~done], pool[..., ~done]
         if not len(rows):
             break
     return boxes
 
 
 def _chosen(pool: np.ndarray, overlap: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes (4, n, K), each the first of its tries that overlaps none before too much.
+    """Return boxes (2, 2, K, n), each the first of its tries that overlaps none before too much.
 
-    It is the last one where there is no such try; whether all of an image have one is (n,).
+    It is the last one where there is no such try; whether all of an image have one is (n,). Two
+    boxes of areas A and B overlap too much if C / (A + B - C) > o, or C > o / (1 + o) (A + B).
+
+    Args:
+        pool: (2, 2, K, tries, n).
+        overlap: o.
     """
-    _, images, count, tries = pool.shape
-    every, boxes = np.arange(images), pool[:, :, :, 0].copy()
-    all_free = np.ones(images, bool)
+    *_, count, tries, images = pool.shape
+    every, done = np.arange(images), np.ones(images, bool)
+    shares = overlap / (1 + overlap) * pool.sum(0).prod(0)  # (K, tries, n)
+    boxes, share = pool[:, :, :, 0].copy(), shares[:, 0].copy()
     for number in range(1, count):
-        most = _overlap(pool[:, :, number, :, None], boxes[:, :, None, :number]).max(2)
-        free: np.ndarray = most <= overlap  # (n, tries)
-        first, some = free.argmax(1), free.any(1)
-        boxes[:, :, number] = pool[:, every, number, np.where(some, first, tries - 1)]
-        all_free &= some
-    return boxes, all_free
+        own, before = pool[:, :, number, :, None], boxes[:, :, None, :number]
+        down, across = np.minimum(own, before).sum(0).clip(0)  # (tries, k, n) each
+        most = shares[number][:, None] + share[:number]
+        free = (down * across <= most).all(1)  # (tries, n)
+        some = free.any(0)
+        first = np.where(some, free.argmax(0), tries - 1)
+        boxes[:, :, number] = pool[:, :, number, first, every]
+        share[number] = shares[number, first, every]
+        done &= some
+    return boxes, done
 
 
 def _sampled(frame: np.ndarray, numbers: np.ndarray, least: int, grid: bool) -> np.ndarray:
-    """Return boxes (4, n, K, tries) in frames (n, 2), of uniform numbers (n, K, tries, 6)."""
-    borders = []
-    for axis in (0, 1):
-        side = frame[:, axis, None, None]
-        divided, length, place = np.moveaxis(numbers[..., 3 * axis : 3 * axis + 3], -1, 0)
-        if grid:
-            cells = 1 + np.floor(divided * np.floor(side / least))
-            cell = side / cells
-            own = least + np.floor(length * (np.floor(cell) - least + 1))
-            shift, number = np.modf(place * cells)
-            first = number * cell + shift * (cell - own)
-        else:
-            own = least + np.floor(length * (side - least))
-            first = place * (side - own)
-        borders += [first, first + own]
-    return np.stack(borders)
+    """Return boxes (2, 2, K, tries, n): minus first, and last, row and column.
 
-
-def _overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the IoU of boxes (4, ...) and (4, ...)."""
-    down = np.minimum(first[1], second[1]) - np.maximum(first[0], second[0])
-    across = np.minimum(first[3], second[3]) - np.maximum(first[2], second[2])
-    common = np.maximum(down, 0) * np.maximum(across, 0)
-    areas = [(box[1] - box[0]) * (box[3] - box[2]) for box in (first, second)]
-    overlap: np.ndarray = common / (areas[0] + areas[1] - common)
-    return overlap
+    Args:
+        frame: (2, 1, 1, n) its height and its width.
+        numbers: (3, 2, K, tries, n) uniform ones: of grid, length and place.
+        least: shortest side.
+        grid: whether boxes lie in the cells of a grid.
+    """
+    divided, length, place = numbers
+    if grid:
+        cells = 1 + np.floor(divided * np.floor(frame / least))
+        cell = frame / cells
+        own = least + np.floor(length * (np.floor(cell) - least + 1))
+        shift, number = np.modf(place * cells)
+        first = number * cell + shift * (cell - own)
+    else:
+        own = least + np.floor(length * (frame - least))
+        first = place * (frame - own)
+    return np.stack([-first, first + own])
 
 
 def _jittered(spans: Tensor, change: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import math
 def plain_boxes(crops, mirrored, size, draw, *, count=10, least=32, grid=True, overlap=0.5):
     """Return for each image the boxes in both views, or None where there is no intersection.
 
-    ``draw(image, box, attempt)`` returns six uniform numbers.
+    ``draw(image, box, attempt)`` returns what gives whole numbers from a range, both ends
+    included, and real ones, as ``random.randint`` and ``random.uniform``.
     """
     return [
         of_image(*pair, size, lambda *which, n=n: draw(n, *which), count, least, grid, overlap)
@@ -29,8 +30,8 @@ def of_image(crops, mirrored, size, draw, count, least, grid, overlap):
     for number in range(count):
         for attempt in range(50):
             numbers = draw(number, attempt)
-            by, bh = span(height, least, grid, *numbers[:3])
-            bx, bw = span(width, least, grid, *numbers[3:])
+            by, bh = span(height, least, grid, *numbers)
+            bx, bw = span(width, least, grid, *numbers)
             box = (bx, by, bx + bw, by + bh)
             if all(iou(box, other) <= overlap for other in first):
                 break
@@ -48,15 +49,15 @@ def of_image(crops, mirrored, size, draw, count, least, grid, overlap):
     return boxes
 
 
-def span(side, least, grid, columns, length, place):
+def span(side, least, grid, whole, uniform):
     """Return where a box begins and how long it is, along one axis."""
     if not grid:
-        own = least + math.floor(length * (side - least))
-        return place * (side - own), own
-    cells = 1 + math.floor(columns * math.floor(side / least))
+        own = whole(least, side - 1)
+        return uniform(0, 1) * (side - own), own
+    cells = whole(1, side // least)
     room = side / cells
-    own = least + math.floor(length * (math.floor(room) - least + 1))
-    shift, cell = math.modf(place * cells)
+    own = whole(least, math.floor(room))
+    shift, cell = math.modf(uniform(0, cells))
     return cell * room + shift * (room - own), own
 
 
