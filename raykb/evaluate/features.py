@@ -89,4 +89,5 @@ def spread(rows: Tensor) -> Tensor:
     """
     directions = F.normalize(rows, dim=1)
     each: Tensor = directions.std(0, correction=0)  # (d,)
-    return each.mean() * rows.shape[1] ** 0.5
+    mean: Tensor = each.mean()
+    return mean * rows.shape[1] ** 0.5
