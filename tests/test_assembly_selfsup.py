@@ -192,7 +192,7 @@ class Asks:
 def test_the_kind_of_batch_says_which_view_makes_it():
     orders = np.array([[0, 1, 2, 3]])
     assert view_of(Asks(ViewsBatch), config()) == CROPS_VIEW
-    assert view_of(Asks(MultiCropBatch, local_views=3), config()).local == 3
+    assert view_of(Asks(MultiCropBatch, local_views=3), config()).local_views == 3
     assert isinstance(view_of(Asks(MultiCropBatch, local_views=3), config()), MultiCropView)
     assert isinstance(view_of(Asks(PretextBatch), config()), TurnedView)
     tiles = view_of(Asks(PretextBatch, orders=orders), config())

@@ -1,5 +1,6 @@
 """Images whose labels nobody looks at until the end: what self-supervised learning reads."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from raykb.assembly.supervised import Supervised
 from raykb.config import Problems, build
 from raykb.config.schema import Table
 from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
-from raykb.data.crops import CROPS, RandomCrops
+from raykb.data.crops import CROPS
 from raykb.data.feed import InPlace
 from raykb.data.image_views import ClassifierView
 from raykb.data.images import ImageSet
@@ -20,7 +21,7 @@ from raykb.data.order import Shuffled
 from raykb.data.sharded_images import ShardedImages
 from raykb.data.source import Source, View
 from raykb.data.unlabelled import UnlabelledImages
-from raykb.data.views import VIEWS, ImageView
+from raykb.data.views import VIEWS
 from raykb.engine.assemble import evaluated, evaluating
 from raykb.engine.loop import Evaluated, Feed, Training, Worker
 from raykb.engine.objective import Objective
@@ -32,25 +33,18 @@ from raykb.evaluate.linear_probe import LinearProbe
 from raykb.models import MODELS
 from raykb.selfsup.batch import MultiCropBatch, PretextBatch, ViewsBatch
 
-
-def _pretext(objective: Any, crops: RandomCrops, form: ImageView) -> View:
-    if hasattr(objective, "orders"):
-        return TilesView(form, objective.orders)
-    return TurnedView(form)
-
-
-SEEN: dict[type[Any], Callable[[Any, RandomCrops, ImageView], View]] = {
-    ViewsBatch: lambda objective, crops, form: CropsView(crops, form),
-    MultiCropBatch: lambda objective, crops, form: MultiCropView(
-        crops, form, objective.local_views
-    ),
-    PretextBatch: _pretext,
+SEEN: dict[type[Any], type[Any]] = {
+    MultiCropBatch: MultiCropView,
+    PretextBatch: TurnedView,
+    ViewsBatch: CropsView,
 }
-"""The view that makes each kind of batch, of the objective that asks for it."""
+"""The view that makes each kind of batch; tiles are made for an objective with ``orders``."""
 
 
 def view_of(objective: Objective, config: Config) -> View:
     """Return the view that makes the batches of an objective.
+
+    What a view asks of it, as the number of small crops, is an attribute that both have.
 
     Args:
         objective: a self-supervised one.
@@ -64,9 +58,13 @@ def view_of(objective: Objective, config: Config) -> View:
             f"{type(objective).__name__} learns from a {objective.sees.__name__}, which nothing "
             f"makes; must be one of {', '.join(kind.__name__ for kind in SEEN)}"
         )
-    return SEEN[objective.sees](
-        objective, build(CROPS, config["crops"]), build(VIEWS, config["view"])
-    )
+    tiles = objective.sees is PretextBatch and hasattr(objective, "orders")
+    kind = TilesView if tiles else SEEN[objective.sees]
+    given = {"crops": build(CROPS, config["crops"]), "form": build(VIEWS, config["view"])}
+    names = [field.name for field in dataclasses.fields(kind)]
+    own = {name: getattr(objective, name) for name in names if hasattr(objective, name)}
+    view: View = kind(**{name: given[name] for name in names if name in given}, **own)
+    return view
 
 
 @dataclass(frozen=True)

@@ -55,17 +55,17 @@ class MultiCropView:
     Attributes:
         crops: draws them.
         form: has mean and standard deviation; its augmentation is not used.
-        local: small crops of each image; L.
+        local_views: small crops of each image; L.
     """
 
     crops: RandomCrops
     form: ImageView
-    local: int
+    local_views: int
 
     def train(self, arrays: Fields, ids: np.ndarray, seed: int, epoch: int) -> Fields:
         """Return views (n, 2, C, S, S), local (n, L, C, s, s), uint8, and ids (n,)."""
         views = self.crops.views(arrays["images"], ids, seed, epoch)
-        local = self.crops.local(arrays["images"], ids, seed, epoch, self.local)
+        local = self.crops.local(arrays["images"], ids, seed, epoch, self.local_views)
         return {"views": views, "local": local, "ids": torch.from_numpy(ids)}
 
     def finish(self, arrays: Fields) -> Fields:

@@ -132,6 +132,7 @@ def views():
                     pair(strong_views=strong), form
                 ),
             )
+    found["patches"] = ("volumes", lambda of: PatchView(of, (4, 8, 8)))
     for name, crops in CROPS.items():
         each = crops(blur=(0.5, 0.1), solarize=(0.0, 0.2))
         found[f"crops {name}"] = ("sharded images", lambda of, each=each: CropsView(each, form, 3))
@@ -141,7 +142,6 @@ def views():
         )
     found["turned"] = ("images", lambda of: TurnedView(form))
     found["tiles"] = ("images", lambda of: TilesView(form, np.array([[0, 1, 2, 3], [3, 1, 2, 0]])))
-    found["patches"] = ("volumes", lambda of: PatchView(of, (4, 8, 8)))
     return found
 
 
