@@ -56,7 +56,9 @@ SEEN: dict[type[Any], type[Any]] = {
 
 
 def view_of(objective: Objective, config: Config) -> View:
-    """Return the view that makes the batches of an objective, with the settings that it names.
+    """Return the view that makes the batches of an objective.
+
+    What a view asks of it, as the number of small crops, is an attribute that both have.
 
     Args:
         objective: a self-supervised one.

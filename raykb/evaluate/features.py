@@ -6,6 +6,7 @@
 The network stays as it is; what a protocol learns, it learns of the features alone.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -88,6 +89,5 @@ def spread(rows: Tensor) -> Tensor:
     (Chen, He, "Exploring simple Siamese representation learning", CVPR 2021, section 4.1).
     """
     directions = F.normalize(rows, dim=1)
-    each: Tensor = directions.std(0, correction=0)  # (d,)
-    mean: Tensor = each.mean()
-    return mean * rows.shape[1] ** 0.5
+    each: Tensor = directions.std(0, correction=0) * math.sqrt(rows.shape[1])  # (d,)
+    return each.mean()

@@ -10,7 +10,6 @@ from raykb.parts.backbone import (
     WithMaps,
     WithPatches,
     WithTokens,
-    freeze_classifier,
     require,
 )
 
@@ -57,18 +56,3 @@ def test_what_is_missing_is_named(network, offer, missing):
     name = type(network).__name__
     with pytest.raises(ValueError, match=f"^network: {name} has no {missing}, which saol needs;"):
         require(network, offer, "saol")
-
-
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_what_logits_alone_need_is_frozen_and_nothing_else(device):
-    network = layers().to(device)
-    network[0].bias.requires_grad_(False)  # stays so
-    freeze_classifier(network)
-    trained = [name for name, p in network.named_parameters() if p.requires_grad]
-    assert trained == ["0.weight"]
-    assert all(parameter.grad is None for parameter in network.parameters())
-
-
-def test_a_network_without_parts_has_no_classifier_to_freeze():
-    with pytest.raises(ValueError, match=r"Linear has no .* which a training without labels needs"):
-        freeze_classifier(nn.Linear(2, 2))
