@@ -34,6 +34,7 @@ class CorruptedBatch(NamedTuple):
     images: Tensor  # (N, C, H, W) float
     corrupted: Tensor  # (N, C, H, W) float
     mask: Tensor  # (N, 1, H, W) bool, True where a pixel was replaced
+    alien: Tensor  # (N,) bool, True where it is to be replaced by another image's pixel
     ids: Tensor  # (N,) int64
 
 
