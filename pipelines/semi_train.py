@@ -48,14 +48,8 @@ from raykb.later import Later
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResources
 from raykb.runtime.session import Session
-from raykb.runtime.streams import (
-    STREAM,
-    TRANSPORTS,
-    BrokenImages,
-    broken_images,
-    has_workers,
-    sharing,
-)
+from raykb.runtime.streamed import data_workers, record_of, shared, tell_broken
+from raykb.runtime.streams import STREAM, TRANSPORTS
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 from raykb.semi import METHODS
@@ -63,7 +57,7 @@ from raykb.semi import METHODS
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "semi" / "fashion_mnist_sample.yaml"
 TRAINING = "trainings"
-LABELS, UNLABELLED, BROKEN = "labels.json", "stream.json", "broken_images.txt"
+LABELS, UNLABELLED = "labels.json", "stream.json"
 METRICS = ("test/top1", "pseudo_labels/correct")
 SCHEMA = SECTIONS | {
     "labels": Labels,
@@ -105,9 +99,8 @@ def prepare(config: dict[str, Any]) -> Ready:
         comparison, config, METHODS, given, shape, problems, workers=each.workers
     )
     problems.refuse()
-    beside = build(DataResources, config["resources"]["data"]).beside(each)
-    beside = beside if has_workers(config["stream"]) else None
-    phases = [Phase(TRAINING, len(comparison.trainings(config)), each, beside)]
+    count, beside = len(comparison.trainings(config)), data_workers(config, each)
+    phases = [Phase(TRAINING, count, each, beside)]
     return Ready(data, comparison, objectives, each, phases)
 
 
@@ -140,8 +133,7 @@ def read(session: Session, data: SemiSupervised) -> tuple[list[ImageSet], ImageS
 
 def job(session: Session, ready: Ready, entry: Entry, images: dict[str, Any]) -> TrainJob:
     """Return the training of an entry; its seed decides all but the section that is compared."""
-    tell = BrokenImages(session.storage.below(entry.name).uri)
-    objective, cpus = ready.objectives[entry.label], session.config["resources"]["data"]["cpus"]
+    objective, tell = ready.objectives[entry.label], record_of(session, entry)
     stream = ready.data.stream(entry.config, objective, entry.seed, TRANSPORTS, tell=tell)
     return TrainJob.of(
         entry,
@@ -149,18 +141,9 @@ def job(session: Session, ready: Ready, entry: Entry, images: dict[str, Any]) ->
         ready.each,
         methods=METHODS,
         data=semi_supervised_data,
-        unlabelled=sharing(stream, session.parallel[TRAINING], cpus),
+        unlabelled=shared(session, TRAINING, stream),
         **images,
     )
-
-
-def tell_broken(session: Session, results: Sequence[Result]) -> None:
-    """Say which unlabelled images were broken, whichever training and rank met them."""
-    configs = (session.recorded, session.config)  # a run may go on with other resources
-    ranks = max(config["resources"]["training"]["workers"] for config in configs)
-    found = broken_images([result.storage.uri for result in results], ranks)
-    what = "unlabelled images are broken, in whose place others of their shards were seen"
-    session.listed(BROKEN, found, what)
 
 
 def tell_results(session: Session, ready: Ready, results: Sequence[tuple[Entry, Result]]) -> None:

@@ -68,6 +68,13 @@ def test_a_recipe_knows_how_much_of_its_start_the_average_keeps(length):
     assert averaged.module.weight.item() == recipe.share_of_start(1) == 0.5**5
 
 
+def test_a_training_too_short_for_its_average_says_so():
+    said = Recipe(steps=20, ema_decay=0.99).too_short(1)
+    assert said.startswith("ema_decay: after 20 steps 82% of the average are still the initial")
+    assert Recipe(steps=500, ema_decay=0.99).too_short(1) == ""
+    assert Recipe(steps=20).too_short(1) == ""
+
+
 def test_a_recipe_is_refused_with_every_problem():
     with pytest.raises(
         ValueError,

@@ -11,6 +11,7 @@ from torch import nn
 
 from raykb.comparison import Comparison
 from raykb.engine.loop import Evaluated, Training
+from raykb.runtime.resources import WorkerResources
 from raykb.runtime.session import Refused
 from raykb.runtime.work import TrainJob
 
@@ -93,6 +94,14 @@ def test_a_comparison_runs_each_entry_under_its_own_config(opened):
     told = {name: runs["own/seed-0"].given[name] for name in ("label", "seed_number")}
     assert told == {"label": "own", "seed_number": 0}
     assert {run.status for name, run in runs.items() if name != "parent"} == {"FINISHED"}
+
+
+def test_the_job_of_an_entry_is_told_config_and_seed_of_it():
+    (entry,) = Comparison().trainings(CONFIG)
+    job = TrainJob.of(entry, training, WorkerResources(cpus=2), name="final/own", factor=1.0)
+    assert job.arguments == {"config": entry.config, "seed": entry.seed, "factor": 1.0}
+    assert (job.name, job.seed, job.resources.cpus) == ("final/own", entry.seed, 2)
+    assert TrainJob.of(entry, training, WorkerResources()).name == "own/seed-0"
 
 
 def test_a_comparison_says_whether_a_failure_stops_it_or_leaves_a_hole(opened):

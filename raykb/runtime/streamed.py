@@ -1,0 +1,47 @@
+"""What runs have in common whose trainings have a stream of images beside them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raykb.comparison import Entry
+from raykb.config import build
+from raykb.engine.loop import Feed
+from raykb.runtime.resources import DataResources, WorkerResources
+from raykb.runtime.session import Session
+from raykb.runtime.streams import BrokenImages, broken_images, has_workers, sharing
+from raykb.runtime.train import Result
+
+BROKEN = "broken_images.txt"
+
+
+def data_workers(
+    config: Mapping[str, Any], each: WorkerResources
+) -> dict[str, WorkerResources] | None:
+    """Return what runs beside a training of such workers; None where nothing does.
+
+    Args:
+        config: the sections ``stream`` and ``resources.data``.
+        each: what one worker of the training takes.
+    """
+    resources: DataResources = build(DataResources, config["resources"]["data"])
+    return resources.beside(each) if has_workers(config["stream"]) else None
+
+
+def record_of(session: Session, entry: Entry) -> BrokenImages:
+    """Return where the training of an entry records its broken images."""
+    return BrokenImages(session.storage.below(entry.name).uri)
+
+
+def shared(session: Session, phase: str, stream: Feed | None) -> Feed | None:
+    """Return a stream that takes no more of the cluster than those of its phase leave it."""
+    cpus = session.config["resources"]["data"]["cpus"]
+    return sharing(stream, session.parallel[phase], cpus)
+
+
+def tell_broken(session: Session, results: Sequence[Result]) -> None:
+    """Say which unlabelled images were broken, whichever training and rank met them."""
+    configs = (session.recorded, session.config)  # a run may go on with other resources
+    ranks = max(config["resources"]["training"]["workers"] for config in configs)
+    found = broken_images([result.storage.uri for result in results], ranks)
+    what = "unlabelled images are broken, in whose place others of their shards were seen"
+    session.listed(BROKEN, found, what)
