@@ -34,7 +34,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     costs = Costs()
     config.pluginmanager.register(costs)
-    beside.register(config, costs, Path(__file__).parent / "tests" / "two")
+    beside.register(config, costs, [Path(__file__).parent / "tests" / "two"])
 """
 TEST = "import os\ndef test_{name}():\n    with open('ran', 'a') as file:\n"
 TEST += "        file.write('{name} ' + str(os.getpid()) + '\\n')\n    {last}\n"
