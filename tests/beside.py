@@ -42,7 +42,7 @@ def shares(config):
     """Return whether a run is of all tests, and there is a core for a second process."""
     options = config.option
     some = config.args_source is not config.ArgsSource.TESTPATHS or partial(options)
-    stops = options.maxfail or options.usepdb or options.alone
+    stops = options.maxfail or options.usepdb or options.trace or options.basetemp or options.alone
     return not (some or stops) and len(os.sched_getaffinity(0)) > 1
 
 
@@ -85,7 +85,7 @@ class First:
             with self._begun(reports, said) as process:
                 result = yield
                 process.wait()
-            self._take(session, reports, said.read_text())
+            self._take(session, reports, process.returncode, said.read_text())
         return result
 
     @contextlib.contextmanager
@@ -97,6 +97,7 @@ class First:
             subprocess.Popen(
                 [sys.executable, "-m", "pytest", *map(str, own)],
                 cwd=self._config.invocation_params.dir,
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # it is stopped from here
@@ -108,8 +109,8 @@ class First:
             finally:
                 _stop(process)
 
-    def _take(self, session, reports, said):
-        """Have all plugins see the reports, and this session fail if they are not whole."""
+    def _take(self, session, reports, status, said):
+        """Have all plugins see the reports, and this session fail if they are not all there is."""
         lines = reports.read_text().splitlines() if reports.exists() else []
         told = [json.loads(line) for line in lines]
         found = [data for data in told if "costs" not in data]
@@ -118,7 +119,11 @@ class First:
         for data in found:
             report = hook.pytest_report_from_serializable(config=config, data=data)
             hook.pytest_runtest_logreport(report=report)
-        if found == told or not found:
+        fine = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        failed = any(data["outcome"] == "failed" for data in found)
+        if found == told or not (
+            failed if status == pytest.ExitCode.TESTS_FAILED else status in fine
+        ):
             session.shouldfail = f"the tests of {self._names} did not come to their end"
             raise session.Failed(f"{session.shouldfail}:\n{said}")
         self._ratchet.take(told[-1]["costs"])
