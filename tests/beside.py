@@ -1,7 +1,7 @@
-"""The tests of one folder run in a process beside all others: they mostly wait for processes.
+"""The tests of two folders run in a process beside all others: they mostly wait for processes.
 
-A run of all tests, or of all slow ones, gives that folder to a second pytest, which starts a Ray of
-its own, and when its own tests have ended it takes over what the second reports, as if they had run
+A run of all tests, or of all slow ones, gives those folders to a second pytest, which starts a Ray
+of its own. When its own tests have ended it takes over what the second reports, as if that had run
 here. A run of some tests (paths, ``-k``, ``-x`` and their like) does all itself.
 """
 
@@ -18,8 +18,8 @@ import pytest
 from cpu_meter import METER
 from ratchet import partial
 
-FOLDER = Path(__file__).resolve().parent / "runtime"
-"""Its tests take about as long as those of all other folders."""
+FOLDERS = tuple(Path(__file__).resolve().parent / name for name in ("runtime", "gpipe"))
+"""Their tests take about as long as those of all other folders."""
 
 _PATIENCE_S = 60.0
 
@@ -27,22 +27,22 @@ _PATIENCE_S = 60.0
 def add_options(group):
     """Add what a user may say, and what the first process tells the second."""
     group.addoption("--alone", action="store_true", help="run all tests in this process")
-    group.addoption("--reports", metavar="FILE", help=f"where a run of {FOLDER.name} beside tells")
+    group.addoption("--reports", metavar="FILE", help="what a second process writes")
 
 
-def register(config, ratchet, folder=FOLDER):
+def register(config, ratchet, folders=FOLDERS):
     """Have a run of all tests share them with a second process; that one tells its reports."""
     if config.option.reports:
         config.pluginmanager.register(Second(config, ratchet))
     elif shares(config):
-        config.pluginmanager.register(First(config, ratchet, folder))
+        config.pluginmanager.register(First(config, ratchet, folders))
 
 
 def shares(config):
     """Return whether a run is of all tests, and there is a core for a second process."""
     options = config.option
     some = config.args_source is not config.ArgsSource.TESTPATHS or partial(options)
-    stops = options.maxfail or options.usepdb or options.alone
+    stops = options.maxfail or options.usepdb or options.trace or options.basetemp or options.alone
     return not (some or stops) and len(os.sched_getaffinity(0)) > 1
 
 
@@ -66,16 +66,17 @@ class Second:
 
 
 class First:
-    """Leaves a folder to a second process, and takes over what that reports."""
+    """Leaves folders to a second process, and takes over what that reports."""
 
-    def __init__(self, config, ratchet, folder):
-        self._config, self._ratchet, self._folder = config, ratchet, folder
+    def __init__(self, config, ratchet, folders):
+        self._config, self._ratchet, self._folders = config, ratchet, folders
+        self._names = " and ".join(folder.name for folder in folders)
 
     def pytest_report_header(self):
-        return f"beside this process: {self._folder.name} (--alone runs it here)"
+        return f"beside this process: {self._names} (--alone runs all here)"
 
     def pytest_ignore_collect(self, collection_path):
-        return True if collection_path == self._folder else None
+        return True if collection_path in self._folders else None
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session):
@@ -84,18 +85,19 @@ class First:
             with self._begun(reports, said) as process:
                 result = yield
                 process.wait()
-            self._take(session, reports, said.read_text())
+            self._take(session, reports, process.returncode, said.read_text())
         return result
 
     @contextlib.contextmanager
     def _begun(self, reports, said):
         own = [a for a in self._config.invocation_params.args if a != "--record-seconds"]
-        own += [self._folder, "--no-ratchet", "--reports", reports]
+        own += [*self._folders, "--no-ratchet", "--reports", reports]
         with (
             said.open("w") as output,
             subprocess.Popen(
                 [sys.executable, "-m", "pytest", *map(str, own)],
                 cwd=self._config.invocation_params.dir,
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # it is stopped from here
@@ -107,8 +109,8 @@ class First:
             finally:
                 _stop(process)
 
-    def _take(self, session, reports, said):
-        """Have all plugins see the reports, and this session fail if they are not whole."""
+    def _take(self, session, reports, status, said):
+        """Have all plugins see the reports, and this session fail if they are not all there is."""
         lines = reports.read_text().splitlines() if reports.exists() else []
         told = [json.loads(line) for line in lines]
         found = [data for data in told if "costs" not in data]
@@ -117,8 +119,12 @@ class First:
         for data in found:
             report = hook.pytest_report_from_serializable(config=config, data=data)
             hook.pytest_runtest_logreport(report=report)
-        if found == told or not found:
-            session.shouldfail = f"the tests of {self._folder.name} did not come to their end"
+        fine = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        failed = any(data["outcome"] == "failed" for data in found)
+        if found == told or not (
+            failed if status == pytest.ExitCode.TESTS_FAILED else status in fine
+        ):
+            session.shouldfail = f"the tests of {self._names} did not come to their end"
             raise session.Failed(f"{session.shouldfail}:\n{said}")
         self._ratchet.take(told[-1]["costs"])
 

@@ -119,7 +119,7 @@ class Slow(Jitter):
     """A view that takes longer than the training waits."""
 
     def train(self, *given):
-        threading.Event().wait(2)
+        threading.Event().wait(0.6)
 
 
 def test_a_loader_that_brings_nothing_is_given_up():

@@ -69,11 +69,11 @@ def shared(steps, found):
 
 
 def retrained(genotype):
-    """Return the loss on images of the test after 150 steps."""
+    """Return the loss on images of the test after 40 steps."""
     torch.manual_seed(0)
     training = assemble(
         Worker(),
-        **shared(150, network(genotype, **SIZES)),
+        **shared(40, network(genotype, **SIZES)),
         feed=Noise("train", 64),
         evaluations={"": loss_on("test")},
     )
@@ -82,17 +82,17 @@ def retrained(genotype):
 
 
 def searched(name, seed):
-    """Return the genotype after 300 steps, 60 of them warm-up."""
+    """Return the genotype after 150 steps, 30 of them warm-up."""
     torch.manual_seed(seed)
     training = search_training(
         Worker(),
-        **shared(300, ChosenNetwork(network(SPACE, **SIZES))),
+        **shared(150, ChosenNetwork(network(SPACE, **SIZES))),
         architecture=Architecture(SPACE),
         sampler=SAMPLERS[name](SPACE),
         space=SPACE,
         feeds=SearchFeeds(Noise("train", 32), Noise("other half", 32)),
         search=SearchRecipe(warmup_epochs=2, alpha_lr=0.05),
-        steps_per_epoch=30,
+        steps_per_epoch=15,
         evaluations={},
         seed=seed,
     )
@@ -101,9 +101,10 @@ def searched(name, seed):
 
 
 @pytest.mark.slow
-def test_a_search_beats_the_mean_of_twenty_random_genotypes():
+def test_each_search_beats_three_quarters_of_random_genotypes():
+    """Three searches, which would all do so by chance once in 64 times."""
     numbers = torch.Generator().manual_seed(0)
     sizes = dict.fromkeys(CELLS, 8)  # the largest there are
-    random = [retrained(random_genotype(SPACE, sizes, numbers)) for _ in range(20)]
+    random = [retrained(random_genotype(SPACE, sizes, numbers)) for _ in range(12)]
     found = [retrained(searched("two_path", seed)) for seed in range(3)]
-    assert max(found) < sum(random) / len(random)
+    assert max(found) < sorted(random)[len(random) // 4]

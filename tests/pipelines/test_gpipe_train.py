@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import runpy
+import shutil
 import signal
 import types
 
@@ -198,33 +199,32 @@ def test_it_goes_on_with_other_stages_and_nothing_else_may_change(script, whole,
 
 @pytest.mark.slow
 def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(whole):
+    """With as many stages, and from the same checkpoint with fewer."""
     folder, _ = whole
     costs = Costs.of_state(json.loads((folder / "run" / "costs.json").read_text()))
     same_cut = costs.balance("time", 2, checkpoint="never")  # it would measure other times
-    for stages, balance in ((2, same_cut), (1, "time")):
-        directory = folder / f"killed-{stages}"
-        first = directory / "training" / "step-00000004" / "manifest.json"
-        status, _ = running.stopped(
-            "gpipe_train",
-            folder,
-            *TINY,
-            f"--set=pipeline.balance={balance}",
-            "--out",
-            directory,
-            when=first.exists,
-            number=signal.SIGKILL,
-        )
-        assert status == -signal.SIGKILL
-        run(folder, "--resume", directory, "--set", f"pipeline.stages={stages}")
-        weights = [
-            torch.load(place / "training" / "final.pt", weights_only=True)
-            for place in (directory, folder / "run")
-        ]
-        for name, value in weights[1].items():
-            if stages == 2:
-                assert torch.equal(weights[0][name], value), name
-            else:
-                torch.testing.assert_close(weights[0][name], value, atol=1e-5, rtol=1e-5)
+    first = folder / "killed-2" / "training" / "step-00000004" / "manifest.json"
+    status, _ = running.stopped(
+        "gpipe_train",
+        folder,
+        *TINY,
+        f"--set=pipeline.balance={same_cut}",
+        "--out",
+        "killed-2",
+        when=first.exists,
+        number=signal.SIGKILL,
+    )
+    assert status == -signal.SIGKILL
+    shutil.copytree(folder / "killed-2", folder / "killed-1")
+    run(folder, "--resume", "killed-2")
+    run(folder, "--resume", "killed-1", "--set=pipeline.stages=1", "--set=pipeline.balance=time")
+    uninterrupted, same, fewer = (
+        torch.load(folder / name / "training" / "final.pt", weights_only=True)
+        for name in ("run", "killed-2", "killed-1")
+    )
+    for name, value in uninterrupted.items():
+        assert torch.equal(same[name], value), name
+        torch.testing.assert_close(fewer[name], value, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

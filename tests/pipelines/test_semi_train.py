@@ -410,12 +410,20 @@ def test_data_workers_may_share_the_trainings_cpus(script, tmp_path, monkeypatch
 LONGER = ["--smoke", "--set=recipe.steps=100"]
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(warm_ray, tmp_path_factory):
+    """The longer run, which nothing happens to."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    new_database(folder)
+    run(folder, *LONGER, "--set=stream={name: in_place}", "--out", "run")
+    return folder / "run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", ["ray", "loader"])
-def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(warm_ray, tmp_path, stream):
+def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(uninterrupted, tmp_path, stream):
     """Whichever of the two brings the images: both bring the same."""
     new_database(tmp_path)
-    run(tmp_path, *LONGER, "--set=stream={name: in_place}", "--out", "uninterrupted")
     directory = tmp_path / "killed"
     training = directory / "contrastive_regularization" / "seed-0"
     status, _ = running.stopped(
@@ -432,12 +440,9 @@ def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(warm_ray, tmp_pat
     assert not (training / "final.pt").exists()
     done = run(tmp_path, "--resume", directory)
     assert "contrastive_regularization/seed-0: goes on after step " in done.stderr
-    other = tmp_path / "uninterrupted" / "contrastive_regularization" / "seed-0"
+    other = uninterrupted / "contrastive_regularization" / "seed-0"
     assert same(weights(training), weights(other))
-    tables = [
-        json.loads((d / "results.json").read_text())
-        for d in (directory, tmp_path / "uninterrupted")
-    ]
+    tables = [json.loads((d / "results.json").read_text()) for d in (directory, uninterrupted)]
     assert tables[0]["tables"] == tables[1]["tables"]
 
 

@@ -88,6 +88,12 @@ def launch(tmp_path, monkeypatch):
     """Launch a script, by default one that does nothing, on a small configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(job, "connected", lambda where: contextlib.nullcontext())
+    close = job.Tracker.close
+
+    def patiently(self, status, wait_s):  # a busy machine's database is late, and no other thing
+        return close(self, status, wait_s=100.0)
+
+    monkeypatch.setattr(job.Tracker, "close", patiently)
     Path("config.yaml").write_text("storage: runs\ntracking: {uri: null}\ndata: {root: x}\n")
 
     def launch(*argv, script=lambda session: None):

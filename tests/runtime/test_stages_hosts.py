@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import in_process
 import pytest
 import ray.cluster_utils
 import torch
@@ -36,17 +37,10 @@ def weights(directory):
 
 
 @pytest.fixture(scope="module")
-def whole(home, tmp_path_factory):
+def whole(warm_ray, tmp_path_factory):
     """The run on this host, which nothing happens to."""
     folder = tmp_path_factory.mktemp("whole")
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *TINY, "--out", folder / "run"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    in_process.run("gpipe_train", folder, *TINY, "--out", "run")
     return folder / "run"
 
 
