@@ -315,7 +315,7 @@ def halved(
             ],
         )
         on = entrants.survivors(ready.search.halving, list(map(row, begun)), VALID)
-        session.say(f"after {until} steps: {', '.join(on)} go on")
+        session.say(f"after step {until}: {', '.join(on)} go on")
         stopped += [pair for pair in begun if pair[0].label not in on]
         names = {entry.name for entry, _ in begun if entry.label in on}
         left = [(e, j) for e, j in left if e.label not in entrants.halved or e.name in names]
