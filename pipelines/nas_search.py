@@ -47,7 +47,6 @@ from raykb.assembly import (
 from raykb.assembly.contest import (
     CELLS,
     NETWORKS,
-    RETRAINED,
     ArchitectureSearch,
     found_label,
     in_phase,
@@ -61,7 +60,7 @@ from raykb.engine.loop import Training
 from raykb.engine.recipe import Recipe
 from raykb.later import Later
 from raykb.nas.bilevel import SearchRecipe
-from raykb.nas.contest import RANDOM, Beside, Contest, best_of, mean_by_seed
+from raykb.nas.contest import Beside, Contest, best_of
 from raykb.nas.genotype import Genotype, SearchSpace
 from raykb.nas.halving import Halving
 from raykb.nas.samplers import SAMPLERS
@@ -278,9 +277,7 @@ def retrainings(
         Those that came to the end of it, and those that were stopped at a rung.
     """
     files = {label: session.files / f"genotypes/{label}.json" for label in entrants.genotypes}
-    comparison, model = ready.search.retrained(session.config["model"], files)
-    recorded = comparison.entries(session.recorded | {"model": model})
-    entries = comparison.trainings(session.config | {"model": model}, RETRAINED)
+    comparison, entries, recorded = ready.search.retrained(session.config, session.recorded, files)
     made = jobs(
         ready,
         task,
@@ -318,7 +315,7 @@ def halved(
             ],
         )
         on = entrants.survivors(ready.search.halving, list(map(row, begun)), VALID)
-        session.say(f"after {until} steps: {', '.join(on)} go on")
+        session.say(f"after step {until}: {', '.join(on)} go on")
         stopped += [pair for pair in begun if pair[0].label not in on]
         names = {entry.name for entry, _ in begun if entry.label in on}
         left = [(e, j) for e, j in left if e.label not in entrants.halved or e.name in names]
@@ -350,12 +347,8 @@ def tell_results(
     session.write("cells.png", report.png(report.cells(genotype.cells, title=best)))
     if searched:
         session.write("searches.png", report.png(report.searches(session.told(SEARCH, searched))))
-    means = mean_by_seed(entrants.random, rows, TEST)
     halted = {entry.label for entry, _ in stopped}
-    cells = [label for label in reversed([*entrants.genotypes]) if label not in halted]
-    others = [*ready.search.comparison.rivals, *([RANDOM] if means else []), *cells]
-    rivals: dict[str, dict[str, Any]] = {label: {} for label in others if label != best}
-    table = dataclasses.replace(ready.search.comparison, rivals=rivals, label=best)
+    table, shown = ready.search.told(entrants, rows, TEST, best=best, stopped=halted)
     about = {"chosen_by": VALID, "stopped": list(map(row, stopped))} | {
         "searches": [
             row((entry, result))
@@ -364,7 +357,7 @@ def tell_results(
             for entry, result in searched
         ]
     }
-    session.tell(table, rows + means, TEST, about=about)
+    session.tell(table, shown, TEST, about=about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

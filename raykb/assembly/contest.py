@@ -6,7 +6,7 @@ replicas ──▶ searches ──▶ genotypes ─┐
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,16 @@ from raykb.config import Problems, build
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import generator, stream_seed
 from raykb.models import SEGMENTERS
-from raykb.nas.contest import RANDOM, TRANSFERRED, Beside, Contest, contest, is_taken
+from raykb.nas.contest import (
+    RANDOM,
+    TRANSFERRED,
+    Beside,
+    Contest,
+    Row,
+    contest,
+    is_taken,
+    mean_by_seed,
+)
 from raykb.nas.found import found_network
 from raykb.nas.genotype import Genotype, SearchSpace
 from raykb.nas.halving import Halving
@@ -159,18 +168,45 @@ class ArchitectureSearch:
         )
 
     def retrained(
-        self, model: Mapping[str, Any], files: Mapping[str, Path]
-    ) -> tuple[Comparison, dict[str, Any]]:
-        """Return the comparison of all that is retrained, and the section ``model`` of its subject.
+        self, config: Config, recorded: Config, files: Mapping[str, Path]
+    ) -> tuple[Comparison, list[Entry], dict[str, dict[str, Any]]]:
+        """Return the comparison of all that is retrained, its trainings, and what is told of each.
 
         Args:
-            model: the section of the run, which all networks of cells have but for the genotype.
-            files: of the genotypes, by label; the first is the subject.
+            config: the run's; all networks of cells are its ``model`` but for the genotype.
+            recorded: the one that the run began with.
+            files: of the genotypes, by label; the first is the comparison's subject.
         """
-        cells = {label: {**model, "genotype": str(file)} for label, file in files.items()}
+        cells = {label: {**config["model"], "genotype": str(file)} for label, file in files.items()}
         subject, *others = cells
         rivals = self.comparison.rivals | {label: cells[label] for label in others}
-        return replace(self.comparison, rivals=rivals, label=subject), cells[subject]
+        comparison, model = replace(self.comparison, rivals=rivals, label=subject), cells[subject]
+        entries = comparison.trainings({**config, "model": model}, RETRAINED)
+        return comparison, entries, comparison.entries({**recorded, "model": model})
+
+    def told(
+        self,
+        entrants: Contest,
+        rows: Sequence[Row],
+        metrics: Sequence[str],
+        *,
+        best: str,
+        stopped: Collection[str],
+    ) -> tuple[Comparison, list[Row]]:
+        """Return what the table compares, and its rows: random genotypes have their mean, too.
+
+        Args:
+            entrants: the genotypes.
+            rows: of the trainings that came to the end.
+            metrics: that are compared.
+            best: label of the genotype that others are compared with.
+            stopped: labels of those that did not come to the end.
+        """
+        means = mean_by_seed(entrants.random, rows, metrics)
+        cells = [label for label in reversed([*entrants.genotypes]) if label not in stopped]
+        labels = [*self.comparison.rivals, *([RANDOM] if means else []), *cells]
+        rivals: dict[str, dict[str, Any]] = {label: {} for label in labels if label != best}
+        return replace(self.comparison, rivals=rivals, label=best), [*rows, *means]
 
 
 def given_genotype(model: Mapping[str, Any]) -> Genotype | None:
