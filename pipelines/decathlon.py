@@ -35,7 +35,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 import functools
 import importlib.util
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -180,8 +179,10 @@ def prepare(config: dict[str, Any]) -> Ready:
     phases = [
         Phase(PREPARATION, len(sizes), resources["preparation"]),
         Phase(TRAINING, units, resources["training"]),
-        Phase(PREDICTION, files * len(comparison.entries(config)), resources["prediction"]),
     ]
+    if files:
+        each = resources["prediction"]
+        phases.append(Phase(PREDICTION, files * len(comparison.entries(config)), each))
     return Ready(data, plan, folds, comparison, predictions, resources, phases)
 
 
@@ -440,30 +441,20 @@ def tell_components(session: Session, units: Sequence[Unit]) -> dict[tuple[str, 
     found = {method: chosen(own) for method, own in cases.items()}
     told: dict[str, dict[str, Any]] = {}
     for (task, label), choice in found.items():
-        dice = {"before": defined(choice.before), "after": defined(choice.after)}
-        own = {"cases": len(cases[task, label]), "dice": dice}
-        told.setdefault(task, {})[label] = choice.kept._asdict() | own
+        told.setdefault(task, {})[label] = {"cases": len(cases[task, label])} | choice.record()
         if any(choice.kept):
-            what = ", ".join(
-                ["all labels together"] * choice.kept.foreground + [*choice.kept.labels]
-            )
-            session.say(f"{task}, {label}: the largest piece alone is kept of {what}")
+            session.say(f"{task}, {label}: the largest piece alone is kept of {choice.kept}")
     session.write("postprocessing.json", json.dumps({"schema": 1, "tasks": told}, indent=1))
     return {method: choice.kept for method, choice in found.items()}
-
-
-def defined(dice: Mapping[str, float]) -> dict[str, float | None]:
-    """Return means as JSON has them: None for a label that no case has."""
-    return {label: None if math.isnan(mean) else mean for label, mean in dice.items()}
 
 
 def prediction_jobs(
     session: Session, ready: Ready, units: Sequence[Unit], kept: Mapping[tuple[str, str], Kept]
 ) -> list[FileJob]:
     """Return a file for each method and case, of all trainings that may segment it."""
-    methods: dict[tuple[str, str], list[Unit]] = {}
+    trained: dict[tuple[str, str], list[Unit]] = {}
     for unit in units:
-        methods.setdefault(unit.method, []).append(unit)
+        trained.setdefault(unit.method, []).append(unit)
     return [
         prediction_job(
             ready,
@@ -472,7 +463,7 @@ def prediction_jobs(
             f"predictions/{'/'.join(method)}/{place}{case.name}.nii.gz",
             kept[method],
         )
-        for method, own in methods.items()
+        for method, own in trained.items()
         for place, case, folds in to_predict(ready, own[0].task)
     ]
 
@@ -506,7 +497,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         schema=SCHEMA,
         experiment="decathlon",
         prepare=prepare,
-        may_change=("resources",),
+        may_change=("resources", "predictions"),
         options=OPTIONS,
         expand=methods,
         argv=argv,

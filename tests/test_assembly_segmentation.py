@@ -12,6 +12,7 @@ import torch
 from raykb.assembly import (
     Folds,
     PlanSettings,
+    Tasks,
     opened,
     planned,
     prepared,
@@ -23,6 +24,7 @@ from raykb.assembly import (
 from raykb.assembly.segmentation import prepared_case
 from raykb.comparison import Comparison
 from raykb.config import ConfigError, Problems
+from raykb.data.folds import folds
 from raykb.data.phantoms import write_phantoms
 from raykb.data.volume_shards import Contents
 from raykb.engine.loop import Worker, fit
@@ -207,6 +209,21 @@ def test_folds_hold_each_case_out_once_and_share_none(spleen):
         assert not set(train.ids) & set(test.ids)
         held_out += test.ids.tolist()
     assert sorted(held_out) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("run", [None, (1,), (0, 2)])
+@pytest.mark.parametrize("cases", [3, 7, 8])
+def test_how_many_cases_are_held_out_is_known_before_they_are(run, cases):
+    settings = Folds(splits=3, run=run)
+    names = [f"case {number}" for number in range(cases)]
+    parts = folds(names, splits=3, seed=settings.seed)
+    held_out = sum(len(parts[fold].held_out) for fold in settings.numbers)
+    assert settings.held_out(cases) == held_out
+
+
+def test_how_many_cases_tasks_have_is_known_from_their_lists_and_of_phantoms_beforehand(root):
+    assert Tasks(root=str(root)).sizes() == [(4, 0), (4, 0)]
+    assert Tasks(tasks=(4, 9), cases=5, test_cases=2).sizes() == [(5, 2), (5, 2)]
 
 
 def test_folds_that_are_not_there_are_refused():

@@ -6,7 +6,7 @@ cross-validation says (nnU-Net).
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -24,11 +24,15 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
     Voxels that touch at a corner are connected. An empty mask stays empty.
     """
-    pieces, count = ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, mask.ndim))
+    if not mask.any():
+        return mask
+    (box,) = ndimage.find_objects(mask.view(np.uint8))  # an organ is a small part of a volume
+    within = ndimage.generate_binary_structure(mask.ndim, mask.ndim)
+    pieces, count = ndimage.label(mask[box], within)
     if count < 2:
         return mask
-    sizes = np.bincount(pieces.ravel())[1:]
-    largest: np.ndarray = pieces == 1 + sizes.argmax()
+    sizes, largest = np.bincount(pieces.ravel())[1:], np.zeros_like(mask)
+    largest[box] = pieces == 1 + sizes.argmax()
     return largest
 
 
@@ -56,6 +60,9 @@ class Kept(NamedTuple):
 
     foreground: bool = False
     labels: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(["all labels together"] * self.foreground + [*self.labels])
 
     def of(self, segmentation: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Return a segmentation with what is to stay; the rest is 0.
@@ -99,6 +106,14 @@ class Choice(NamedTuple):
     kept: Kept
     before: dict[str, float]  # mean Dice of each label over the held-out cases
     after: dict[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it as JSON has it: None for a label that no case has."""
+        dice = {
+            when: {label: None if math.isnan(mean) else mean for label, mean in means.items()}
+            for when, means in (("before", self.before), ("after", self.after))
+        }
+        return self.kept._asdict() | {"dice": dice}
 
 
 def chosen(cases: Sequence[Mapping[Way, Mapping[str, float | None]]]) -> Choice:

@@ -1,5 +1,7 @@
 """The largest piece is what stays, and only where cross-validation says that it should."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -108,3 +110,14 @@ def test_the_choice_is_that_of_the_mean_over_cases_and_tells_dice_before_and_aft
     assert found.before == pytest.approx({"organ": 0.65, "lesion": 0.6})
     assert found.after == pytest.approx({"organ": 0.8, "lesion": 0.6})
     assert chosen([gains, loses, loses, loses, loses, loses]).kept == Kept()
+
+
+def test_what_was_chosen_can_be_written_and_told():
+    found = chosen([ways((0.8, NAN), (0.9, NAN), (1.0, NAN), (1.0, NAN))])
+    assert json.loads(json.dumps(found.record(), allow_nan=False)) == {
+        "foreground": True,
+        "labels": ["organ"],
+        "dice": {"before": {"organ": 0.8, "lesion": None}, "after": {"organ": 1.0, "lesion": None}},
+    }
+    assert str(found.kept) == "all labels together, organ"
+    assert str(Kept()) == ""

@@ -147,6 +147,53 @@ def test_test_cases_and_if_asked_for_held_out_ones_are_written_by_each_method(sc
     assert np.allclose(labels.affine, given.affine)
 
 
+def odd_task(folder, cases):
+    """Write a task of one label, whose last case is a test case, of (image, label, affine)."""
+    names = [f"case {number}" for number in range(len(cases))]
+    for name, (image, label, affine) in zip(names, cases, strict=True):
+        part = "Ts" if name == names[-1] else "Tr"
+        for place, array in (("images", image), ("labels", label)):
+            path = folder / f"{place}{part}" / f"{name}.nii"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    said = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "organ", "2": "nowhere"}}
+    said["training"] = [
+        {"image": f"imagesTr/{name}.nii", "label": f"labelsTr/{name}.nii"} for name in names[:-1]
+    ]
+    said["test"] = [f"imagesTs/{names[-1]}.nii"]
+    (folder / "dataset.json").write_text(json.dumps(said))
+
+
+def test_odd_files_are_learnt_from_and_segmented_in_the_geometry_of_each(script, tmp_path):
+    shape, root = (18, 17, 16), tmp_path / "tasks"
+    noise = np.random.default_rng(0).normal(100, 5, shape)
+    organ = np.zeros(shape, np.uint8)
+    organ[4:9, 5:10, 6:11] = 1
+    turned = np.array([[0, 0, 3.0, 9], [-1, 0, 0, 5], [0, 1, 0, 2], [0, 0, 0, 1]])
+    seen = noise + 50 * organ
+    odd = [
+        (seen.astype(">u2"), organ, np.diag([-1.0, 1, 1, 1])),
+        (seen, organ.astype(float), np.diag([1.0, -1, -1, 1])),
+        (seen.astype(np.float32)[..., None], organ[..., None], turned),
+        (np.full(shape, 7, np.uint8), organ * 0, np.eye(4)),
+        (seen[:, :9, :5].astype(np.int16), organ[:, :9, :5], np.diag([1.0, 1, 5, 1])),
+    ]
+    odd_task(root / "Task01_Odd", odd)
+    flat = [(image.reshape(shape)[:, :, 7:8], None, affine) for image, _, affine in odd[:3]]
+    odd_task(root / "Task02_Flat", [(i, organ[:, :, 7:8], affine) for i, _, affine in flat])
+    real = f"data={{root: {root}}}", "predictions.validation=true", "folds={splits: 2, run: null}"
+    assert run(script, tmp_path / "run", ALONE, *real, "recipe.steps=1").holes == []
+    found = list((tmp_path / "run" / "predictions").rglob("*.nii.gz"))
+    assert len(found) == 5 + 3
+    for path in found:
+        part = "Tr" if path.parent.name == "validation" else "Ts"
+        task = path.relative_to(tmp_path / "run" / "predictions").parts[0]
+        given = nibabel.load(root / task / f"images{part}" / path.name.removesuffix(".gz"))
+        labels = nibabel.load(path)
+        assert labels.shape == given.shape[:3]
+        assert np.allclose(labels.affine, given.affine)
+
+
 def test_largest_pieces_are_chosen_by_all_held_out_cases_and_written_down(script, tmp_path):
     run(script, tmp_path, *TEST, "folds={splits: 2, run: null}", "comparison.rivals={}")
     told = json.loads((tmp_path / "postprocessing.json").read_text())["tasks"]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raykb.config import ConfigError
 from raykb.engine.faults import notes
 from raykb.engine.loop import Evaluated, Training
 from raykb.engine.objective import CrossEntropy, LabelledBatch, Learner, Task, learning_step
@@ -20,7 +21,7 @@ from raykb.engine.optim import cosine, scheduled, sgd, updater
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.run_files import FINAL
 from raykb.runtime.storage import LocalStorage
-from raykb.runtime.train import finished, share, train
+from raykb.runtime.train import call, finished, share, train
 from raykb.runtime.work import TrainJob
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
@@ -178,6 +179,17 @@ def test_a_bug_is_raised_with_its_type_and_not_tried_again(data, tmp_path):
     with pytest.raises(ArithmeticError, match="a bug in step 13"):
         run(tmp_path, [job("a", data, fault="bug", marks=str(marks))])
     assert len(list(marks.glob("0-13-*"))) == 1
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_what_a_function_raises_on_a_worker_is_raised_as_it_was():
+    def refuse(source, *problems):
+        raise ConfigError(source, problems)
+
+    with pytest.raises(ConfigError) as told:
+        call(refuse, "case 7", "image: is missing", "label: too", resources=WorkerResources())
+    assert type(told.value) is ConfigError  # not one of Ray's with a traceback for its text
+    assert told.value.problems == ("image: is missing", "label: too")
 
 
 def test_an_exit_is_a_bug_of_the_training_and_no_lost_process(data, tmp_path):
