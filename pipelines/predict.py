@@ -75,11 +75,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from raykb.assembly import Supervised
 from raykb.config import build
-from raykb.data.datasets import open_records
 from raykb.data.decoding import BadImageError, Encoded, decode_all
 from raykb.data.folder import image_files
-from raykb.data.loading import load
 from raykb.data.parquet import (
     check_schema,
     named_errors,
@@ -168,11 +167,10 @@ def task_of(run: Storage, data: dict[str, object]) -> tuple[tuple[str, ...], tup
         channels, height, width = task["shape"]
         return tuple(task["classes"]), (channels, height, width)
     try:
-        train, test, options = open_records(**data)  # type: ignore[arg-type]
-        channels, height, width = load(test.subset(np.arange(1)), options).images.shape[1:]
+        opened = Supervised.opened(data)
     except (ValueError, OSError) as error:
         raise ValueError(f"the run's data, which name its classes: {error}") from error
-    return train.classes, (channels, height, width)
+    return opened.train.classes, opened.shape
 
 
 # ---------------------------------------------------------------------- what is labelled
