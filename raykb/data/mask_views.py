@@ -65,9 +65,9 @@ class MaskedView:
 class CorruptedView:
     """Images, and the same with groups of connected cells replaced by noise.
 
-    The area of a noisy image is uniform between half of it, or ``drop`` if that is less, and
-    ``drop``; where another image is to be pasted instead, it is ``replace``. Blocks are drawn
-    until they cover it, so that they cover somewhat more.
+    The share that noise covers is uniform from min(0.5, ``drop``) to ``drop``; where another image
+    is to be pasted instead, it is ``replace``. Blocks are drawn until they cover it, so that they
+    cover somewhat more.
 
     Attributes:
         crops: draws a crop of each image.

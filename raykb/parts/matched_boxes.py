@@ -91,17 +91,16 @@ def matched_boxes(
     factor = (scale / coarse[:, None])[:, :, None, :, None]  # (N, 2, 1, 2, 1)
     offset = ((first[:, None] - start) * scale)[:, :, None, :, None]
     boxes = drawn[:, None] * factor + offset  # (N, 2, K, (y, x), (first, last))
-    rows, columns = boxes.unbind(3)
+    rows, columns = boxes.unbind(3)  # (N, 2, K, (first, last)) each
     columns = torch.where(mirrored[:, :, None, None], size - columns.flip(3), columns)
+    spans = torch.stack([columns, rows], 3)
     if jitter:
         numbers = torch.from_numpy(draw("jitter", np.arange(len(crops)), 4 * count))
-        numbers = numbers.unflatten(1, (count, 4))
-        rows[:, 1] = _jittered(rows[:, 1], jitter * (2 * numbers[:, :, :2] - 1))
-        columns[:, 1] = _jittered(columns[:, 1], jitter * (2 * numbers[:, :, 2:] - 1))
-    boxes = torch.stack([columns, rows], 4).flatten(3)  # left, top, right, bottom
+        change = jitter * (2 * numbers.unflatten(1, (count, 2, 2)) - 1)
+        spans[:, 1] = _jittered(spans[:, 1], change)
+    boxes = spans.mT.flatten(3).clamp(0, size)  # left, top, right, bottom
     whole = torch.tensor([0.0, 0.0, size, size], dtype=boxes.dtype)
-    boxes = torch.where(valid[:, None, None, None], boxes, whole)
-    return MatchedBoxes(boxes.clamp(0, size).float(), valid)
+    return MatchedBoxes(torch.where(valid[:, None, None, None], boxes, whole).float(), valid)
 
 
 def _drawn(
@@ -177,8 +176,7 @@ def _sampled(frame: np.ndarray, numbers: np.ndarray, least: int, grid: bool) -> 
 
 
 def _jittered(spans: Tensor, change: Tensor) -> Tensor:
-    """Return spans (N, K, 2), shifted and stretched by shares (N, K, 2) of their length."""
+    """Return spans (..., 2), shifted and stretched by shares (..., 2) of their length."""
     first, length = spans[..., 0], spans[..., 1] - spans[..., 0]
-    shift, stretch = change.unbind(2)
-    first = first + shift * length
-    return torch.stack([first, first + length * (1 + stretch)], 2)
+    first = first + change[..., 0] * length
+    return torch.stack([first, first + length * (1 + change[..., 1])], -1)

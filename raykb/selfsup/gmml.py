@@ -67,14 +67,15 @@ class GMML(Objective):
 
     Args:
         task: what it is told; its network must have patches.
-        drop: greatest share of an image that noise covers, at least; below half of it there is
-            none, unless this is less.
+        drop: noise covers at least a share of an image that is uniform from min(0.5, ``drop``) to
+            this.
         replace: share of an image that another one covers, at least.
         aliens: share of the images that get another image, not noise.
         longest: longest side of a block, by that of the image.
         align: side of the cells in pixels that blocks are made of; None for that of a patch.
         fill: ``noise``, or ``zeros``.
-        blocks: B, from 1 to the network's depth; None for every second one.
+        blocks: B, from 1 to the network's depth, which is among them, or some would not be
+            trained; None for every second one.
 
     Attributes:
         align: side of the cells in pixels.
@@ -108,9 +109,9 @@ class GMML(Objective):
         self.patch, width = network.patch, network.width
         self.align = self.patch if align is None else align
         self.blocks = every_second(network.depth) if blocks is None else tuple(blocks)
-        if not self.blocks or not all(1 <= block <= network.depth for block in self.blocks):
+        if not self.blocks or min(self.blocks) < 1 or max(self.blocks) != network.depth:
             raise ValueError(
-                f"blocks: {list(self.blocks)}; must be of 1..{network.depth}, at least one"
+                f"blocks: {list(self.blocks)}; must be of 1..{network.depth}, and the last of them"
             )
         layers = [layer for _ in range(3) for layer in (nn.Linear(width, width), nn.GELU())]
         self.head = nn.Sequential(*layers, nn.Linear(width, network.channels * self.patch**2))

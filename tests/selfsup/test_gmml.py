@@ -98,8 +98,9 @@ def test_cells_are_patches_unless_it_is_said_otherwise():
         ({"longest": 0.0}, "longest: 0.0, must be in 0.01..1"),
         ({"align": 0}, "align: 0, must be at least 1, or null"),
         ({"fill": "grey"}, "fill: 'grey', must be 'noise' or 'zeros'"),
-        ({"blocks": [0]}, r"blocks: \[0\]; must be of 1..2, at least one"),
-        ({"blocks": []}, r"blocks: \[\]; must be of 1..2, at least one"),
+        ({"blocks": [0, 2]}, r"blocks: \[0, 2\]; must be of 1..2, and the last of them"),
+        ({"blocks": [1]}, r"blocks: \[1\]; must be of 1..2, and the last of them"),
+        ({"blocks": []}, r"blocks: \[\]; must be of 1..2, and the last of them"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
