@@ -2,8 +2,9 @@
 
 What a task needs its fingerprint says: nnU-Net's rules plan spacing, normalisation, patches and the
 network, and no task is known by its name. Methods are compared over all tasks and folds, and ranked
-as the challenge ranks them. With no option it writes a small Decathlon of phantoms and runs on it,
-in less than ten minutes on two cores; data.root names the real one.
+as the challenge ranks them; then each segments the test cases with all of its trainings. With no
+option it writes a small Decathlon of phantoms and runs on it, in less than ten minutes on two
+cores; data.root names the real one.
 
   decathlon.py --set 'data={tasks: [4, 9]}' --set comparison.seeds=3
   decathlon.py --methods planned_unet,runs/nas_search-…/genotype.json
