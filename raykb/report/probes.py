@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from raykb.metrics.names import metric
 from raykb.report.figures import COLOURS, GREEN, GREY, RED, plain_figure
 from raykb.report.told import Told
+
+ROW = 1.25  # height of a row of images and their names, by the side of an image
 
 
 def probe_curves(trainings: Sequence[Told], name: str) -> Figure:
@@ -74,23 +78,27 @@ def neighbours(
         classes: their names.
         title: of the picture.
     """
-    count = len(found["nearest"][0])
-    size = (1.1 * (count + 1), 1.25 * len(found["queries"]) + 0.4)  # inches
+    rows, columns = len(found["queries"]), 1 + len(found["nearest"][0])
+    size = (1.1 * columns, ROW * rows + 0.3)  # inches
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(found["queries"]), count + 1, squeeze=False)
-    for row, query, nearest in zip(panels, found["queries"], found["nearest"], strict=True):
+    axes = figure.subplots()  # one for all images: many cost seconds
+    for row, (query, nearest) in enumerate(zip(found["queries"], found["nearest"], strict=True)):
         label = test[1][query]
-        _draw(row[0], test[0][query], classes[label], GREY)
-        for panel, key in zip(row[1:], nearest, strict=True):
+        _draw(axes, 0, row, test[0][query], classes[label], GREY)
+        for column, key in enumerate(nearest, 1):
             own = train[1][key]
-            _draw(panel, train[0][key], classes[own], GREEN if own == label else RED)
-    figure.suptitle(title, fontsize=8)
+            colour = GREEN if own == label else RED
+            _draw(axes, column, row, train[0][key], classes[own], colour)
+    axes.set(xlim=(-0.05, 1.1 * columns), ylim=(ROW * rows, -0.25))
+    axes.axis("off")
+    axes.set_title(title, fontsize=8)
     return figure
 
 
-def _draw(panel: Any, image: np.ndarray, name: str, colour: str) -> None:
+def _draw(axes: Axes, column: int, row: int, image: np.ndarray, name: str, colour: str) -> None:
+    """Draw an image (C, H, W) of side 1 with a frame, and its class above."""
     shown = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
-    panel.imshow(shown, cmap="gray", vmin=0, vmax=255)
-    panel.set(xticks=[], yticks=[])
-    panel.set_title(name, fontsize=6, color=colour, pad=2)
-    panel.spines[:].set(color=colour, linewidth=1.5)
+    left, top = 1.1 * column, ROW * row
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(left, left + 1, top + 1, top))
+    axes.add_patch(Rectangle((left, top), 1, 1, fill=False, edgecolor=colour, linewidth=1.5))
+    axes.text(left + 0.5, top - 0.02, name, fontsize=6, color=colour, ha="center", va="bottom")

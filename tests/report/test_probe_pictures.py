@@ -1,7 +1,8 @@
 import numpy as np
+from matplotlib.colors import to_hex
 from shared_pictures import texts
 
-from raykb.report.figures import GREEN, RED
+from raykb.report.figures import GREEN, GREY, RED
 from raykb.report.probes import neighbours, probe_curves
 from raykb.report.told import Told
 
@@ -45,9 +46,12 @@ def test_neighbours_stand_beside_their_image_and_the_frame_says_if_the_class_is_
     test = np.zeros((3, 1, 6, 6), np.uint8), np.array([1, 0, 1])
     found = {"queries": [0, 2], "nearest": [[1, 3], [2, 0]]}
     figure = neighbours(found, train, test, ["cat", "dog"], title="byol")
-    panels = figure.axes
-    assert [panel.get_title() for panel in panels] == ["dog", "dog", "cat", "dog", "dog", "cat"]
-    assert [panel.title.get_color() for panel in panels[1:3]] == [GREEN, RED]
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.texts]
+    assert names == ["dog", "dog", "cat", "dog", "dog", "cat"]
+    frames = [to_hex(frame.get_edgecolor()).upper() for frame in axes.patches]
+    assert frames == [GREY, GREEN, RED, GREY, GREEN, RED]
+    assert len(axes.images) == 6
     assert "byol" in texts(figure)
 
 
