@@ -25,6 +25,7 @@ from plain_boxes import plain_boxes
 
 from raykb.data.box_views import parts_seen
 from raykb.data.crops import RandomCrops
+from raykb.engine.memory import keep_freed_memory
 from raykb.engine.seeding import keyed_uniform, stream_seed
 from raykb.parts.matched_boxes import matched_boxes
 
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a worker that trains does
     print(f"{platform.machine()}, torch {torch.__version__}, {given.batch} images")
     for grid in (True, False):
         print(measured(given.batch, given.repeats, grid=grid))
