@@ -34,7 +34,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     costs = Costs()
     config.pluginmanager.register(costs)
-    beside.register(config, costs, [Path(__file__).parent / "tests" / "two"])
+    tests = Path(__file__).parent / "tests"
+    beside.register(config, costs, [tests / "two", tests / "more"])
 """
 TEST = "import os\ndef test_{name}():\n    with open('ran', 'a') as file:\n"
 TEST += "        file.write('{name} ' + str(os.getpid()) + '\\n')\n    {last}\n"
@@ -42,12 +43,13 @@ TEST += "        file.write('{name} ' + str(os.getpid()) + '\\n')\n    {last}\n"
 
 @pytest.fixture
 def run(tmp_path):
-    """Run pytest on one test, and on another of a folder that is for a second process."""
+    """Run pytest on one test, and on two in folders that are for a second process."""
 
     def run(*arguments, last="pass"):
         (tmp_path / "conftest.py").write_text(CONFTEST)
         (tmp_path / "pytest.ini").write_text("[pytest]\ntestpaths = tests\n")
-        for folder, name, end in (("one", "here", "pass"), ("two", "there", last)):
+        places = (("one", "here", "pass"), ("two", "there", last), ("more", "too", "pass"))
+        for folder, name, end in places:
             (tmp_path / "tests" / folder).mkdir(parents=True, exist_ok=True)
             path = tmp_path / "tests" / folder / f"test_{name}.py"
             path.write_text(TEST.format(name=name, last=end))
@@ -62,16 +64,17 @@ def run(tmp_path):
 def test_what_a_second_process_runs_counts_as_if_it_had_run_here(run):
     done, ran = run()
     assert done.returncode == 0, done.stdout
-    assert len(set(ran.values())) == 2
-    assert "2 passed" in done.stdout
+    assert ran.keys() == {"here", "there", "too"}
+    assert ran["here"] != ran["there"] == ran["too"]
+    assert "3 passed" in done.stdout
     assert "taken [7]" in done.stdout
 
 
 def test_a_test_that_fails_there_fails_the_run_with_its_words(run):
     done, ran = run(last="raise ArithmeticError('of its own')")
     assert done.returncode == 1
-    assert ran.keys() == {"here", "there"}
-    assert "1 failed, 1 passed" in done.stdout
+    assert ran.keys() == {"here", "there", "too"}
+    assert "1 failed, 2 passed" in done.stdout
     assert "FAILED tests/two/test_there.py::test_there - ArithmeticError: of its own" in done.stdout
 
 
@@ -80,13 +83,13 @@ def test_a_second_process_that_does_not_come_to_its_end_fails_the_run(run, last)
     done, ran = run(last=last)
     assert done.returncode == 1
     assert "here" in ran
-    assert "the tests of two did not come to their end" in done.stdout
+    assert "the tests of two and more did not come to their end" in done.stdout
 
 
 def test_one_process_runs_all_where_some_tests_are_asked_for(run):
     done, ran = run("tests")
     assert done.returncode == 0, done.stdout
-    assert ran.keys() == {"here", "there"}
+    assert ran.keys() == {"here", "there", "too"}
     assert len(set(ran.values())) == 1
     assert "taken []" in done.stdout
 

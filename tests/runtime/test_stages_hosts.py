@@ -13,7 +13,12 @@ import ray.cluster_utils
 import torch
 from shared_training import LIMIT_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    # MLflow's own use of SQLAlchemy
+    pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning"),
+]
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "gpipe_train.py"
 TINY = ["--smoke", "--set=data.train_size=200", "--set=recipe.epochs=10"]
