@@ -3,9 +3,10 @@
 python tests/benchmarks/bench_simclr.py --steps 40
 
 Both train the same network on the same images in batches of one size with views of the same kind:
-raykb makes them by the batch in the training's own process, with two threads; lightly's transform
-makes them one at a time in a DataLoader of two workers, beside a training with two threads. The two
-take turns, a round each; the first round of each is not counted.
+raykb makes them by the batch, in its training or in workers beside it; lightly's transform makes
+them one at a time in a DataLoader of two workers. The two take turns, a round each. The first round
+of each is not counted, and neither are the first steps of a round: their batches were made ahead
+while the other one had its turn.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import lightly
 import torch
@@ -27,8 +28,8 @@ from torch.utils.data import DataLoader, Dataset
 from raykb.data.crop_views import CropsView
 from raykb.data.crops import RandomCrops
 from raykb.data.datasets import open_records
-from raykb.data.feed import InPlace
 from raykb.data.images import ImageSet
+from raykb.data.loader import Loader
 from raykb.data.loading import load
 from raykb.data.order import Shuffled
 from raykb.data.source import Source
@@ -43,6 +44,7 @@ from raykb.selfsup.batch import ViewsBatch
 from raykb.selfsup.simclr import SimCLR
 
 MEAN, STD, SIDE = [0.286], [0.353], 28
+AHEAD = 4  # batches that two workers have ready
 
 
 class Pictures(Dataset[list[Tensor]]):
@@ -73,15 +75,16 @@ def network_of(channels: int) -> nn.Module:
     return network
 
 
-def ours(images: ImageSet, batch: int) -> Iterator[None]:
+def ours(images: ImageSet, batch: int, workers: int) -> Iterator[None]:
     """Yield after each step of raykb, without an end."""
     crops = RandomCrops(scale=(0.3, 1.0), strength=0.5, blur=(0.0,))
     view = CropsView(crops, CropFlipView(mean=MEAN, std=STD))
-    source = Source(images, Shuffled(len(images), batch, 0), view, 0, "trainer")
+    order, maker = Shuffled(len(images), batch, 0), "workers" if workers else "trainer"
+    feed = Loader(Source(images, order, view, 0, maker), workers=workers)
     network = network_of(3)
     learner = Learner(network, SimCLR(Task(network, 1000)))
     optimizer, step = sgd(learner, lr=0.1), learning_step(learner)
-    for number, fields in enumerate(InPlace(source).batches(0, Worker())):
+    for number, fields in enumerate(feed.batches(0, Worker())):
         optimizer.zero_grad()
         step(ViewsBatch(fields["views"], fields["ids"]), number)
         optimizer.step()
@@ -110,7 +113,9 @@ def theirs(images: ImageSet, batch: int) -> Iterator[None]:
 
 
 def rate(steps: Iterator[None], count: int, batch: int) -> float:
-    """Return images per second of the next steps."""
+    """Return images per second of some steps, after those that were made ahead."""
+    for _ in itertools.islice(steps, AHEAD):
+        pass
     start = time.perf_counter()
     for _ in itertools.islice(steps, count):
         pass
@@ -127,14 +132,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="of a round")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, in each training")
+    parser.add_argument("--workers", type=int, default=1, help="that make raykb's views")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     records, _, options = open_records(name="fashion_mnist_sample", channels=3)
     images = load(records, options)
-    made: list[Callable[[ImageSet, int], Iterator[None]]] = [ours, theirs]
-    running = [make(images, args.batch) for make in made]
+    running = [ours(images, args.batch, args.workers), theirs(images, args.batch)]
     rates: list[list[float]] = [[], []]
     for _ in range(args.rounds + 1):
         for found, steps in zip(rates, running, strict=True):
