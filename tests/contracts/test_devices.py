@@ -14,8 +14,10 @@ from fake_cuda import CUDA, fake_cuda
 from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.augment.fast_autoaugment import PolicyEvaluator
 from raykb.augment.policy import Policy
+from raykb.data.box_views import BoxesView
 from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
 from raykb.data.crops import CROPS
+from raykb.data.mask_views import CorruptedView, MaskedView
 from raykb.data.operations import OPERATIONS, apply_operation
 from raykb.data.strong import WeakStrong
 from raykb.data.views import VIEWS
@@ -141,6 +143,10 @@ SELF_SUPERVISED = {
     "one crop": CropsView(CROPS["simclr"](), FORM, 1),
     "turned": TurnedView(FORM),
     "tiles": TilesView(FORM, np.array([[0, 1, 2, 3], [3, 1, 2, 0]])),
+    "masked": MaskedView(CROPS["simclr"](size=8), FORM, 2, 0.5, unit=2),
+    "corrupted": CorruptedView(CROPS["simclr"](size=8), FORM, 2),
+    "corrupted by zeros": CorruptedView(CROPS["simclr"](size=8), FORM, 2, fill="zeros"),
+    "boxes": BoxesView(CROPS["simclr"](size=8), FORM, count=3, least=2, jitter=0.1),
 }
 
 
