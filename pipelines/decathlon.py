@@ -34,7 +34,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     )  # --help, before the imports below take their seconds
 
 import functools
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +42,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raykb.assembly import (
+    PLANNED,
     RECIPE,
     SECTIONS,
     Data,
@@ -52,6 +52,8 @@ from raykb.assembly import (
     Predictions,
     PreparedTask,
     Tasks,
+    check_packages,
+    compared,
     planned,
     predicted,
     prediction_key,
@@ -73,7 +75,7 @@ from raykb.models import SEGMENTERS
 from raykb.nas.found import found_network
 from raykb.runtime.file_jobs import FileJob, make_files
 from raykb.runtime.job import launch
-from raykb.runtime.resources import WORKERS, Phase, WorkerResources
+from raykb.runtime.resources import WORKERS, Phase, WorkerResources, workers_of
 from raykb.runtime.session import Session
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
@@ -84,10 +86,8 @@ report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "segmentation" / "decathlon_phantoms.yaml"
 PREPARATION, TRAINING, PREDICTION = "preparation", "trainings", "predictions"
 NETWORKS = SEGMENTERS | {"scnas": found_network}
-MEDICAL = ("monai", "nibabel")  # what is imported late, and would be missed after a training
 MISSING = "predictions_missing.txt"
 SCORES = ("dice", "nsd")
-PLANNED = ("strides", "kernel_sizes", "widths")
 
 
 SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
@@ -99,10 +99,7 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "model": Section(NETWORKS, given=("classes", "channels", *PLANNED), default="planned_unet"),
     "method": Section(METHODS, given=("task", "batch_dice"), default="dice_cross_entropy"),
     "recipe": Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed),
-    "comparison": Section(
-        functools.partial(Comparison, over="model", rivals={}, on_failure="hole"),
-        rows={"rivals": "over"},
-    ),
+    "comparison": compared(over="model", on_failure="hole"),
     "predictions": Predictions,
     "resources.preparation": WORKERS,
     "resources.training": WORKERS,
@@ -163,15 +160,14 @@ def prepare(config: dict[str, Any]) -> Ready:
     problems = Problems()
     data, folds = build(Tasks, config["data"]), build(Folds, config["folds"])
     plan, comparison = build(PlanSettings, config["plan"]), build(Comparison, config["comparison"])
-    resources = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
-    if missing := [name for name in MEDICAL if importlib.util.find_spec(name) is None]:
-        problems.add(f"{' and '.join(missing)}: not installed; run: pip install 'raykb[medical]'")
+    resources = workers_of(config)
+    check_packages(problems)
     predictions, sizes = build(Predictions, config["predictions"]), list[tuple[int, int]]()
     with problems.at("data", config["data"]):
         sizes = data.sizes()
     with problems.at("plan", config["plan"]):
         rehearse_on(config, comparison, *stand_in(plan, channels=1, labels=2), problems)
-    problems.refuse("this run cannot be")
+    problems.refuse()
     units = len(sizes) * len(folds.numbers) * len(comparison.trainings(config))
     files = sum(
         test * predictions.test + folds.held_out(labelled) * predictions.validation
@@ -288,7 +284,6 @@ def check(session: Session, ready: Ready, tasks: Sequence[PreparedTask]) -> None
     for task in tasks:
         volumes = task.volumes
         given = Data(
-            feed=None,
             samples=len(volumes),
             classes=len(volumes.classes),
             channels=volumes.channels,

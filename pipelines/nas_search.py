@@ -26,13 +26,13 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 import dataclasses
 import functools
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raykb.assembly import (
+    PLANNED,
     RECIPE,
     SECTIONS,
     Folds,
@@ -40,6 +40,8 @@ from raykb.assembly import (
     PlanSettings,
     PreparedTask,
     Tasks,
+    check_packages,
+    compared,
     prepared,
     stand_in,
     training,
@@ -65,7 +67,7 @@ from raykb.nas.genotype import Genotype, SearchSpace
 from raykb.nas.halving import Halving
 from raykb.nas.samplers import SAMPLERS
 from raykb.runtime.job import launch
-from raykb.runtime.resources import WORKERS, Phase, WorkerResources
+from raykb.runtime.resources import WORKERS, Phase, WorkerResources, workers_of
 from raykb.runtime.session import Session
 from raykb.runtime.studies import SearchError
 from raykb.runtime.train import Result
@@ -75,8 +77,6 @@ from raykb.segmentation import METHODS
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "nas" / "scnas_phantoms.yaml"
 PREPARATION, SEARCH, RETRAINING = "preparation", "architecture searches", "retrainings"
-MEDICAL = ("monai", "nibabel")  # what is imported late, and would be missed after a training
-PLANNED = ("strides", "kernel_sizes", "widths")
 VALID, TEST = "test/valid/dice", ("test/dice", "test/nsd")  # of a retraining
 
 
@@ -92,22 +92,15 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "method": Section(METHODS, given=("task", "batch_dice"), default="dice_cross_entropy"),
     "supernet": Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed),
     "retraining": Section(Recipe, given=("batch_size", "evaluate_every"), renamed=RECIPE.renamed),
-    "replicas": Section(
-        functools.partial(Comparison, over="sampler", rivals={}, on_failure="hole"),
-        rows={"rivals": "over"},
-    ),
+    "replicas": compared(over="sampler", on_failure="hole"),
     "beside": Beside,
     "halving": Halving,
-    "comparison": Section(
-        functools.partial(
-            Comparison,
-            over="model",
-            seeds=3,
-            rivals={"unet_3d": {"name": "unet_3d"}},
-            on_failure="hole",
-        ),
+    "comparison": compared(
         given=("label",),
-        rows={"rivals": "over"},
+        over="model",
+        seeds=3,
+        rivals={"unet_3d": {"name": "unet_3d"}},
+        on_failure="hole",
     ),
     "resources.preparation": WORKERS,
     "resources.supernet": WORKERS,
@@ -133,17 +126,16 @@ def prepare(config: dict[str, Any]) -> Ready:
     """
     problems, data = Problems(), build(Tasks, config["data"])
     search = ArchitectureSearch.opened(config, problems)
-    resources = {name: build(WorkerResources, part) for name, part in config["resources"].items()}
-    if missing := [name for name in MEDICAL if importlib.util.find_spec(name) is None]:
-        problems.add(f"{' and '.join(missing)}: not installed; run: pip install 'raykb[medical]'")
+    resources = workers_of(config)
+    check_packages(problems)
     with problems.at("data", config["data"]):
         if (count := data.count()) != 1:
             raise ValueError(f"tasks: {count} of them, must be one, as [4] of Task04_Hippocampus")
-    problems.refuse("this run cannot be")
+    problems.refuse()
     with problems.at("plan", config["plan"]):
         own = stand_in(build(PlanSettings, config["plan"]), channels=1, labels=2)
         search.rehearse(config, METHODS, *own, problems)
-    problems.refuse("this run cannot be")
+    problems.refuse()
     phases = [
         Phase(PREPARATION, 1, resources["preparation"]),
         Phase(SEARCH, len(search.searches(config)), resources["supernet"]),

@@ -32,6 +32,7 @@ from raykb.assembly import (
     RECIPE,
     SECTIONS,
     SelfSupervised,
+    compared,
     rehearse_all,
     self_supervised_data,
     training,
@@ -50,14 +51,8 @@ from raykb.later import Later
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResources
 from raykb.runtime.session import Session
-from raykb.runtime.streams import (
-    RENAMED,
-    TRANSPORTS,
-    BrokenImages,
-    broken_images,
-    has_workers,
-    sharing,
-)
+from raykb.runtime.streamed import data_workers, record_of, shared, tell_broken
+from raykb.runtime.streams import STREAM, TRANSPORTS
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 from raykb.selfsup import METHODS
@@ -66,20 +61,18 @@ report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "selfsup" / "fashion_mnist_sample.yaml"
 TRAINING = "trainings"
 RANDOM = "random"  # the label of initial weights
-STREAM, BROKEN = "stream.json", "broken_images.txt"
+UNLABELLED = "stream.json"
 METRICS = ("test/linear_probe/top1", "test/knn/top1")
 COLLAPSED = 0.05  # spread of features below which they say the same of all images
 SCHEMA = SECTIONS | {
     "crops": Section(CROPS, default="simclr"),
     "unlabelled": Section(UnlabelledImages, given=("ratio",)),
-    "stream": Section(
-        TRANSPORTS, given=("source", "tell", "trainings"), default="ray", renamed=RENAMED
-    ),
+    "stream": STREAM,
     "method": Section(METHODS, given=("task",)),
     "recipe": RECIPE,
     "linear_probe": LinearProbe,
     "knn": KNN,
-    "comparison": Section(Comparison, rows={"rivals": "over"}),
+    "comparison": compared(),
     "resources.training": WORKERS,
     "resources.data": DataResources,
 }
@@ -116,9 +109,8 @@ def prepare(config: dict[str, Any]) -> Ready:
         if (objective := objectives[label]) is not None:
             with problems.at("crops", config["crops"]):
                 views[label] = data.view(objective, entry)
-    problems.refuse("this run cannot be")
-    streams = data.examples is not None and has_workers(config["stream"])
-    beside = build(DataResources, config["resources"]["data"]).beside(each) if streams else None
+    problems.refuse()
+    beside = data_workers(config, each) if data.examples is not None else None
     comparison = with_initial(comparison, config)
     phases = [Phase(TRAINING, len(comparison.trainings(config)), each, beside)]
     return Ready(data, comparison, views, phases)
@@ -141,7 +133,7 @@ def is_initial(label: str) -> bool:
 def pretrain(session: Session, ready: Ready) -> None:
     """Run all trainings; a run that was stopped goes on from the last checkpoint of each."""
     data = ready.data
-    session.unchanged(STREAM, data.record, "unlabelled.paths")
+    session.unchanged(UNLABELLED, data.record, "unlabelled.paths")
     session.warm(TRAINING, training, ready.phases[0].each)
     with session.reading("data"):
         train, test = data.labelled.read()
@@ -167,26 +159,16 @@ def job(session: Session, ready: Ready, entry: Entry, images: dict[str, Any]) ->
         arguments |= {"view": None, "unlabelled": None}
     else:
         view = ready.views[entry.label]
-        tell = BrokenImages(session.storage.below(entry.name).uri)
+        tell = record_of(session, entry)
         stream = ready.data.stream(config, view, entry.seed, TRANSPORTS, tell=tell)
-        cpus = session.config["resources"]["data"]["cpus"]
         arguments |= {
             "methods": METHODS,
             "data": self_supervised_data,
             "view": view,
-            "unlabelled": sharing(stream, session.parallel[TRAINING], cpus),
+            "unlabelled": shared(session, TRAINING, stream),
         }
     make, each = untrained if initial else training, ready.phases[0].each
     return TrainJob(entry.name, make, arguments, entry.seed, each, {"trained": not initial})
-
-
-def tell_broken(session: Session, results: Sequence[Result]) -> None:
-    """Say which images were broken, whichever training and rank met them."""
-    configs = (session.recorded, session.config)  # a run may go on with other resources
-    ranks = max(config["resources"]["training"]["workers"] for config in configs)
-    found = broken_images([result.storage.uri for result in results], ranks)
-    what = "images are broken, in whose place others of their shards were seen"
-    session.listed(BROKEN, found, what)
 
 
 def tell_results(

@@ -13,10 +13,12 @@ from raykb.assembly.builder import (
 )
 from raykb.assembly.predictions import Predictions, predicted, prediction_key
 from raykb.assembly.segmentation import (
+    PLANNED,
     Folds,
     Patches,
     PreparedTask,
     Tasks,
+    check_packages,
     opened,
     planned,
     prepared,
@@ -29,6 +31,7 @@ from raykb.assembly.supervised import Supervised, classifier_data
 from raykb.segmentation.settings import PlanSettings
 
 __all__ = [
+    "PLANNED",
     "RECIPE",
     "SECTIONS",
     "Data",
@@ -41,6 +44,7 @@ __all__ = [
     "SemiSupervised",
     "Supervised",
     "Tasks",
+    "check_packages",
     "classifier_data",
     "compared",
     "network_of",

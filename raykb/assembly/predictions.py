@@ -125,7 +125,7 @@ def _networks(
     weights: Sequence[Callable[[], Mapping[str, Any]]],
 ) -> Iterator[nn.Module]:
     """Yield the network of each training, one in memory at a time."""
-    given = Data(feed=None, samples=1, classes=len(task.labels), channels=task.volumes.channels)
+    given = Data(samples=1, classes=len(task.labels), channels=task.volumes.channels)
     for state in weights:
         network = network_of(config, given, models)
         network.load_state_dict(state())

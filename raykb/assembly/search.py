@@ -151,7 +151,6 @@ def rehearse_search(config: Config, methods: Methods, data: Data, problems: Prob
 def read_of(train: Volumes, evaluations: dict[str, Evaluation]) -> Data:
     """Return what is known of the cases that are trained on, without what reads them."""
     return Data(
-        feed=None,
         samples=len(train),
         classes=len(train.classes),
         channels=train.channels,

@@ -8,6 +8,7 @@ says, and kept in a shard under the plan's hash: another plan makes others and l
 
 import functools
 import hashlib
+import importlib.util
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,15 @@ from raykb.segmentation.settings import FULL, PlanSettings
 
 evaluation, resampling = Later("raykb.evaluate.segmentation"), Later("raykb.data.resampling")
 evaluated_slices = Later("raykb.evaluate.slices")
+MEDICAL = ("monai", "nibabel")
+PLANNED = ("strides", "kernel_sizes", "widths")  # what a plan decides of a network
+
+
+def check_packages(problems: Problems) -> None:
+    """Find what is not installed but imported late: it would be missed after a training."""
+    if missing := [name for name in MEDICAL if importlib.util.find_spec(name) is None]:
+        problems.add(f"{' and '.join(missing)}: not installed; run: pip install 'raykb[medical]'")
+
 
 # ---------------------------------------------------------------------- plan
 
@@ -82,7 +92,7 @@ def stand_in(settings: PlanSettings, *, channels: int, labels: int) -> tuple[Dat
         labels=labels,
         relative_size=1.0,
     )
-    data = Data(feed=None, samples=1, classes=labels, channels=channels)
+    data = Data(samples=1, classes=labels, channels=channels)
     return data, settings.plan(cube).configuration(FULL)
 
 

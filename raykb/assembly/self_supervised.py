@@ -113,7 +113,7 @@ class SelfSupervised:
         if unlabelled.paths is not None:
             with problems.at("unlabelled", config["unlabelled"]):
                 examples = unlabelled.examples(seed=0)
-        problems.refuse("this run cannot be")
+        problems.refuse()
         if examples is not None and examples.shape != labelled.shape:
             problems.add(
                 f"unlabelled: images have the shape {examples.shape}, those of the data set "
@@ -130,7 +130,6 @@ class SelfSupervised:
     def stand_in(self) -> Data:
         """What a rehearsal has to know of it."""
         return Data(
-            feed=None,
             samples=self.count,
             classes=len(self.labelled.train.classes),
             channels=self.labelled.shape[0],
