@@ -139,6 +139,8 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
     folder, file = config_file(run, training)
     if missing := [part for part in ("model", "view", "data") if part not in config]:
         raise ValueError(f"{folder.uri}/{file}: has no {missing[0]!r}, so it trained no classifier")
+    if "linear_probe" in config:
+        raise ValueError(f"{folder.uri}/{file}: learnt a backbone, and trained no classifier on it")
     classes, shape = task_of(run, config["data"])
     model: nn.Module = build(
         {**SEQUENTIALS, **MODELS}, config["model"], classes=len(classes), channels=shape[0]
