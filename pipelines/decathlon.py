@@ -35,13 +35,14 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from raykb.assembly import (
+    NETWORKS,
     PLANNED,
     RECIPE,
     SECTIONS,
@@ -54,6 +55,7 @@ from raykb.assembly import (
     Tasks,
     check_packages,
     compared,
+    methods_named,
     planned,
     predicted,
     prediction_key,
@@ -62,17 +64,15 @@ from raykb.assembly import (
     segmentation_data,
     stand_in,
     training,
+    unfit,
 )
 from raykb.comparison import Comparison, Entry
-from raykb.config import Problems, Section, build, dump
+from raykb.config import Problems, Section, build
 from raykb.data.decathlon import TOLERANCES_MM, Case, DecathlonTask
 from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
-from raykb.engine.names import check_part
 from raykb.engine.recipe import Recipe
 from raykb.evaluate.components import Kept, chosen
 from raykb.later import Later
-from raykb.models import SEGMENTERS
-from raykb.nas.found import found_network
 from raykb.runtime.file_jobs import FileJob, make_files
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, Phase, WorkerResources, workers_of
@@ -85,7 +85,6 @@ from raykb.segmentation.plans import Configuration
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "segmentation" / "decathlon_phantoms.yaml"
 PREPARATION, TRAINING, PREDICTION = "preparation", "trainings", "predictions"
-NETWORKS = SEGMENTERS | {"scnas": found_network}
 MISSING = "predictions_missing.txt"
 SCORES = ("dice", "nsd")
 
@@ -105,37 +104,6 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "resources.training": WORKERS,
     "resources.prediction": WORKERS,
 }
-
-
-def methods(config: dict[str, Any], /, given: Mapping[str, str]) -> list[str]:
-    """Return what ``--methods`` is short for.
-
-    Raises:
-        ValueError: a method is not known, or two have one label.
-    """
-    comparison = build(Comparison, config["comparison"])
-    entries = comparison.entries(config) if comparison.over == "model" else {}
-    known = {label: entry["model"] for label, entry in entries.items()}
-    named = [named_model(text.strip(), known) for text in given["methods"].split(",")]
-    models = dict(named)
-    if len(models) < len(named):
-        labels = ", ".join(label for label, _ in named)
-        raise ValueError(f"--methods: {labels}, must be called otherwise each; rename a file")
-    *rivals, (label, own) = models.items()
-    own_comparison = {"over": "model", "label": label, "rivals": dict(rivals)}
-    return [f"model={dump(own)}", f"comparison={dump(config['comparison'] | own_comparison)}"]
-
-
-def named_model(text: str, known: Mapping[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Return the label and the section ``model`` of one of the ``--methods``."""
-    if text in known:
-        return text, known[text]
-    if text in NETWORKS:
-        return text, {"name": text}
-    if text.endswith(".json"):
-        return Path(text).stem, {"name": "scnas", "genotype": str(Path(text).absolute())}
-    allowed = ", ".join(dict.fromkeys([*known, *NETWORKS]))
-    raise ValueError(f"--methods: {text!r}, must be one of {allowed}, or a file genotype.json")
 
 
 @dataclass
@@ -290,20 +258,10 @@ def check(session: Session, ready: Ready, tasks: Sequence[PreparedTask]) -> None
         )
         with problems.at("folds"):
             task.split(ready.folds, 0)
-            for _, case, _ in to_predict(ready, task):
+            for _, case, _ in ready.predictions.cases(task, ready.folds):
                 problems.add(*unfit(task, case))
         rehearse_on(session.config, ready.comparison, given, task.configuration, problems)
     problems.refuse("methods, plans and predictions")
-
-
-def unfit(task: PreparedTask, case: Case) -> list[str]:
-    """Return why the segmentation of a case could not be written after the trainings."""
-    try:
-        check_part(case.name, f"predictions: {task.name}, case")
-    except ValueError as error:
-        return [str(error)]
-    remedy = "put it there, or give --set predictions.test=false"
-    return [] if case.image.is_file() else [f"predictions: {case.image} is missing; {remedy}"]
 
 
 def job(session: Session, ready: Ready, task: PreparedTask, fold: int, entry: Entry) -> TrainJob:
@@ -354,42 +312,37 @@ class Unit(NamedTuple):
         """Names of the task, and of what was trained on it."""
         return self.task.name, self.entry.label
 
+    @property
+    def scored(self) -> Any:
+        """What the table has of it."""
+        own = None if self.result is None else {name: self.details[name] for name in SCORES}
+        return report.Scored(*self.method, self.fold, self.entry.number, own, self.name)
+
 
 def tell_results(
     session: Session, ready: Ready, tasks: Sequence[PreparedTask], units: Sequence[Unit]
 ) -> None:
     """Write and print what the methods are worth on each task, and show slices of them."""
-    ended = [(unit, unit.result.metrics) for unit in units if unit.result is not None]
-    missing, panels = dict[tuple[str, str], list[str]](), dict[str, dict[str, Any]]()
-    for unit in units:
-        if unit.result is None:
-            missing.setdefault(unit.method, []).append(unit.name)
-        if "slice" in unit.details:
-            panels.setdefault(unit.task.name, {})[unit.entry.label] = unit.details["slice"]
     table = report.TaskTable(
-        [
-            report.Scored(
-                *unit.method,
-                unit.fold,
-                unit.entry.number,
-                {name: unit.details[name] for name in SCORES},
-            )
-            for unit, _ in ended
-        ],
+        [unit.scored for unit in units],
         tasks=[task.name for task in tasks],
         methods=list(ready.comparison.entries(session.config)),
-        missing=missing,
         seed=session.config["seed"],
     )
     rows = [
         {"label": unit.entry.label, "task": unit.task.name, "fold": unit.fold}
         | {"seed": unit.entry.number}
-        | metrics
-        for unit, metrics in ended
+        | unit.result.metrics
+        for unit in units
+        if unit.result is not None
     ]
     about = {"subject": ready.comparison.subject(session.config), "results": rows}
     session.write("results.json", json.dumps(table.summary() | about, indent=1))
     session.write("results.md", table.text() + "\n")
+    panels: dict[str, dict[str, Any]] = {}
+    for unit in units:
+        if "slice" in unit.details:
+            panels.setdefault(unit.task.name, {})[unit.entry.label] = unit.details["slice"]
     for name, own in panels.items():
         session.write(f"{name}.png", report.png(report.slices(own, title=name)))
     session.parent.log(0, table.figures())
@@ -397,17 +350,6 @@ def tell_results(
 
 
 # ---------------------------------------------------------------------- predictions
-
-
-def to_predict(ready: Ready, task: PreparedTask) -> Iterator[tuple[str, Case, Sequence[int]]]:
-    """Yield cases whose segmentations are written, with their folder and the folds they are by."""
-    if ready.predictions.test:
-        yield from (("", case, ready.folds.numbers) for case in task.source.test)
-    if ready.predictions.validation:
-        cases = {case.name: case for case in task.source.training}
-        for fold in ready.folds.numbers:
-            _, held_out = task.split(ready.folds, fold)
-            yield from (("validation/", cases[stored.name], [fold]) for stored in held_out.cases)
 
 
 def predict(session: Session, ready: Ready, units: Sequence[Unit]) -> None:
@@ -460,7 +402,7 @@ def prediction_jobs(
             kept[method],
         )
         for method, own in trained.items()
-        for place, case, folds in to_predict(ready, own[0].task)
+        for place, case, folds in ready.predictions.cases(own[0].task, ready.folds)
     ]
 
 
@@ -495,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare=prepare,
         may_change=("resources", "predictions"),
         options=OPTIONS,
-        expand=methods,
+        expand=methods_named,
         argv=argv,
     )
 

@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raykb.assembly import (
+    CELLS,
+    NETWORKS,
     PLANNED,
     RECIPE,
     SECTIONS,
@@ -47,8 +49,6 @@ from raykb.assembly import (
     training,
 )
 from raykb.assembly.contest import (
-    CELLS,
-    NETWORKS,
     ArchitectureSearch,
     found_label,
     in_phase,

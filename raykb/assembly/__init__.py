@@ -11,9 +11,8 @@ from raykb.assembly.builder import (
     rehearse_all,
     training,
 )
-from raykb.assembly.predictions import Predictions, predicted, prediction_key
+from raykb.assembly.predictions import Predictions, predicted, prediction_key, unfit
 from raykb.assembly.segmentation import (
-    PLANNED,
     Folds,
     Patches,
     PreparedTask,
@@ -25,12 +24,15 @@ from raykb.assembly.segmentation import (
     segmentation_data,
     stand_in,
 )
+from raykb.assembly.segmenters import CELLS, NETWORKS, PLANNED, methods_named
 from raykb.assembly.self_supervised import SelfSupervised, self_supervised_data, untrained
 from raykb.assembly.semi_supervised import SemiSupervised, semi_supervised_data
 from raykb.assembly.supervised import Supervised, classifier_data
 from raykb.segmentation.settings import PlanSettings
 
 __all__ = [
+    "CELLS",
+    "NETWORKS",
     "PLANNED",
     "RECIPE",
     "SECTIONS",
@@ -47,6 +49,7 @@ __all__ = [
     "check_packages",
     "classifier_data",
     "compared",
+    "methods_named",
     "network_of",
     "objective_of",
     "opened",
@@ -61,5 +64,6 @@ __all__ = [
     "semi_supervised_data",
     "stand_in",
     "training",
+    "unfit",
     "untrained",
 ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raykb.assembly.builder import Config, Data, Methods, Models, rehearse_all
+from raykb.assembly.builder import Config, Data, Methods, rehearse_all
 from raykb.assembly.search import (
     parts,
     patches_of,
@@ -20,11 +20,11 @@ from raykb.assembly.search import (
     whole_volumes,
 )
 from raykb.assembly.segmentation import Folds, PreparedTask, planned
+from raykb.assembly.segmenters import CELLS, NETWORKS
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, build
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import generator, stream_seed
-from raykb.models import SEGMENTERS
 from raykb.nas.contest import (
     RANDOM,
     TRANSFERRED,
@@ -35,13 +35,10 @@ from raykb.nas.contest import (
     is_taken,
     mean_by_seed,
 )
-from raykb.nas.found import found_network
 from raykb.nas.genotype import Genotype, SearchSpace
 from raykb.nas.halving import Halving
 from raykb.segmentation.plans import Configuration
 
-CELLS = "scnas"  # the row whose networks are made of cells
-NETWORKS: Models = SEGMENTERS | {CELLS: found_network}
 SEARCHED, RETRAINED = "architecture search", "retraining"  # streams of seeds
 
 

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from raykb.assembly.builder import Config, Data, Models, network_of
-from raykb.assembly.segmentation import Grid, Patches, PreparedTask, prepared_case
+from raykb.assembly.segmentation import Folds, Grid, Patches, PreparedTask, prepared_case
 from raykb.config import build
 from raykb.data.decathlon import Case, label_type, read_case
 from raykb.data.nifti import write_nifti
 from raykb.data.volume_shards import Contents
+from raykb.engine.names import check_part
 from raykb.evaluate.components import Kept
 from raykb.later import Later
 from raykb.segmentation.plans import Plan
@@ -43,6 +44,26 @@ class Predictions:
 
     test: bool = True
     validation: bool = False
+
+    def cases(self, task: PreparedTask, folds: Folds) -> Iterator[tuple[str, Case, Sequence[int]]]:
+        """Yield the cases of a task, each with its folder and the folds that segment it."""
+        if self.test:
+            yield from (("", case, folds.numbers) for case in task.source.test)
+        if self.validation:
+            named = {case.name: case for case in task.source.training}
+            for fold in folds.numbers:
+                _, held_out = task.split(folds, fold)
+                yield from (("validation/", named[case.name], [fold]) for case in held_out.cases)
+
+
+def unfit(task: PreparedTask, case: Case) -> list[str]:
+    """Return why the segmentation of a case could not be written after the trainings."""
+    try:
+        check_part(case.name, f"predictions: {task.name}, case")
+    except ValueError as error:
+        return [str(error)]
+    remedy = "put it there, or give --set predictions.test=false"
+    return [] if case.image.is_file() else [f"predictions: {case.image} is missing; {remedy}"]
 
 
 def predicted(

@@ -52,7 +52,6 @@ from raykb.segmentation.settings import FULL, PlanSettings
 evaluation, resampling = Later("raykb.evaluate.segmentation"), Later("raykb.data.resampling")
 evaluated_slices = Later("raykb.evaluate.slices")
 MEDICAL = ("monai", "nibabel")
-PLANNED = ("strides", "kernel_sizes", "widths")  # what a plan decides of a network
 
 
 def check_packages(problems: Problems) -> None:

@@ -29,37 +29,39 @@ CaseScores = Mapping[str, Mapping[str, float | None]]
 
 
 class Scored(NamedTuple):
-    """What one training is worth on the cases that it did not see."""
+    """What one training is worth on the cases that it did not see; a hole has no scores."""
 
     task: str
     method: str
     fold: int
     seed: int
-    scores: Mapping[str, CaseScores]  # by metric
+    scores: Mapping[str, CaseScores] | None  # by metric
+    name: str = ""
 
 
 class TaskTable:
     """Methods on tasks.
 
     Args:
-        scored: the trainings that ended well.
+        scored: all trainings.
         tasks: names of all, in order.
         methods: the same.
-        missing: names of the trainings without a result, by task and method.
         seed: of all draws.
     """
 
     def __init__(
         self,
-        scored: Iterable[Scored],
+        scored: Sequence[Scored],
         *,
         tasks: Sequence[str],
         methods: Sequence[str],
-        missing: Mapping[tuple[str, str], Sequence[str]],
         seed: int = 0,
     ) -> None:
         self.tasks, self.methods, self.seed = list(tasks), list(methods), seed
-        self.missing = {key: list(names) for key, names in missing.items() if names}
+        self.missing: dict[tuple[str, str], list[str]] = {}
+        for each in scored:
+            if each.scores is None:
+                self.missing.setdefault((each.task, each.method), []).append(each.name)
         self.scores = _over_seeds(scored)
         self.metrics = list(dict.fromkeys(self.scores["metric"]))
         self.means = {
@@ -185,7 +187,7 @@ def _over_seeds(scored: Iterable[Scored]) -> pd.DataFrame:
     rows = [
         (each.method, each.task, region, name, case, math.nan if value is None else value)
         for each in scored
-        for name, cases in each.scores.items()
+        for name, cases in (each.scores or {}).items()
         for case, regions in cases.items()
         for region, value in regions.items()
     ]

@@ -91,10 +91,10 @@ def compared(script, text, *overrides):
     """Return the models that ``--methods`` compares, by label in the order of the table."""
     path = CONFIGS / "decathlon_phantoms.yaml"
     config = here.resolved(script, path, *overrides)
-    short = script["methods"](config, given={"methods": text})
+    short = script["methods_named"](config, given={"methods": text})
     both = [config, here.resolved(script, path, *overrides, *short)]
     assert both[0]["comparison"]["seeds"] == both[1]["comparison"]["seeds"]
-    again = script["methods"](both[1], given={"methods": text})
+    again = script["methods_named"](both[1], given={"methods": text})
     assert here.resolved(script, path, *overrides, *short, *again) == both[1]  # as a resumed run
     entries = build(Comparison, both[1]["comparison"]).entries(both[1])
     return {label: entry["model"] for label, entry in entries.items()}

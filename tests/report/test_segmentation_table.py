@@ -12,8 +12,12 @@ def scored(task, method, value, *, seed=0, metric="dice"):
     return Scored(task, method, 0, seed, {metric: scores})
 
 
-def table(rows, missing=None):
-    return TaskTable(rows, tasks=["A", "B"], methods=["good", "bad"], missing=missing or {})
+def hole(task, method):
+    return Scored(task, method, 0, 0, None, f"{task}/{method}/fold-0")
+
+
+def table(rows):
+    return TaskTable(rows, tasks=["A", "B"], methods=["good", "bad"])
 
 
 ALL = [scored(task, m, v) for task in "AB" for m, v in (("good", 0.8), ("bad", 0.5))]
@@ -43,7 +47,7 @@ def test_means_intervals_and_the_order_are_figures():
     assert (figures["order/place/good"], figures["order/place/bad"]) == (1, 2)
     assert (figures["order/mean_rank/good"], figures["order/mean_tau"]) == (1, 1)
     alone = [each for each in ALL if each.method == "good"]
-    found = TaskTable(alone, tasks=["A", "B"], methods=["good"], missing={}).figures()
+    found = TaskTable(alone, tasks=["A", "B"], methods=["good"]).figures()
     assert not any(key.startswith("order") for key in found)
 
 
@@ -54,7 +58,7 @@ def test_seeds_of_a_case_are_averaged_before_cases_are_drawn():
 
 
 def test_a_missing_training_is_marked_where_it_belongs_and_named():
-    found = table(ALL[:-1], {("B", "bad"): ["B/bad/fold-0"]})
+    found = table([*ALL[:-1], hole("B", "bad")])
     assert "– *" in found.text()
     assert (
         "1 training has no result; cases without a score count in no mean, but as 0" in found.text()
@@ -64,13 +68,13 @@ def test_a_missing_training_is_marked_where_it_belongs_and_named():
 
 
 def test_a_method_that_failed_everywhere_is_ordered_as_one_that_found_nothing():
-    found = table([each for each in ALL if each.method == "good"], {("A", "bad"): ["A/bad/fold-0"]})
+    found = table([each for each in ALL if each.method == "good"] + [hole("A", "bad")])
     assert [row["place"] for row in found.summary()["ranking"]] == [1, 2]
     assert math.isnan(found.means["A", "bad", "dice"].mean)
 
 
 def test_without_any_result_the_table_says_so_and_names_what_is_missing():
-    found = table([], {("A", "good"): ["A/good/fold-0"]})
+    found = table([hole("A", "good")])
     assert found.text().startswith("No training has a result.")
     assert "A/good/fold-0" in found.text()
     assert found.figures() == {}
