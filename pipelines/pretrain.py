@@ -31,8 +31,11 @@ from typing import Any
 from raykb.assembly import (
     RECIPE,
     SECTIONS,
+    Asked,
     SelfSupervised,
+    check_offers,
     compared,
+    compared_metrics,
     rehearse_all,
     self_supervised_data,
     training,
@@ -45,8 +48,7 @@ from raykb.data.images import ImageSet
 from raykb.data.source import View
 from raykb.data.unlabelled import UnlabelledImages
 from raykb.engine.recipe import Recipe
-from raykb.evaluate.knn import KNN
-from raykb.evaluate.linear_probe import LinearProbe
+from raykb.evaluate.protocols import PROTOCOLS
 from raykb.later import Later
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResources
@@ -62,7 +64,6 @@ DEFAULT = Path(__file__).parent / "configs" / "selfsup" / "fashion_mnist_sample.
 TRAINING = "trainings"
 RANDOM = "random"  # the label of initial weights
 UNLABELLED = "stream.json"
-METRICS = ("test/linear_probe/top1", "test/knn/top1")
 COLLAPSED = 0.05  # spread of features below which they say the same of all images
 SCHEMA = SECTIONS | {
     "crops": Section(CROPS, default="simclr"),
@@ -70,8 +71,8 @@ SCHEMA = SECTIONS | {
     "stream": STREAM,
     "method": Section(METHODS, given=("task",)),
     "recipe": RECIPE,
-    "linear_probe": LinearProbe,
-    "knn": KNN,
+    "evaluate": Asked,
+    **PROTOCOLS,
     "comparison": compared(),
     "resources.training": WORKERS,
     "resources.data": DataResources,
@@ -109,6 +110,10 @@ def prepare(config: dict[str, Any]) -> Ready:
         if (objective := objectives[label]) is not None:
             with problems.at("crops", config["crops"]):
                 views[label] = data.view(objective, entry)
+    problems.refuse()
+    models = {repr(entry["model"]): entry for entry in comparison.entries(config).values()}
+    for entry in models.values():
+        check_offers(entry, given, problems)
     problems.refuse()
     beside = data_workers(config, each) if data.examples is not None else None
     comparison = with_initial(comparison, config)
@@ -179,14 +184,14 @@ def tell_results(
     test: ImageSet,
 ) -> None:
     """Write and print what the features of each method are worth, and what lies next to what."""
-    told = session.told(TRAINING, results)
+    told, metrics = session.told(TRAINING, results), compared_metrics(session.config)
     for each in told:
         if each.metrics["test/spread"] < COLLAPSED:
             session.say(
                 f"{each.label}/seed-{each.seed} has collapsed: its features say nearly the same of "
                 "all images; see train/feature_std over the steps"
             )
-        if not each.seed:
+        if not each.seed and "knn" in each.details:
             figure = report.neighbours(
                 each.details["knn"],
                 (train.images, train.labels),
@@ -195,9 +200,10 @@ def tell_results(
                 title=f"{each.label.replace('_', ' ')}: test images, and their nearest",
             )
             session.write(f"neighbours_{each.label}.png", report.png(figure))
-    session.write("probe.png", report.png(report.probe_curves(told, METRICS[0])))
+    if metrics:
+        session.write("probe.png", report.png(report.probe_curves(told, metrics[0])))
     rows = [{"label": each.label, "seed": each.seed} | each.metrics for each in told]
-    session.tell(ready.comparison, rows, METRICS)
+    session.tell(ready.comparison, rows, metrics)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

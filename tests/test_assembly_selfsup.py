@@ -65,6 +65,7 @@ def config(method="simclr", **recipe):
         "recipe": {"steps": 6, "batch_size": 8, "save_every": 0} | recipe,
         "view": VIEW,
         "crops": CROPS,
+        "evaluate": {},
         "linear_probe": {"iterations": 5},
         "knn": {"neighbours": 3},
     }

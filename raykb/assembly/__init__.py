@@ -25,7 +25,14 @@ from raykb.assembly.segmentation import (
     stand_in,
 )
 from raykb.assembly.segmenters import CELLS, NETWORKS, PLANNED, methods_named
-from raykb.assembly.self_supervised import SelfSupervised, self_supervised_data, untrained
+from raykb.assembly.self_supervised import (
+    Asked,
+    SelfSupervised,
+    check_offers,
+    compared_metrics,
+    self_supervised_data,
+    untrained,
+)
 from raykb.assembly.semi_supervised import SemiSupervised, semi_supervised_data
 from raykb.assembly.supervised import Supervised, classifier_data
 from raykb.segmentation.settings import PlanSettings
@@ -36,6 +43,7 @@ __all__ = [
     "PLANNED",
     "RECIPE",
     "SECTIONS",
+    "Asked",
     "Data",
     "Folds",
     "Patches",
@@ -46,9 +54,11 @@ __all__ = [
     "SemiSupervised",
     "Supervised",
     "Tasks",
+    "check_offers",
     "check_packages",
     "classifier_data",
     "compared",
+    "compared_metrics",
     "methods_named",
     "network_of",
     "objective_of",

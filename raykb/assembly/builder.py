@@ -74,6 +74,7 @@ class Data:
         classes: their number.
         channels: of the images.
         evaluations: by name, as :func:`raykb.engine.assemble.assemble` takes them.
+        on_the_way: those on the way, likewise; None for the same.
         ids: (U,) of all samples without labels, ascending; None where there are none.
         truths: (U,) their true labels, for figures alone; None where they are not known.
         supervised: whether the network's classifier is trained; if not, it stays as it was drawn.
@@ -84,6 +85,7 @@ class Data:
     classes: int
     channels: int
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    on_the_way: Mapping[str, Evaluation] | None = None
     ids: Tensor | None = None
     truths: Tensor | None = None
     supervised: bool = True
@@ -155,6 +157,7 @@ def joined(
         recipe=recipe,
         lengths=recipe.lengths(data.samples),
         evaluations=data.evaluations,
+        on_the_way=data.on_the_way,
     )
 
 

@@ -1,7 +1,7 @@
 """Images whose labels nobody looks at until the end: what self-supervised learning reads."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +24,16 @@ from raykb.data.sharded_images import ShardedImages
 from raykb.data.source import Source, View
 from raykb.data.unlabelled import UnlabelledImages
 from raykb.data.views import VIEWS
+from raykb.engine.arguments import refuse
 from raykb.engine.assemble import evaluated, evaluating
 from raykb.engine.loop import Evaluated, Feed, Training, Worker
 from raykb.engine.objective import Objective
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
-from raykb.evaluate.features import FrozenFeatures
-from raykb.evaluate.knn import KNN
-from raykb.evaluate.linear_probe import LinearProbe
+from raykb.evaluate.backbone import BackboneEvaluation, BackboneProtocol, JudgedBy
+from raykb.evaluate.protocols import PROTOCOLS
 from raykb.models import MODELS
+from raykb.parts.backbone import require
 from raykb.selfsup.batch import (
     BoxesBatch,
     CorruptedBatch,
@@ -42,6 +43,50 @@ from raykb.selfsup.batch import (
     TurnedBatch,
     ViewsBatch,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """By which protocols a backbone is judged; a section of the config.
+
+    Args:
+        at_end: names of those at the end of a training.
+        on_the_way: names of those every ``recipe.evaluate_every`` steps.
+    """
+
+    at_end: Sequence[str] = ("linear_probe", "knn")
+    on_the_way: Sequence[str] = ("linear_probe", "knn")
+
+    def __post_init__(self) -> None:
+        problems = []
+        for part in ("at_end", "on_the_way"):
+            given = getattr(self, part)
+            if isinstance(given, str) or set(given) - PROTOCOLS.keys():
+                known = ", ".join(PROTOCOLS)
+                problems.append(f"{part}: {given!r}, must be a list of some of {known}")
+        refuse(problems)
+
+
+def check_offers(config: Config, data: Data, problems: Problems) -> None:
+    """Find protocols that need more than the backbone of a config offers."""
+    asked = build(Asked, config["evaluate"])
+    with torch.device("meta"):
+        network = network_of(config, data)
+    for name, protocol in protocols(config, [*asked.at_end, *asked.on_the_way]).items():
+        with problems.at("evaluate", config["evaluate"]):
+            require(network, protocol.needs, name)
+
+
+def compared_metrics(config: Config) -> list[str]:
+    """Return the metrics that backbones are compared by at the end, protocol by protocol."""
+    at_end = protocols(config, build(Asked, config["evaluate"]).at_end)
+    return [f"test/{name}/{figure}" for name, own in at_end.items() for figure in own.compared]
+
+
+def protocols(config: Config, names: Sequence[str]) -> dict[str, BackboneProtocol]:
+    """Return protocols by name, each as the section of its name has it."""
+    return {name: build(PROTOCOLS[name], config[name]) for name in names}
+
 
 SEEN: dict[type[Any], type[Any]] = {
     ViewsBatch: CropsView,
@@ -186,7 +231,7 @@ def self_supervised_data(
     """Return images without labels, and labelled ones to judge the features by.
 
     Args:
-        config: the sections ``view``, ``recipe``, ``linear_probe`` and ``knn``.
+        config: the sections ``view``, ``recipe``, ``evaluate``, and those of protocols.
         seed: of order and views.
         train: images to learn from where there is no stream; their labels are for evaluations.
         test: images to evaluate on.
@@ -197,17 +242,16 @@ def self_supervised_data(
     recipe, own = build(Recipe, config["recipe"]), stream_seed(seed, "unlabelled")
     order = Shuffled(len(train), recipe.batch_size, own, keep_last=recipe.keep_last)
     feed = unlabelled or InPlace(Source(train, order, view, own, "trainer"))
-    protocols = {
-        "linear_probe": build(LinearProbe, config["linear_probe"]),
-        "knn": build(KNN, config["knn"]),
-    }
     plain = ClassifierView(build(VIEWS, config["view"]))
+    by = JudgedBy(train, test, plain, len(test.classes), stream_seed(seed, "protocols"))
+    asked = build(Asked, config["evaluate"])
     return Data(
         feed=feed,
         samples=samples,
         classes=len(test.classes),
         channels=test.images.shape[1],
-        evaluations={"": FrozenFeatures(train, test, plain, protocols)},
+        evaluations={"": BackboneEvaluation(by, protocols(config, asked.at_end))},
+        on_the_way={"": BackboneEvaluation(by, protocols(config, asked.on_the_way))},
         supervised=False,
     )
 

@@ -28,6 +28,7 @@ def assemble(
     recipe: Recipe,
     lengths: Lengths,
     evaluations: Mapping[str, Evaluation],
+    on_the_way: Mapping[str, Evaluation] | None = None,
 ) -> Training:
     """Return the training of ``network`` by ``objective`` over the batches of ``feed``.
 
@@ -46,6 +47,7 @@ def assemble(
         recipe: how to train.
         lengths: the recipe in steps.
         evaluations: each gives its figures the name of its own, in front; ``""`` gives none.
+        on_the_way: those of the split ``valid``, every ``evaluate_every`` steps; None for the same.
     """
     recipe.check_data_parallel(worker.size)
     learner = Learner(network, objective).to(worker.device)
@@ -53,6 +55,7 @@ def assemble(
     scheduler = scheduled(stepper, schedule, steps=lengths.steps, warmup_steps=lengths.warmup)
     average = _averaged(network, recipe.ema_decay) if recipe.ema_decay else None
     kept = network if average is None else average.module
+    own = {"test": evaluations, "valid": evaluations if on_the_way is None else on_the_way}
     wrapped = learner if worker.size == 1 else DistributedDataParallel(learner)
 
     def after_step(step: int) -> None:
@@ -64,7 +67,7 @@ def assemble(
         if worker.rank:
             return Evaluated({})
         with evaluating(kept):
-            return evaluated(evaluations, kept, worker.device, split)
+            return evaluated(own[split], kept, worker.device, split)
 
     update = updater(
         learner.parameters(), stepper, scheduler, clip_norm=recipe.clip_norm, after_step=after_step

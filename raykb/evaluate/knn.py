@@ -14,8 +14,9 @@ Golden: k = 3, T = 1, cosines 0.9, 0.5, 0.4 of classes a, b, b: exp 0.9 = 2.4596
 exp 0.5 + exp 0.4 = 3.1405 of b, so b. With T = 0.1: 8103.1 of a against 203.0 of b, so a.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ from torch.nn import functional as F
 
 from raykb.engine.arguments import above, at_least, misfits, refuse
 from raykb.engine.loop import Evaluated
-from raykb.evaluate.features import Features
+from raykb.evaluate.backbone import Judged
+from raykb.parts.backbone import Backbone
 
 SHOWN, NEAREST = 8, 5  # test images whose neighbours are kept, and how many of these
 _ROWS = 500  # test images whose cosines are held at once
@@ -38,18 +40,22 @@ class KNN:
         temperature: T.
     """
 
+    needs: ClassVar[type[Any]] = Backbone
+    task: ClassVar[str] = "classification"
+    compared: ClassVar[Sequence[str]] = ("top1",)
     neighbours: int = 20
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
         refuse(misfits(self, neighbours=at_least(1), temperature=above(0)))
 
-    def __call__(self, train: Features, test: Features) -> Evaluated:
+    def __call__(self, judged: Judged) -> Evaluated:
         """Return ``top1`` of the test images; the details have the nearest of some.
 
         These are ``queries``, positions of test images, and of each its ``nearest`` training
         images' positions, the nearest first.
         """
+        train, test = judged.train, judged.test
         keys, hits = F.normalize(train.rows, dim=1), 0
         for rows, labels in zip(test.rows.split(_ROWS), test.labels.split(_ROWS), strict=True):
             cosines = F.normalize(rows, dim=1) @ keys.T  # (n, N)

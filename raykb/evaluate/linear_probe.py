@@ -12,7 +12,9 @@ The problem is convex, and is solved by L-BFGS over all features at once (strong
 no learning rate to choose, no order and no chance: networks are compared, not the probe's training.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +22,8 @@ from torch.nn import functional as F
 
 from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.engine.loop import Evaluated
-from raykb.evaluate.features import Features
+from raykb.evaluate.backbone import Features, Judged
+from raykb.parts.backbone import Backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +35,25 @@ class LinearProbe:
         iterations: of L-BFGS at most.
     """
 
+    needs: ClassVar[type[Any]] = Backbone
+    task: ClassVar[str] = "classification"
+    compared: ClassVar[Sequence[str]] = ("top1",)
     weight_decay: float = 1e-3
     iterations: int = 100
 
     def __post_init__(self) -> None:
         refuse(misfits(self, weight_decay=at_least(0), iterations=at_least(1)))
 
-    def __call__(self, train: Features, test: Features) -> Evaluated:
+    def __call__(self, judged: Judged) -> Evaluated:
         """Return ``top1`` of the test images, and of the training images, ``train_top1``."""
+        probe = self.fitted(judged.train, judged.by.classes)
+        return Evaluated({"top1": probe.top1(judged.test), "train_top1": probe.top1(judged.train)})
+
+    def fitted(self, train: Features, classes: int) -> "Probe":
+        """Return the layer that tells the classes of training images apart."""
         mean, std = train.rows.mean(0), train.rows.std(0, correction=0)
         std = torch.where(std > 0, std, 1.0)  # what never changes stays 0
-        seen, asked = ((part.rows - mean) / std for part in (train, test))
-        classes = int(torch.cat([train.labels, test.labels]).max()) + 1
-        weight, bias = self.solved(seen, train.labels, classes)
-
-        def top1(rows: Tensor, labels: Tensor) -> float:
-            return float(((rows @ weight.T + bias).argmax(1) == labels).double().mean())
-
-        return Evaluated({"top1": top1(asked, test.labels), "train_top1": top1(seen, train.labels)})
+        return Probe(mean, std, *self.solved((train.rows - mean) / std, train.labels, classes))
 
     def solved(self, rows: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         """Return W (C, d) and b (C,) of rows (N, d) and labels (N,)."""
@@ -69,3 +73,20 @@ class LinearProbe:
 
         solver.step(objective)
         return weight.detach(), bias.detach()
+
+
+class Probe(NamedTuple):
+    """A linear layer on standardised features."""
+
+    mean: Tensor  # (d,)
+    std: Tensor  # (d,)
+    weight: Tensor  # (C, d)
+    bias: Tensor  # (C,)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Return logits (N, C) of features (N, d)."""
+        return (rows - self.mean) / self.std @ self.weight.T + self.bias
+
+    def top1(self, features: Features) -> float:
+        """Return the share of features whose class is found."""
+        return float((self.logits(features.rows).argmax(1) == features.labels).double().mean())

@@ -5,6 +5,7 @@ with their place: where one goes, its row goes; where one comes, a test fails.
 """
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from raykb.data.strong import WeakStrong
 from raykb.data.views import VIEWS
 from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.engine.objective import CrossEntropy, Task
-from raykb.evaluate.features import Features
+from raykb.evaluate.backbone import Features
 from raykb.evaluate.knn import KNN
 from raykb.metrics.classification import class_accuracies, confusion_matrix, top_k_accuracy
 from raykb.models import MODELS, SEGMENTERS, SEQUENTIALS
@@ -297,7 +298,8 @@ def is_logits(value):
 def test_nearest_neighbours():
     with fake_cuda() as gpu:
         features = Features(*gpu.moved((WEAK, LABELS)))
-        assert KNN()(features, features).figures.keys() == {"top1"}
+        judged = SimpleNamespace(train=features, test=features)
+        assert KNN()(judged).figures.keys() == {"top1"}
         waits = ["scores: a number", "__call__: a number", "nearest: a number"]
         assert gpu.waits == [f"raykb/evaluate/knn.py {wait}" for wait in waits]
 

@@ -15,8 +15,8 @@ from raykb.data.images import ImageSet
 from raykb.data.phantoms import write_phantoms
 from raykb.data.views import CropFlipView
 from raykb.data.volumes import open_volumes
+from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy
 from raykb.evaluate.classification import Classification
-from raykb.evaluate.features import FrozenFeatures
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
 from raykb.evaluate.segmentation import Segmentation
@@ -33,10 +33,11 @@ def classification(folder):
     return Classification(examples, ClassifierView(CropFlipView(mean=[0.5], std=[0.2])), CLASSES, 4)
 
 
-def frozen_features(folder):
+def backbone(folder):
     labelled = classification(folder)
     protocols = {"linear_probe": LinearProbe(iterations=5), "knn": KNN(neighbours=3)}
-    return FrozenFeatures(labelled.examples, labelled.examples, labelled.view, protocols, 4)
+    by = JudgedBy(labelled.examples, labelled.examples, labelled.view, CLASSES, batch_size=4)
+    return BackboneEvaluation(by, protocols)
 
 
 def segmentation(folder):
@@ -48,7 +49,7 @@ def segmentation(folder):
 
 MADE = {  # how each is made
     "classification": classification,
-    "frozen features": frozen_features,
+    "backbone": backbone,
     "segmentation": segmentation,
 }
 

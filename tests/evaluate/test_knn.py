@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from judged import judged
 
-from raykb.evaluate.features import Features
+from raykb.evaluate.backbone import Features
 from raykb.evaluate.knn import KNN
 
 
@@ -30,7 +31,7 @@ def naive(train, test, k, temperature):
 @pytest.mark.parametrize("k", [1, 4, 50])
 def test_it_is_the_vote_of_the_nearest_an_image_at_a_time(k, temperature):
     train, test = features(50, 3, 0), features(40, 3, 1)
-    found = KNN(neighbours=k, temperature=temperature)(train, test)
+    found = KNN(neighbours=k, temperature=temperature)(judged(train, test))
     assert found.figures["top1"] == pytest.approx(naive(train, test, k, temperature))
 
 
@@ -47,12 +48,12 @@ def test_golden_numbers(temperature, winner):
 def test_fewer_training_images_than_neighbours_all_vote():
     train = Features(torch.eye(3), torch.tensor([2, 2, 0]))
     test = Features(torch.tensor([[1.0, 0.0, 0.9]]), torch.tensor([2]))
-    assert KNN(neighbours=20, temperature=1.0)(train, test).figures == {"top1": 1.0}
+    assert KNN(neighbours=20, temperature=1.0)(judged(train, test)).figures == {"top1": 1.0}
 
 
 def test_details_name_the_nearest_training_images_of_some_test_images():
     train, test = features(30, 3, 0), features(20, 3, 1)
-    details = KNN()(train, test).details
+    details = KNN()(judged(train, test)).details
     assert details["queries"][0] == 0
     assert details["queries"][-1] == 19
     for query, nearest in zip(details["queries"], details["nearest"], strict=True):

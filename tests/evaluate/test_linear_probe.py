@@ -1,9 +1,10 @@
 import pytest
 import torch
+from judged import judged
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from raykb.evaluate.features import Features
+from raykb.evaluate.backbone import Features
 from raykb.evaluate.linear_probe import LinearProbe
 
 
@@ -38,13 +39,13 @@ def test_the_gradient_is_zero_at_the_end():
 
 def test_shift_and_scale_of_a_feature_say_nothing_and_one_that_never_changes_does_no_harm():
     train, test = features(60, 0), features(40, 1)
-    plain = LinearProbe()(train, test)
+    plain = LinearProbe()(judged(train, test))
     assert plain.figures["top1"] > 0.6
     scale, shift = torch.tensor([1.0, 100.0, 0.01, 5.0, 1.0]), torch.tensor([0, 7, 1, 0, 3])
     rows = [part.rows * scale + shift for part in (train, test)]
     still = [torch.cat([own, torch.full((len(own), 1), 4.0)], 1) for own in rows]
     others = (Features(still[0], train.labels), Features(still[1], test.labels))
-    assert LinearProbe()(*others).figures == pytest.approx(plain.figures, abs=0.03)
+    assert LinearProbe()(judged(*others)).figures == pytest.approx(plain.figures, abs=0.03)
 
 
 def test_fewer_iterations_end_earlier():
@@ -63,12 +64,12 @@ def test_features_that_know_nothing_are_worth_what_chance_is():
         Features(torch.randn(600, 5, generator=numbers), torch.arange(600) % 3) for _ in range(2)
     )
     sd = (2 / 9 / 600) ** 0.5
-    assert LinearProbe()(train, test).figures["top1"] == pytest.approx(1 / 3, abs=3 * sd)
+    assert LinearProbe()(judged(train, test)).figures["top1"] == pytest.approx(1 / 3, abs=3 * sd)
 
 
 def test_a_class_that_no_training_image_has_is_never_right():
     train, test = features(30, 0), Features(features(6, 1).rows, torch.full((6,), 7))
-    assert LinearProbe()(train, test).figures["top1"] == 0.0
+    assert LinearProbe()(judged(train, test)).figures["top1"] == 0.0
 
 
 def test_settings_that_mean_nothing_are_refused():

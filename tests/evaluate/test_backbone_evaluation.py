@@ -7,8 +7,9 @@ from raykb.data.image_views import ClassifierView
 from raykb.data.images import ImageSet
 from raykb.data.views import CropFlipView
 from raykb.engine.loop import Evaluated
-from raykb.evaluate.features import FrozenFeatures, spread
+from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy, spread
 from raykb.models import MODELS
+from raykb.parts.backbone import Backbone, LayeredClassifier, WithMaps
 
 CPU = torch.device("cpu")
 VIEW = ClassifierView(CropFlipView(mean=[0.5], std=[0.2]))
@@ -23,9 +24,11 @@ def images(count, seed):
 class Noted:
     """A protocol that keeps what it was given."""
 
-    def __call__(self, train, test):
-        self.train, self.test = train, test
-        return Evaluated({"count": len(train.rows)}, {"seen": 1})
+    needs = Backbone
+
+    def __call__(self, judged):
+        self.train, self.test = judged.train, judged.test
+        return Evaluated({"count": len(judged.train.rows)}, {"seen": 1})
 
 
 def test_protocols_are_given_the_features_of_all_images_in_their_order():
@@ -33,7 +36,8 @@ def test_protocols_are_given_the_features_of_all_images_in_their_order():
     train, test = images(7, 0), images(5, 1)
     forwards = []
     network[0].register_forward_hook(lambda *_: forwards.append(1))
-    evaluation = FrozenFeatures(train, test, VIEW, {"first": noted, "second": Noted()}, 3)
+    by = JudgedBy(train, test, VIEW, 3, batch_size=3)
+    evaluation = BackboneEvaluation(by, {"first": noted, "second": Noted()})
     figures, details = evaluation(network, CPU)
     assert len(forwards) == 3 + 2  # batches: for both protocols once
     wanted = network.features(VIEW.plain({"images": torch.from_numpy(test.images)})["images"])
@@ -45,7 +49,20 @@ def test_protocols_are_given_the_features_of_all_images_in_their_order():
 
 def test_a_network_without_features_is_refused():
     with pytest.raises(ValueError, match=r"Linear has no .* which an evaluation of features needs"):
-        FrozenFeatures(images(3, 0), images(3, 1), VIEW, {})(nn.Linear(2, 2), CPU)
+        BackboneEvaluation(JudgedBy(images(3, 0), images(3, 1), VIEW, 3), {})(nn.Linear(2, 2), CPU)
+
+
+class OfMaps(Noted):
+    """A protocol that needs maps."""
+
+    needs = WithMaps
+
+
+def test_a_backbone_without_what_a_protocol_needs_is_refused():
+    by = JudgedBy(images(3, 0), images(3, 1), VIEW, 3)
+    network = LayeredClassifier(nn.Flatten(), nn.Linear(144, 6), nn.Linear(6, 3))
+    with pytest.raises(ValueError, match=r"has no map.*, which regions needs"):
+        BackboneEvaluation(by, {"regions": OfMaps()})(network, CPU)
 
 
 def test_spread_is_one_where_features_point_everywhere_and_zero_where_they_collapsed():

@@ -1,0 +1,155 @@
+"""What a backbone is worth: its features are computed once, and every protocol reads the same.
+
+    network ─ Judged ─┬─ features of training and test images ─┬─ linear_probe ─▶ linear_probe/top1
+                      │                                        └─ knn ──────────▶ knn/top1
+                      └─ the network itself ── a copy is trained, or its maps are read
+
+The network stays as it is; what a protocol learns, it learns of features, maps or a copy.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raykb.data.feed import plain_batches
+from raykb.data.source import Examples, View
+from raykb.engine.loop import Evaluated
+from raykb.parts.backbone import Backbone, require
+
+
+class Features(NamedTuple):
+    """Features of labelled examples, in their order."""
+
+    rows: Tensor  # (N, d) float32
+    labels: Tensor  # (N,) int64
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedBy:
+    """Labelled images that backbones are judged by.
+
+    Attributes:
+        train: examples that a protocol may learn from.
+        test: examples that it is judged by.
+        view: its plain form is what a network takes.
+        classes: their number.
+        seed: of what a protocol draws.
+        batch_size: examples of one forward pass.
+    """
+
+    train: Examples
+    test: Examples
+    view: View
+    classes: int
+    seed: int = 0
+    batch_size: int = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A backbone under evaluation.
+
+    Attributes:
+        network: in evaluation mode; nobody may change it.
+        device: where it is.
+        by: the images.
+    """
+
+    network: nn.Module
+    device: torch.device
+    by: JudgedBy
+
+    @functools.cached_property
+    def train(self) -> Features:
+        """Features of the training images."""
+        return self.features(self.by.train)
+
+    @functools.cached_property
+    def test(self) -> Features:
+        """Features of the test images."""
+        return self.features(self.by.test)
+
+    @torch.no_grad()
+    def features(self, examples: Examples) -> Features:
+        """Return the features of labelled examples.
+
+        Raises:
+            ValueError: the network has none.
+        """
+        backbone = require(self.network, Backbone, "an evaluation of features")
+        found, size = [], self.by.batch_size
+        for fields in plain_batches(examples, self.by.view, self.device, batch_size=size):
+            found.append((backbone.features(fields["images"]).float(), fields["labels"]))
+        rows, labels = zip(*found, strict=True)
+        return Features(torch.cat(rows), torch.cat(labels))
+
+
+class BackboneProtocol(Protocol):
+    """Says what a backbone is worth; a section of the config, and can be pickled.
+
+    Attributes:
+        needs: what a backbone must offer to it, of :mod:`raykb.parts.backbone`.
+        task: what kind of task it is; a standing over several tasks gives each the same weight.
+    """
+
+    needs: ClassVar[type[Any]]
+    task: ClassVar[str]
+
+    @property
+    def compared(self) -> Sequence[str]:
+        """Names of the figures that backbones are compared by, the most telling one first."""
+        ...
+
+    def __call__(self, judged: Judged) -> Evaluated:
+        """Return figures, each by its own name, and details."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class BackboneEvaluation:
+    """What a backbone is worth, by several protocols.
+
+    Attributes:
+        by: the images.
+        protocols: by name.
+    """
+
+    by: JudgedBy
+    protocols: Mapping[str, BackboneProtocol]
+
+    def __call__(self, network: nn.Module, device: torch.device) -> Evaluated:
+        """Return ``<protocol>/<figure>`` of each protocol, its details, and ``spread``.
+
+        The latter says whether features have collapsed, see :func:`spread`.
+
+        Raises:
+            ValueError: the network has no features, or not what a protocol needs.
+        """
+        judged = Judged(network, device, self.by)
+        figures = {"spread": float(spread(judged.test.rows))}
+        details: dict[str, Any] = {}
+        for name, protocol in self.protocols.items():
+            require(network, protocol.needs, name)
+            found = protocol(judged)
+            figures |= {f"{name}/{figure}": value for figure, value in found.figures.items()}
+            details |= {name: found.details} if found.details else {}
+        return Evaluated(figures, details)
+
+
+def spread(rows: Tensor) -> Tensor:
+    """Return how far features (N, d) spread over all directions, a scalar in [0, 1].
+
+        sqrt(d) 1/d sum_k std_i(x_ik / |x_i|)
+
+    It is 1 where they point everywhere alike, and 0 where all say the same: they have collapsed
+    (Chen, He, "Exploring simple Siamese representation learning", CVPR 2021, section 4.1).
+    """
+    directions = F.normalize(rows, dim=1)
+    each: Tensor = directions.std(0, correction=0) * math.sqrt(rows.shape[1])  # (d,)
+    return each.mean()

@@ -1,0 +1,12 @@
+"""Protocols that say what a backbone is worth, by name; each is a section of the config."""
+
+from collections.abc import Callable
+
+from raykb.evaluate.backbone import BackboneProtocol
+from raykb.evaluate.knn import KNN
+from raykb.evaluate.linear_probe import LinearProbe
+
+PROTOCOLS: dict[str, Callable[..., BackboneProtocol]] = {
+    "linear_probe": LinearProbe,
+    "knn": KNN,
+}
