@@ -13,7 +13,13 @@ from raykb.assembly.supervised import Supervised
 from raykb.config import Problems, build
 from raykb.config.schema import Table
 from raykb.data.box_views import BoxesView
-from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
+from raykb.data.crop_views import (
+    CropsView,
+    LabelledCropView,
+    MultiCropView,
+    TilesView,
+    TurnedView,
+)
 from raykb.data.crops import CROPS
 from raykb.data.feed import InPlace
 from raykb.data.image_views import ClassifierView
@@ -27,7 +33,7 @@ from raykb.data.views import VIEWS
 from raykb.engine.arguments import refuse
 from raykb.engine.assemble import evaluated, evaluating
 from raykb.engine.loop import Evaluated, Feed, Training, Worker
-from raykb.engine.objective import Objective
+from raykb.engine.objective import LabelledBatch, Objective
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
 from raykb.evaluate.backbone import BackboneEvaluation, BackboneProtocol, JudgedBy
@@ -96,6 +102,7 @@ SEEN: dict[type[Any], type[Any]] = {
     CorruptedBatch: CorruptedView,
     TurnedBatch: TurnedView,
     TilesBatch: TilesView,
+    LabelledBatch: LabelledCropView,
 }
 """The view that makes each kind of batch."""
 
@@ -194,8 +201,10 @@ class SelfSupervised:
             ValueError: it cannot be made of these images.
         """
         view = view_of(objective, config)
-        images = {"images": torch.zeros(1, *self.labelled.shape, dtype=torch.uint8)}
-        view.finish(view.train(images, np.zeros(1, np.int64), 0, 0))
+        arrays = {"images": torch.zeros(1, *self.labelled.shape, dtype=torch.uint8)}
+        if self.examples is None:
+            arrays["labels"] = torch.zeros(1, dtype=torch.int64)
+        view.finish(view.train(arrays, np.zeros(1, np.int64), 0, 0))
         return view
 
     def stream(

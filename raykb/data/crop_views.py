@@ -1,6 +1,7 @@
 """Views of sources of images that self-supervised learning sees.
 
 CropsView       views, ids             several random crops (CROPS)
+LabelledCropView  images, labels, ids  one of them, and its class
 MultiCropView   views, local, ids      two of them, and small ones
 TurnedView      images, labels, ids    turned by quarters of a circle, and by how many
 TilesView       images, labels, ids    cut into tiles that were laid in another order, and in which
@@ -43,6 +44,38 @@ class CropsView:
     def finish(self, arrays: Fields) -> Fields:
         """Return the views as float32, and ids."""
         return arrays | {"views": normalised(self.form, arrays["views"])}
+
+    def plain(self, arrays: Fields) -> Fields:
+        """Return normalised images."""
+        return arrays | {"images": self.form.plain(arrays["images"])}
+
+
+@dataclass(frozen=True)
+class LabelledCropView:
+    """A random crop of each image, and its class.
+
+    Attributes:
+        crops: draws them.
+        form: has mean and standard deviation; its augmentation is not used.
+    """
+
+    crops: RandomCrops
+    form: ImageView
+
+    def train(self, arrays: Fields, ids: np.ndarray, seed: int, epoch: int) -> Fields:
+        """Return images (n, C, S, S) uint8, labels (n,) and ids.
+
+        Raises:
+            ValueError: the images come without labels.
+        """
+        if "labels" not in arrays:
+            raise ValueError("labels: unlabelled images have none; leave unlabelled.paths null")
+        images = self.crops.views(arrays["images"], ids, seed, epoch, 1)[:, 0]
+        return {"images": images, "labels": arrays["labels"], "ids": torch.from_numpy(ids)}
+
+    def finish(self, arrays: Fields) -> Fields:
+        """Return normalised images, labels and ids."""
+        return self.plain(arrays)
 
     def plain(self, arrays: Fields) -> Fields:
         """Return normalised images."""

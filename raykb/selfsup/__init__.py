@@ -1,6 +1,7 @@
 """Self-supervised learning: a method's formula in the file of its name.
 
-``METHODS`` has one row for each; :func:`raykb.assembly.training` trains by any of them.
+``METHODS`` has one row for each, and one for learning with labels, which they are held against;
+:func:`raykb.assembly.training` trains by any of them.
 """
 
 from raykb.engine.objective import Objective
@@ -18,6 +19,7 @@ from raykb.selfsup.scrl import SCRL
 from raykb.selfsup.simclr import SimCLR
 from raykb.selfsup.simmim import SimMIM
 from raykb.selfsup.simsiam import SimSiam
+from raykb.selfsup.supervised import Supervised
 from raykb.selfsup.swav import SwAV
 from raykb.selfsup.vicreg import VICReg
 
@@ -38,4 +40,5 @@ METHODS: dict[str, type[Objective]] = {
     "gmml": GMML,
     "rotation": Rotation,
     "jigsaw": Jigsaw,
+    "supervised": Supervised,
 }

@@ -16,7 +16,13 @@ from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.augment.fast_autoaugment import PolicyEvaluator
 from raykb.augment.policy import Policy
 from raykb.data.box_views import BoxesView
-from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
+from raykb.data.crop_views import (
+    CropsView,
+    LabelledCropView,
+    MultiCropView,
+    TilesView,
+    TurnedView,
+)
 from raykb.data.crops import CROPS
 from raykb.data.mask_views import CorruptedView, MaskedView
 from raykb.data.operations import OPERATIONS, apply_operation
@@ -142,6 +148,7 @@ SELF_SUPERVISED = {
     for name, crops in CROPS.items()
 } | {
     "one crop": CropsView(CROPS["simclr"](), FORM, 1),
+    "labelled crop": LabelledCropView(CROPS["simclr"](), FORM),
     "turned": TurnedView(FORM),
     "tiles": TilesView(FORM, np.array([[0, 1, 2, 3], [3, 1, 2, 0]])),
     "masked": MaskedView(CROPS["simclr"](size=8), FORM, 2, 0.5, unit=2),
@@ -156,8 +163,8 @@ SELF_SUPERVISED = {
 def test_views_of_self_supervised_learning(name, channels):
     view = SELF_SUPERVISED[name]
     with fake_cuda() as gpu:
-        images, ids = gpu.moved(IMAGES[:, :channels]), np.arange(len(IMAGES))
-        found = view.train({"images": images}, ids, 0, 1)
+        images, labels = gpu.moved((IMAGES[:, :channels], LABELS[: len(IMAGES)]))
+        found = view.train({"images": images, "labels": labels}, np.arange(len(IMAGES)), 0, 1)
         found["ids"] = gpu.moved(found["ids"])  # as a source does
         check(view.finish(found).values(), gpu)
 

@@ -18,7 +18,7 @@ from raykb.engine.checkpoint import decode, encode
 from raykb.engine.objective import OBJECTIVES, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.seeding import generator
 from raykb.models.vit import VisionTransformer
-from raykb.parts.backbone import LayeredClassifier
+from raykb.parts.backbone import LayeredClassifier, freeze_classifier
 from raykb.parts.patches import hidden_count
 from raykb.segmentation import METHODS as SEGMENTATION
 from raykb.segmentation.losses import VoxelBatch
@@ -118,31 +118,20 @@ def classifier():
     return layers
 
 
-def backbone():
-    """Return such a network whose features alone are trained."""
-    layers = classifier()
-    layers[-1].requires_grad_(False)
-    return layers
-
-
 def transformer():
-    """Return a network of patches whose tokens alone are trained."""
-    network = VisionTransformer(CLASSES, 1, image_size=8, patch=2, width=8, depth=2, heads=2)
-    network.heads.requires_grad_(False)
-    return network
+    """Return a network of patches."""
+    return VisionTransformer(CLASSES, 1, image_size=8, patch=2, width=8, depth=2, heads=2)
 
 
 def mapped():
-    """Return a network whose maps alone are trained."""
-    layers = LayeredClassifier(
+    """Return a network whose features are the mean of its maps."""
+    return LayeredClassifier(
         nn.Conv2d(1, 6, 3, padding=1),
         nn.Tanh(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(6, CLASSES),
     )
-    layers[-1].requires_grad_(False)
-    return layers
 
 
 def segmenter():
@@ -160,6 +149,8 @@ def learner(case, seed=0):
         pytest.fail(f"{sees.__name__}: SEEN has no way to make one; add it")
     torch.manual_seed(seed)
     own = SEEN[sees][1]()
+    if table == "selfsup":  # as every training without labels
+        freeze_classifier(own)
     truths = torch.arange(len(IDS)) % CLASSES
     return Learner(own, build(TABLES[table], row, task=Task(own, STEPS, CLASSES, IDS, truths)))
 
@@ -229,12 +220,12 @@ SEEN = {  # how it is made, and a network that it is for
     BoxesBatch: (boxes, mapped),
     CorruptedBatch: (corrupted, transformer),
     LabelledBatch: (labelled, classifier),
-    MultiCropBatch: (crops, backbone),
+    MultiCropBatch: (crops, classifier),
     MaskedBatch: (masked, transformer),
     SemiBatch: (semi, classifier),
-    TilesBatch: (pretext, backbone),
-    TurnedBatch: (pretext, backbone),
-    ViewsBatch: (several_views, backbone),
+    TilesBatch: (pretext, classifier),
+    TurnedBatch: (pretext, classifier),
+    ViewsBatch: (several_views, classifier),
     VoxelBatch: (voxels, segmenter),
 }
 

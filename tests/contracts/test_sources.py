@@ -13,7 +13,13 @@ import torch
 from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.augment.policy import Policy
 from raykb.data.box_views import BoxesView
-from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
+from raykb.data.crop_views import (
+    CropsView,
+    LabelledCropView,
+    MultiCropView,
+    TilesView,
+    TurnedView,
+)
 from raykb.data.crops import CROPS
 from raykb.data.decathlon import read_task
 from raykb.data.decoding import encode_png
@@ -148,6 +154,7 @@ def views():
             "images",
             lambda of, each=each: MultiCropView(each, form, 2),
         )
+    found["labelled crop"] = ("images", lambda of: LabelledCropView(CROPS["simclr"](), form))
     found["turned"] = ("images", lambda of: TurnedView(form))
     found["tiles"] = ("images", lambda of: TilesView(form, np.array([[0, 1, 2, 3], [3, 1, 2, 0]])))
     plain = CROPS["simclr"]()

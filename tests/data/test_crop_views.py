@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from raykb.data.crop_views import CropsView, MultiCropView, TilesView, TurnedView
+from raykb.data.crop_views import (
+    CropsView,
+    LabelledCropView,
+    MultiCropView,
+    TilesView,
+    TurnedView,
+)
 from raykb.data.crops import RandomCrops
 from raykb.data.views import CropFlipView, ResizedCropView
 
@@ -32,6 +38,21 @@ def test_of_the_view_that_evaluations_take_crops_have_mean_and_deviation_alone()
     form = ResizedCropView(mean=[0.5], std=[0.25], size=40)
     read, batch = made(CropsView(RandomCrops(size=7), form))
     torch.testing.assert_close(batch["views"], (read["views"] / 255 - 0.5) / 0.25)
+
+
+def test_a_labelled_crop_is_the_first_of_the_crops_and_has_its_class():
+    crops, labels = RandomCrops(size=7), torch.arange(len(IDS)) % 3
+    view = LabelledCropView(crops, FORM)
+    read = view.train({"images": IMAGES, "labels": labels}, IDS, 4, 2)
+    assert torch.equal(read["images"], crops.views(IMAGES, IDS, 4, 2)[:, 0])
+    batch = view.finish(read)
+    assert torch.equal(batch["images"], FORM.plain(read["images"]))
+    assert torch.equal(batch["labels"], labels)
+
+
+def test_images_without_labels_are_refused_where_labels_are_learnt_from():
+    with pytest.raises(ValueError, match=r"labels: .* leave unlabelled.paths null"):
+        made(LabelledCropView(RandomCrops(), FORM))
 
 
 @pytest.mark.parametrize("local", [0, 3])
