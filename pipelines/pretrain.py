@@ -50,6 +50,7 @@ from raykb.data.unlabelled import UnlabelledImages
 from raykb.engine.recipe import Recipe
 from raykb.evaluate.protocols import PROTOCOLS
 from raykb.later import Later
+from raykb.runtime.array_files import ArrayFiles
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResources
 from raykb.runtime.session import Session
@@ -63,7 +64,7 @@ report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "selfsup" / "fashion_mnist_sample.yaml"
 TRAINING = "trainings"
 RANDOM = "random"  # the label of initial weights
-UNLABELLED = "stream.json"
+UNLABELLED, FEATURES = "stream.json", "features"
 COLLAPSED = 0.05  # spread of features below which they say the same of all images
 SCHEMA = SECTIONS | {
     "crops": Section(CROPS, default="simclr"),
@@ -146,9 +147,10 @@ def pretrain(session: Session, ready: Ready) -> None:
     recipe = build(Recipe, session.config["recipe"])
     steps, batch = recipe.lengths(data.count).steps, recipe.batch_size
     session.say(f"{data.count:,} images without labels; {steps} steps of {batch}")
-    images = {"train": session.machine.share(train), "test": session.machine.share(test)}
+    store = ArrayFiles(session.storage.below(FEATURES).uri)
+    given = session.share(train=train, test=test) | {"store": store}
     jobs = [
-        (entry, job(session, ready, entry, images))
+        (entry, job(session, ready, entry, given))
         for entry in ready.comparison.trainings(session.config)
     ]
     results = session.compare(TRAINING, ready.comparison, jobs)
@@ -156,10 +158,10 @@ def pretrain(session: Session, ready: Ready) -> None:
     tell_results(session, ready, results, train, test)
 
 
-def job(session: Session, ready: Ready, entry: Entry, images: dict[str, Any]) -> TrainJob:
+def job(session: Session, ready: Ready, entry: Entry, given: dict[str, Any]) -> TrainJob:
     """Return the training of an entry; its seed decides all but the section that is compared."""
     config, initial = entry.config, is_initial(entry.label)
-    arguments = images | {"config": config, "seed": entry.seed, "samples": ready.data.count}
+    arguments = given | {"config": config, "seed": entry.seed, "samples": ready.data.count}
     if initial:
         arguments |= {"view": None, "unlabelled": None}
     else:

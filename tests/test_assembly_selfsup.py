@@ -20,9 +20,10 @@ from raykb.data.parquet import write_shards
 from raykb.data.views import CropFlipView
 from raykb.engine.checkpoint import decode, encode
 from raykb.engine.loop import Worker, fit
-from raykb.engine.objective import LabelledBatch, Learner
+from raykb.engine.objective import Learner
 from raykb.engine.seeding import seed_everything
 from raykb.runtime.streams import TRANSPORTS
+from raykb.segmentation.losses import VoxelBatch
 from raykb.selfsup import METHODS
 from raykb.selfsup.batch import (
     BoxesBatch,
@@ -232,8 +233,8 @@ def test_what_each_method_sees_is_made():
 
 
 def test_a_batch_that_nothing_makes_is_refused():
-    with pytest.raises(ValueError, match="Asks learns from a LabelledBatch, which nothing makes"):
-        view_of(Asks(LabelledBatch), config())
+    with pytest.raises(ValueError, match="Asks learns from a VoxelBatch, which nothing makes"):
+        view_of(Asks(VoxelBatch), config())
 
 
 # ---------------------------------------------------------------------- data

@@ -36,7 +36,12 @@ from raykb.engine.loop import Evaluated, Feed, Training, Worker
 from raykb.engine.objective import LabelledBatch, Objective
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
-from raykb.evaluate.backbone import BackboneEvaluation, BackboneProtocol, JudgedBy
+from raykb.evaluate.backbone import (
+    BackboneEvaluation,
+    BackboneProtocol,
+    JudgedBy,
+    Store,
+)
 from raykb.evaluate.protocols import PROTOCOLS
 from raykb.models import MODELS
 from raykb.parts.backbone import require
@@ -236,6 +241,7 @@ def self_supervised_data(
     view: View,
     unlabelled: Feed | None,
     samples: int,
+    store: Store | None = None,
 ) -> Data:
     """Return images without labels, and labelled ones to judge the features by.
 
@@ -247,19 +253,20 @@ def self_supervised_data(
         view: makes the batches of the objective.
         unlabelled: the stream of other images, or None.
         samples: images that are learnt from.
+        store: keeps the features that the last evaluation computes.
     """
     recipe, own = build(Recipe, config["recipe"]), stream_seed(seed, "unlabelled")
     order = Shuffled(len(train), recipe.batch_size, own, keep_last=recipe.keep_last)
     feed = unlabelled or InPlace(Source(train, order, view, own, "trainer"))
     plain = ClassifierView(build(VIEWS, config["view"]))
     by = JudgedBy(train, test, plain, len(test.classes), stream_seed(seed, "protocols"))
-    asked = build(Asked, config["evaluate"])
+    asked, at_end = build(Asked, config["evaluate"]), dataclasses.replace(by, store=store)
     return Data(
         feed=feed,
         samples=samples,
         classes=len(test.classes),
         channels=test.images.shape[1],
-        evaluations={"": BackboneEvaluation(by, protocols(config, asked.at_end))},
+        evaluations={"": BackboneEvaluation(at_end, protocols(config, asked.at_end))},
         on_the_way={"": BackboneEvaluation(by, protocols(config, asked.on_the_way))},
         supervised=False,
     )

@@ -8,11 +8,13 @@ The network stays as it is; what a protocol learns, it learns of features, maps 
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,12 +24,26 @@ from raykb.data.source import Examples, View
 from raykb.engine.loop import Evaluated
 from raykb.parts.backbone import Backbone, require
 
+HASHED = 10_000  # examples whose arrays are held at once
+
 
 class Features(NamedTuple):
     """Features of labelled examples, in their order."""
 
     rows: Tensor  # (N, d) float32
     labels: Tensor  # (N,) int64
+
+
+class Store(Protocol):
+    """Keeps arrays by a key that says what they were made of; can be pickled."""
+
+    def read(self, key: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays of this key, or None."""
+        ...
+
+    def write(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +57,7 @@ class JudgedBy:
         classes: their number.
         seed: of what a protocol draws.
         batch_size: examples of one forward pass.
+        store: keeps features of training and test images; None where nobody asks for them again.
     """
 
     train: Examples
@@ -49,6 +66,7 @@ class JudgedBy:
     classes: int
     seed: int = 0
     batch_size: int = 500
+    store: Store | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +86,12 @@ class Judged:
     @functools.cached_property
     def train(self) -> Features:
         """Features of the training images."""
-        return self.features(self.by.train)
+        return self._kept(self.by.train)
 
     @functools.cached_property
     def test(self) -> Features:
         """Features of the test images."""
-        return self.features(self.by.test)
+        return self._kept(self.by.test)
 
     @torch.no_grad()
     def features(self, examples: Examples) -> Features:
@@ -88,6 +106,32 @@ class Judged:
             found.append((backbone.features(fields["images"]).float(), fields["labels"]))
         rows, labels = zip(*found, strict=True)
         return Features(torch.cat(rows), torch.cat(labels))
+
+    def _kept(self, examples: Examples) -> Features:
+        """Return the features of examples, from the store if it has them."""
+        if self.by.store is None:
+            return self.features(examples)
+        key = feature_key(self.network, examples, self.by.view)
+        if (kept := self.by.store.read(key)) is not None:
+            rows, labels = (torch.from_numpy(kept[part]) for part in Features._fields)
+            return Features(rows.to(self.device), labels.to(self.device))
+        made = self.features(examples)
+        arrays = {name: part.cpu().numpy() for name, part in made._asdict().items()}
+        self.by.store.write(key, arrays)
+        return made
+
+
+def feature_key(network: nn.Module, examples: Examples, view: View) -> str:
+    """Return what features depend on as 32 hexadecimal digits: weights, examples, view."""
+    digest = hashlib.blake2b(f"{type(network).__name__} {view!r}".encode(), digest_size=16)
+    state = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+    for first in range(0, len(examples), HASHED):
+        rows = np.arange(first, min(first + HASHED, len(examples)))
+        for name, array in (state | examples.read(rows).arrays).items():
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        state = {}  # it is in the digest now
+    return digest.hexdigest()
 
 
 class BackboneProtocol(Protocol):
