@@ -32,7 +32,9 @@ from raykb.assembly import (
     RECIPE,
     SECTIONS,
     Asked,
+    AsTheyAre,
     SelfSupervised,
+    State,
     check_offers,
     compared,
     compared_metrics,
@@ -72,6 +74,7 @@ SCHEMA = SECTIONS | {
     "stream": STREAM,
     "method": Section(METHODS, given=("task",)),
     "recipe": RECIPE,
+    "as_they_are": Section(AsTheyAre, rows={"models": "model", "views": "view"}),
     "evaluate": Asked,
     **PROTOCOLS,
     "comparison": compared(),
@@ -85,8 +88,10 @@ class Ready:
     """What a run is made of before anything starts."""
 
     data: SelfSupervised
-    comparison: Comparison  # with the initial weights
-    views: dict[str, View]
+    comparison: Comparison  # with what is judged as it is
+    views: dict[str, View]  # of what is trained
+    weights: dict[str, State | None]  # of what is not; None for the initial ones
+    absent: dict[str, str]  # what cannot be downloaded, and why
     phases: list[Phase]
 
 
@@ -106,34 +111,30 @@ def prepare(config: dict[str, Any]) -> Ready:
     )
     views = {}
     for label, entry in comparison.entries(config).items():
-        if is_initial(label):
-            problems.add(f"comparison: {label!r} is the run's own word; take another label")
         if (objective := objectives[label]) is not None:
             with problems.at("crops", config["crops"]):
                 views[label] = data.view(objective, entry)
     problems.refuse()
-    models = {repr(entry["model"]): entry for entry in comparison.entries(config).values()}
-    for entry in models.values():
-        check_offers(entry, given, problems)
+    as_they_are = build(AsTheyAre, config["as_they_are"])
+    added = initial(comparison, config) | as_they_are.sections(config)
+    comparison = dataclasses.replace(comparison, added=added)
+    with problems.at("comparison"):
+        for entry in comparison.entries(config).values():
+            check_offers(entry, given, problems)
+    weights, absent = as_they_are.read(config, given, problems)
     problems.refuse()
     beside = data_workers(config, each) if data.examples is not None else None
-    comparison = with_initial(comparison, config)
-    phases = [Phase(TRAINING, len(comparison.trainings(config)), each, beside)]
-    return Ready(data, comparison, views, phases)
+    count = (len(comparison.entries(config)) - len(absent)) * comparison.seeds
+    phases = [Phase(TRAINING, count, each, beside)]
+    return Ready(data, comparison, views, dict.fromkeys(added) | weights, absent, phases)
 
 
-def with_initial(comparison: Comparison, config: dict[str, Any]) -> Comparison:
-    """Return a comparison with initial weights among the rivals: where models differ, of each."""
-    over, entries = comparison.over, comparison.entries(config)
-    initial = {RANDOM: config[over]}
-    if over == "model":
-        initial = {f"{RANDOM}_{label}": entry[over] for label, entry in entries.items()}
-    return dataclasses.replace(comparison, rivals=initial | comparison.rivals)
-
-
-def is_initial(label: str) -> bool:
-    """Return whether a label is that of initial weights."""
-    return label == RANDOM or label.startswith(f"{RANDOM}_")
+def initial(comparison: Comparison, config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the labels of initial weights: where networks are compared, of each."""
+    if comparison.over != "model":
+        return {RANDOM: {}}
+    entries = comparison.entries(config)
+    return {f"{RANDOM}_{label}": {"model": entry["model"]} for label, entry in entries.items()}
 
 
 def pretrain(session: Session, ready: Ready) -> None:
@@ -149,22 +150,26 @@ def pretrain(session: Session, ready: Ready) -> None:
     session.say(f"{data.count:,} images without labels; {steps} steps of {batch}")
     store = ArrayFiles(session.storage.below(FEATURES).uri)
     given = session.share(train=train, test=test) | {"store": store}
+    weights = session.share(**ready.weights)
+    for label, why in ready.absent.items():
+        session.say(f"{label}: left out: {why}")
     jobs = [
-        (entry, job(session, ready, entry, given))
+        (entry, job(session, ready, entry, given, weights.get(entry.label)))
         for entry in ready.comparison.trainings(session.config)
+        if entry.label not in ready.absent
     ]
     results = session.compare(TRAINING, ready.comparison, jobs)
     tell_broken(session, [result for _, result in results])
     tell_results(session, ready, results, train, test)
 
 
-def job(session: Session, ready: Ready, entry: Entry, given: dict[str, Any]) -> TrainJob:
+def job(
+    session: Session, ready: Ready, entry: Entry, given: dict[str, Any], weights: Any
+) -> TrainJob:
     """Return the training of an entry; its seed decides all but the section that is compared."""
-    config, initial = entry.config, is_initial(entry.label)
+    config, trained = entry.config, entry.label in ready.views
     arguments = given | {"config": config, "seed": entry.seed, "samples": ready.data.count}
-    if initial:
-        arguments |= {"view": None, "unlabelled": None}
-    else:
+    if trained:
         view = ready.views[entry.label]
         tell = record_of(session, entry)
         stream = ready.data.stream(config, view, entry.seed, TRANSPORTS, tell=tell)
@@ -174,8 +179,10 @@ def job(session: Session, ready: Ready, entry: Entry, given: dict[str, Any]) -> 
             "view": view,
             "unlabelled": shared(session, TRAINING, stream),
         }
-    make, each = untrained if initial else training, ready.phases[0].each
-    return TrainJob(entry.name, make, arguments, entry.seed, each, {"trained": not initial})
+    else:
+        arguments |= {"view": None, "unlabelled": None, "weights": weights}
+    make, each = training if trained else untrained, ready.phases[0].each
+    return TrainJob(entry.name, make, arguments, entry.seed, each, {"trained": trained})
 
 
 def tell_results(

@@ -51,6 +51,7 @@ class Comparison:
         label: of the run's own section; null for its ``name``.
         on_failure: ``stop`` the run when a training fails, or leave a ``hole`` in the table and go
             on with the others.
+        added: what the program adds by label, and in which sections each differs from the run's.
     """
 
     over: str = "method"
@@ -58,6 +59,7 @@ class Comparison:
     rivals: dict[str, dict[str, Any]] = field(default_factory=dict)
     label: str | None = None
     on_failure: Literal["stop", "hole"] = "stop"
+    added: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = misfits(self, seeds=at_least(1))
@@ -73,10 +75,10 @@ class Comparison:
         return self.label or str(config[self.over].get("name", self.over))
 
     def entries(self, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Return whole configs by label: those of the rivals, then the run's own.
+        """Return whole configs by label: those that were added, the rivals, then the run's own.
 
         Raises:
-            ValueError: a rival is called like the run's own section.
+            ValueError: two are called the same.
         """
         subject = self.subject(config)
         if subject in self.rivals:
@@ -84,8 +86,12 @@ class Comparison:
                 f"rivals: {subject!r} is what the section {self.over!r} is called; call the rival "
                 "otherwise, or leave it out"
             )
+        for label in self.added:
+            if label == subject or label in self.rivals:
+                raise ValueError(f"label: {label!r} is a word of the run's own; take another one")
+        added = {label: {**config, **sections} for label, sections in self.added.items()}
         rivals = {label: {**config, self.over: row} for label, row in self.rivals.items()}
-        return rivals | {subject: dict(config)}
+        return added | rivals | {subject: dict(config)}
 
     def seeds_of(self, config: Mapping[str, Any], stream: str = "training") -> list[int]:
         """Return the seeds by number: those of the run's stream of that name."""

@@ -1,5 +1,6 @@
 """From a resolved config to a training, and what each kind of training reads."""
 
+from raykb.assembly.as_they_are import AsTheyAre, State
 from raykb.assembly.builder import (
     RECIPE,
     SECTIONS,
@@ -43,6 +44,7 @@ __all__ = [
     "PLANNED",
     "RECIPE",
     "SECTIONS",
+    "AsTheyAre",
     "Asked",
     "Data",
     "Folds",
@@ -52,6 +54,7 @@ __all__ = [
     "PreparedTask",
     "SelfSupervised",
     "SemiSupervised",
+    "State",
     "Supervised",
     "Tasks",
     "check_offers",

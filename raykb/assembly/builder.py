@@ -58,7 +58,7 @@ def compared(
     """
     return Section(
         functools.partial(Comparison, **{"rivals": {}} | defaults),  # which a file can say
-        given=given,
+        given=("added", *given),
         rows={"rivals": "over"},
         renamed=renamed or {},
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raykb.assembly.as_they_are import State, put_weights
 from raykb.assembly.builder import Config, Data, network_of
 from raykb.assembly.supervised import Supervised
 from raykb.config import Problems, build
@@ -278,19 +279,23 @@ def untrained(
     config: Config,
     seed: int,
     models: Mapping[str, Callable[..., torch.nn.Module]] = MODELS,
+    weights: State | None = None,
     **arguments: Any,
 ) -> Training:
-    """Return a training without a step: what the initial weights are worth.
+    """Return a training without a step: what weights are worth as they are.
 
     Args:
         worker: its place.
         config: the section ``model``, and those of :func:`self_supervised_data`.
         seed: of the trainings that it stands beside; the caller seeds the network's weights.
         models: the table that ``model`` is a row of.
+        weights: see :func:`raykb.assembly.as_they_are.put_weights`; None for the initial ones.
         arguments: for :func:`self_supervised_data`.
     """
     given = self_supervised_data(config=config, seed=seed, **arguments)
     network = network_of(config, given, models).to(worker.device)
+    if weights is not None:
+        put_weights(network, weights)
 
     def evaluate(split: str) -> Evaluated:
         if worker.rank:

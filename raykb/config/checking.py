@@ -94,7 +94,7 @@ def _check_entry(value: Any, entry: Any, schema: Mapping[str, Any], place: str) 
         except ValueError as error:
             yield from told_at(place, str(error), arguments)
     for argument, key in entry.rows.items():
-        over, rows = arguments.get(key), arguments.get(argument)
+        over, rows = arguments.get(key, key), arguments.get(argument)
         if isinstance(over, str) and isinstance(rows, Mapping):
             yield from _check_rows(rows, over, schema, f"{place}.{argument}", f"{place}.{key}")
 

@@ -127,7 +127,7 @@ def _rows(
             label: _entry(row, entries[over], schema, every=False) for label, row in rows.items()
         }
         for argument, key in section.rows.items()
-        if isinstance(over := whole.get(key), str)
+        if isinstance(over := whole.get(key, key), str)
         and over in entries
         and isinstance(rows := whole.get(argument), Mapping)
     }

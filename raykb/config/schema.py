@@ -27,9 +27,9 @@ class Section:
         default: the ``name`` that is meant where none is given.
         renamed: arguments that had another name, as ``{"old": "new"}``; a new name with a dot is
             the whole key of something that stands elsewhere now.
-        rows: arguments that hold sections again, by label, each with the argument that says of
-            which kind they are: ``{"rivals": "over"}`` where ``over: method`` makes each of the
-            ``rivals`` a whole section like ``method``.
+        rows: arguments that hold sections again, by label, each with their kind, or the argument
+            that says it: ``{"models": "model"}``, or ``{"rivals": "over"}`` where ``over: method``
+            makes each of the ``rivals`` a whole section like ``method``.
     """
 
     table: Table

@@ -33,6 +33,11 @@ def refused() -> Iterator[None]:
         _refused.reset(before)
 
 
+def is_refused() -> bool:
+    """Return whether nothing may be downloaded now."""
+    return _refused.get()
+
+
 def fetch(open_set: Callable[[Path, bool], T], root: Path, *, name: str, download: bool) -> T:
     """Open a data set in ``root``, after getting it if need be.
 

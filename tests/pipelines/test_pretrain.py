@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import running
 import torch
+import torchvision
 from databases import new_database
 
 from raykb.config import ConfigError
@@ -81,8 +82,14 @@ def test_where_networks_are_compared_each_has_initial_weights_of_its_own(script)
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("comparison.rivals={random: {name: byol}}", "'random' is the run's own word"),
-        ("comparison.rivals={random_b: {name: byol}}", "'random_b' is the run's own word"),
+        ("comparison.rivals={random: {name: byol}}", "'random' is a word of the run's own"),
+        (
+            "as_they_are.weights={byol: ResNet18_Weights.DEFAULT}",
+            "'byol' is a word of the run's own",
+        ),
+        ("as_they_are.weights={mine: none.pt}", "as_they_are.weights.mine: none.pt: no file"),
+        ("as_they_are.models={mine: {name: small_convnet}}", "models: .'mine'. have no weights"),
+        ("evaluate.at_end=[knn, probe]", "evaluate.at_end: .*must be a list of some of"),
         ("method.temperature=0", r"method.temperature: 0.0, must be above 0"),
         ("unlabelled.paths=nowhere", "unlabelled: .*nowhere"),
         ("crops.scale=[0.5, 2.0]", r"crops\S*: .*must be \(least, greatest\)"),
@@ -100,6 +107,33 @@ def test_other_images_than_a_run_began_with_are_refused(script, tmp_path):
     session.keep("stream.json", json.dumps({"schema": 1, "images": 7, "digest": "x"}))
     with pytest.raises(Refused, match=r"unlabelled.paths: .* where the run began with"):
         script["pretrain"](session, ready)
+
+
+# ---------------------------------------------------------------------- as they are
+
+
+def test_backbones_stand_as_they_are_beside_the_others_and_what_is_absent_is_a_gap(
+    script, tmp_path, capsys, monkeypatch
+):
+    few = "comparison={seeds: 1, rivals: {}}"
+    here.run(script, "pretrain", here.resolved(script, DEFAULT, few), tmp_path / "first")
+    final = tmp_path / "first" / "simclr" / "seed-0" / "final.pt"
+
+    def refuse(self, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", refuse)
+    given = f"as_they_are.weights={{mine: {final}, imagenet: ResNet18_Weights.DEFAULT}}"
+    config = here.resolved(script, DEFAULT, few, given)
+    here.run(script, "pretrain", config, tmp_path / "second")
+    results = json.loads((tmp_path / "second" / "results.json").read_text())
+    rows = {row["label"]: row for row in results["results"]}
+    assert rows.keys() == {"random", "mine", "simclr"}
+    for metric in ("test/linear_probe/top1", "test/knn/top1", "test/spread"):
+        assert rows["mine"][metric] == rows["simclr"][metric]
+    assert rows["mine"]["steps"] == 0
+    assert results["missing"] == ["imagenet/seed-0"]
+    assert "imagenet: left out: " in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- what is said
