@@ -34,9 +34,9 @@ class Standing(NamedTuple):
         z: the same, as z-scores.
         tasks: a column a task, mean z over its settings.
         overall: of labels with all cells. ``z``: mean over tasks. ``mean_rank``: in a setting,
-            among each other, 1 is the best, ties share the mean; averaged as z is. ``won``: share of
-            paired seeds on which z is the highest, ties share. ``first``: probability that z is the
-            highest, over draws of paired seeds; there must be two.
+            among each other, 1 is the best, ties share the mean; averaged as z is. ``won``: share
+            of paired seeds on which z is the highest, ties share. ``first``: probability that z is
+            the highest, over draws of paired seeds; there must be two.
         paired: number of seeds that all labels with all cells have in every setting.
         cautions: what to know of settings that order nobody.
     """
