@@ -43,16 +43,16 @@ def case_mean(
         return CaseMean(mean, math.nan, math.nan)
     scores = np.array([list(case.values()) for case in cases], np.float64)  # (N, R)
     drawn = np.random.default_rng(seed).integers(0, len(scores), (draws, len(scores)))
-    means = _nan_mean(_nan_mean(scores[drawn]))  # (draws,), cases first
+    means = nan_mean(nan_mean(scores[drawn], 1), 1)  # (draws,), cases first
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(means, (tail, 1 - tail)).tolist()
     return CaseMean(mean, low, high)
 
 
-def _nan_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean along the second axis of what is no NaN; NaN where nothing else is."""
+def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Return the mean along an axis of what is no NaN; NaN where nothing else is."""
     known = ~np.isnan(values)
-    counts = known.sum(axis=1)
-    sums = np.where(known, values, 0.0).sum(axis=1)
+    counts = known.sum(axis=axis)
+    sums = np.where(known, values, 0.0).sum(axis=axis)
     means: np.ndarray = np.where(counts > 0, sums / np.maximum(counts, 1), math.nan)
     return means

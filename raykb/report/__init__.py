@@ -12,12 +12,14 @@ from raykb.report.search import search_files
 from raykb.report.searches import searches
 from raykb.report.segmentation import Scored, TaskTable, slices
 from raykb.report.stages import stages
+from raykb.report.standings import Standings
 from raykb.report.timeline import timeline
 from raykb.report.told import Told
 
 __all__ = [
     "ComparisonTable",
     "Scored",
+    "Standings",
     "TaskTable",
     "Told",
     "cells",

@@ -12,12 +12,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from raykb.metrics.classification import paired_difference
-from raykb.metrics.names import PERCENT, Metric, metric
+from raykb.metrics.names import metric
 from raykb.report.figures import BLUE, RED, plain_figure
-from raykb.report.tables import markdown
+from raykb.report.tables import NONE, cell, markdown, plain
 
 SCHEMA = 2
-NONE = "–"  # of a label without any result
 RULE = "A difference is one only if its interval leaves out 0."
 COLUMNS = ["label", "seeds", "mean", "sd", "difference", "low", "high"]
 
@@ -140,7 +139,7 @@ class ComparisonTable:
                 sd = None if pd.isna(row["sd"]) else shown.scale * row["sd"]
                 axes.errorbar(mean, place, xerr=sd, fmt="D", color=colour, capsize=4, ms=6)
                 axes.plot(values, [place - 0.22] * len(values), "o", color=colour, alpha=0.5, ms=4)
-                figures = " ± ".join(_cell(row[part], shown) for part in ("mean", "sd"))
+                figures = " ± ".join(cell(row[part], shown) for part in ("mean", "sd"))
             beside = axes.get_yaxis_transform()
             figures = figures.removesuffix(" ± ")  # of one seed
             axes.text(1.02, place, figures, transform=beside, va="center", color=colour, fontsize=9)
@@ -184,10 +183,10 @@ class ComparisonTable:
             [
                 str(row["label"]),
                 str(row["seeds"]) * uneven,
-                _cell(row["mean"], shown),
-                _cell(row["sd"], shown),
-                _cell(row["difference"], shown, "+"),
-                " to ".join(_cell(row[end], shown, "+") for end in ("low", "high")).strip(" to"),
+                cell(row["mean"], shown),
+                cell(row["sd"], shown),
+                cell(row["difference"], shown, "+"),
+                " to ".join(cell(row[end], shown, "+") for end in ("low", "high")).strip(" to"),
             ]
             for row in table[table["seeds"] > 0].to_dict("records")
         ]
@@ -215,15 +214,6 @@ def _has(row: Mapping[str, Any], name: str) -> bool:
     return row.get(name) is not None and math.isfinite(row[name])
 
 
-def _cell(value: float | None, shown: Metric, sign: str = "") -> str:
-    form = f"{sign}.2f" if shown.scale == PERCENT else f"{sign}.4g"
-    return "" if value is None or pd.isna(value) else format(shown.scale * value, form)
-
-
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with Python's own numbers; None for those that are not finite."""
-    own = {name: value.item() if hasattr(value, "item") else value for name, value in row.items()}
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in own.items()
-    }
+    return {name: plain(value) for name, value in row.items()}

@@ -17,10 +17,9 @@ from raykb.metrics.intervals import CaseMean, case_mean
 from raykb.metrics.names import metric
 from raykb.metrics.ranking import COLUMNS, Ranking, Stability, rank_stability, significance_ranking
 from raykb.report.figures import COLOURS
-from raykb.report.tables import markdown
+from raykb.report.tables import NONE, markdown, plain, records
 
 SCHEMA = 1
-NONE = "–"
 HOLE = " *"
 RULE = "Intervals are 95 % of draws over cases: cases, not trainings, are what varies."
 
@@ -98,19 +97,19 @@ class TaskTable:
         if (found := self.ranking) is not None:
             ranking, stability = found
             order = {
-                "ranking": _records(ranking.table),
-                "ranks": _records(ranking.ranks),
-                "places": _records(stability.table),
-                "mean_tau": _plain(stability.mean_tau),
+                "ranking": records(ranking.table),
+                "ranks": records(ranking.ranks),
+                "places": records(stability.table),
+                "mean_tau": plain(stability.mean_tau),
             }
         return {
             "schema": SCHEMA,
             "tasks": [
                 {"task": task, "method": method, "metric": name}
-                | {key: _plain(value) for key, value in mean._asdict().items()}
+                | {key: plain(value) for key, value in mean._asdict().items()}
                 for (task, method, name), mean in self.means.items()
             ],
-            "cases": _records(self.scores),
+            "cases": records(self.scores),
             "missing": [name for own in self.missing.values() for name in own],
             **order,
         }
@@ -226,14 +225,3 @@ def _order(ranking: Ranking, stability: Stability) -> str:
 
 def _percent(share: float) -> str:
     return NONE if math.isnan(share) else f"{100 * share:.1f}"
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    rows = table.to_dict("records")
-    return [{str(key): _plain(value) for key, value in row.items()} for row in rows]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; None for what is not finite."""
-    own = value.item() if hasattr(value, "item") else value
-    return None if isinstance(own, float) and not math.isfinite(own) else own

@@ -1,6 +1,14 @@
-"""Tables as text."""
+"""Tables as text, and their values as text and as JSON."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from raykb.metrics.names import PERCENT, Metric
+
+NONE = "–"  # in place of what is missing
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -16,3 +24,21 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
+def cell(value: float | None, shown: Metric, sign: str = "") -> str:
+    """Return a value as its metric is shown, with ``sign="+"`` with its sign; "" for none."""
+    form = f"{sign}.2f" if shown.scale == PERCENT else f"{sign}.4g"
+    return "" if value is None or pd.isna(value) else format(shown.scale * value, form)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it; None for what is not finite."""
+    own = value.item() if hasattr(value, "item") else value
+    return None if isinstance(own, float) and not math.isfinite(own) else own
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as JSON has them."""
+    rows = table.to_dict("records")
+    return [{str(key): plain(value) for key, value in row.items()} for row in rows]
