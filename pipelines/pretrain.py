@@ -23,6 +23,8 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     answer(__file__, __doc__)  # --help, before the imports below take their seconds
 
 import dataclasses
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +39,9 @@ from raykb.assembly import (
     State,
     check_offers,
     compared,
-    compared_metrics,
     rehearse_all,
     self_supervised_data,
+    tasks_of,
     training,
     untrained,
 )
@@ -193,7 +195,8 @@ def tell_results(
     test: ImageSet,
 ) -> None:
     """Write and print what the features of each method are worth, and what lies next to what."""
-    told, metrics = session.told(TRAINING, results), compared_metrics(session.config)
+    told, tasks = session.told(TRAINING, results), tasks_of(session.config)
+    metrics = [name for own in tasks.values() for name in own]
     for each in told:
         if each.metrics["test/spread"] < COLLAPSED:
             session.say(
@@ -213,6 +216,30 @@ def tell_results(
         session.write("probe.png", report.png(report.probe_curves(told, metrics[0])))
     rows = [{"label": each.label, "seed": each.seed} | each.metrics for each in told]
     session.tell(ready.comparison, rows, metrics)
+    if len(metrics) > 1 and rows:
+        tell_standings(session, ready.comparison, rows, tasks)
+
+
+def tell_standings(
+    session: Session,
+    comparison: Comparison,
+    rows: Sequence[dict[str, Any]],
+    tasks: dict[str, list[str]],
+) -> None:
+    """Write and print where labels stand over all tasks, and what that costs."""
+    standings = report.Standings(
+        rows,
+        over=comparison.over,
+        tasks=tasks,
+        labels=list(comparison.entries(session.config)),
+        seeds=comparison.seeds,
+    )
+    session.write("standings.json", json.dumps(standings.summary(), indent=1))
+    session.write("standings.md", standings.text() + "\n")
+    session.write("heat_map.png", report.png(standings.heat_map()))
+    if any(math.isfinite(z) for z in standings.standing.overall["z"]):
+        session.write("cost.png", report.png(standings.cost()))
+    print(f"\n{standings.text()}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,8 +30,8 @@ from raykb.assembly.self_supervised import (
     Asked,
     SelfSupervised,
     check_offers,
-    compared_metrics,
     self_supervised_data,
+    tasks_of,
     untrained,
 )
 from raykb.assembly.semi_supervised import SemiSupervised, semi_supervised_data
@@ -61,7 +61,6 @@ __all__ = [
     "check_packages",
     "classifier_data",
     "compared",
-    "compared_metrics",
     "methods_named",
     "network_of",
     "objective_of",
@@ -76,6 +75,7 @@ __all__ = [
     "self_supervised_data",
     "semi_supervised_data",
     "stand_in",
+    "tasks_of",
     "training",
     "unfit",
     "untrained",

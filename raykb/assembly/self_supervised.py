@@ -89,10 +89,12 @@ def check_offers(config: Config, data: Data, problems: Problems) -> None:
             require(network, protocol.needs, name)
 
 
-def compared_metrics(config: Config) -> list[str]:
-    """Return the metrics that backbones are compared by at the end, protocol by protocol."""
-    at_end = protocols(config, build(Asked, config["evaluate"]).at_end)
-    return [f"test/{name}/{figure}" for name, own in at_end.items() for figure in own.compared]
+def tasks_of(config: Config) -> dict[str, list[str]]:
+    """Return by task the metrics that backbones are compared by at the end."""
+    tasks: dict[str, list[str]] = {}
+    for name, own in protocols(config, build(Asked, config["evaluate"]).at_end).items():
+        tasks.setdefault(own.task, []).extend(f"test/{name}/{figure}" for figure in own.compared)
+    return tasks
 
 
 def protocols(config: Config, names: Sequence[str]) -> dict[str, BackboneProtocol]:
