@@ -21,6 +21,7 @@ from raykb.selfsup.simmim import SimMIM
 from raykb.selfsup.simsiam import SimSiam
 from raykb.selfsup.supervised import Supervised
 from raykb.selfsup.swav import SwAV
+from raykb.selfsup.tico import TiCo
 from raykb.selfsup.vicreg import VICReg
 
 METHODS: dict[str, type[Objective]] = {
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Objective]] = {
     "barlow_twins": BarlowTwins,
     "vicreg": VICReg,
     "dino": DINO,
+    "tico": TiCo,
     "scrl": SCRL,
     "mae": MAE,
     "simmim": SimMIM,
