@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 TRIES = 50
-_LOTS = (2, 8, TRIES - 10)  # for each box, made at once: for most images the first are enough
+_LOTS = (2, 4, TRIES - 6)  # for each box, made at once: for most images the first are enough
 
 Draw = Callable[[str, np.ndarray, int], np.ndarray]
 """``draw(name, rows, count)`` returns ``count`` uniform numbers for each of rows (n,), float64."""
@@ -77,7 +77,7 @@ def matched_boxes(
             f"least: {least} pixels of a box's side, in views of {size}; must be less; one cell of "
             "the network's maps is usual"
         )
-    start, length = crops.numpy().T.reshape(2, 2, 2, -1)  # (2, 2, N) each: (y, x), views
+    start, length = crops.numpy().T.reshape(2, 2, 2, len(crops))  # (2, 2, N) each: (y, x), views
     scale = size / length
     first, coarse = start.max(1), scale.min(1)  # (2, N)
     common = (start + length).min(1) - first
@@ -86,12 +86,13 @@ def matched_boxes(
     drawn = _drawn(frame, np.flatnonzero(valid), draw, count, least, grid, overlap)
     drawn[0] *= -1
     factor, offset = scale / coarse[:, None], (first[:, None] - start) * scale  # (2, 2, N)
-    edges = drawn[:, :, None] * factor.astype(np.float32)[:, :, None]  # (2, 2, 2, K, N)
-    edges += offset.astype(np.float32)[:, :, None]
+    edges = drawn[:, :, None] * factor.astype(np.float32)[:, :, None]
+    edges += offset.astype(np.float32)[:, :, None]  # (2, 2, 2, K, N): which, (y, x), views
     columns = edges[:, 1]
     np.copyto(columns, size - columns[::-1], where=mirrored.numpy().T[:, None])
     if jitter:
-        numbers = draw("jitter", np.arange(len(crops)), 4 * count).T.reshape(2, 2, count, -1)
+        numbers = draw("jitter", np.arange(len(crops)), 4 * count).T
+        numbers = numbers.reshape(2, 2, count, len(crops))
         edges[:, :, 1] = _jittered(edges[:, :, 1], jitter * (2 * numbers - 1))
     edges[..., ~valid] = np.array([0, size])[:, None, None, None, None]
     boxes = edges[:, ::-1].clip(0, size).transpose(4, 2, 3, 0, 1).copy()
@@ -124,9 +125,9 @@ def _drawn(
     boxes = np.zeros((2, 2, count, frame.shape[1]), np.float32)
     pool = np.empty((2, 2, 0, len(rows)), np.float32)
     kinds = 3 if grid else 2
-    for lot, share in enumerate(_LOTS):
-        numbers = draw(f"boxes {lot}", rows, kinds * 2 * count * share)
-        uniforms = np.ascontiguousarray(numbers.T).reshape(kinds, 2, -1, len(rows))
+    for lot, tries in enumerate(_LOTS):
+        numbers = draw(f"boxes {lot}", rows, kinds * 2 * count * tries).T
+        uniforms = np.ascontiguousarray(numbers).reshape(kinds, 2, count * tries, len(rows))
         pool = np.concatenate([pool, _sampled(frame[:, None, rows], uniforms, least)], 2)
         boxes[..., rows], done = _chosen(pool, count, overlap)
         rows, pool = rows[~done], pool[..., ~done]
