@@ -77,25 +77,27 @@ def matched_boxes(
             f"least: {least} pixels of a box's side, in views of {size}; must be less; one cell of "
             "the network's maps is usual"
         )
-    start, length = crops.numpy().T.reshape(2, 2, 2, len(crops))  # (2, 2, N) each: (y, x), views
+    images_last = np.ascontiguousarray(crops.numpy().T)  # for numpy is fast along long axes
+    start, length = images_last.reshape(2, 2, 2, len(crops))  # (2, 2, N) each: (y, x), views
     scale = size / length
     first, coarse = start.max(1), scale.min(1)  # (2, N)
     common = (start + length).min(1) - first
     frame = np.floor(common * coarse + 1e-9)  # whole pixels, which no box leaves
     valid = ((frame > least) & (common > 0)).all(0)
-    drawn = _drawn(frame, np.flatnonzero(valid), draw, count, least, grid, overlap)
+    rows = np.flatnonzero(valid)
+    drawn = _drawn(frame[:, rows], rows, draw, count, least, grid, overlap)
     drawn[0] *= -1
     factor, offset = scale / coarse[:, None], (first[:, None] - start) * scale  # (2, 2, N)
-    edges = drawn[:, :, None] * factor.astype(np.float32)[:, :, None]
-    edges += offset.astype(np.float32)[:, :, None]  # (2, 2, 2, K, N): which, (y, x), views
-    columns = edges[:, 1]
-    np.copyto(columns, size - columns[::-1], where=mirrored.numpy().T[:, None])
+    edges = drawn[:, :, None] * factor[..., rows].astype(np.float32)[:, :, None]
+    edges += offset[..., rows].astype(np.float32)[:, :, None]  # (2, 2, 2, K, n)
+    columns, turned = edges[:, 1], mirrored.numpy().T[:, None, rows]
+    edges[:, 1] = np.where(turned, size - columns[::-1], columns)
     if jitter:
-        numbers = draw("jitter", np.arange(len(crops)), 4 * count).T
-        numbers = numbers.reshape(2, 2, count, len(crops))
+        numbers = draw("jitter", rows, 4 * count).T.reshape(2, 2, count, len(rows))
         edges[:, :, 1] = _jittered(edges[:, :, 1], jitter * (2 * numbers - 1))
-    edges[..., ~valid] = np.array([0, size])[:, None, None, None, None]
-    boxes = edges[:, ::-1].clip(0, size).transpose(4, 2, 3, 0, 1).copy()
+    boxes = np.empty((len(crops), 2, count, 2, 2), np.float32)
+    boxes[rows] = edges[:, ::-1].clip(0, size).transpose(4, 2, 3, 0, 1)
+    boxes[~valid] = np.array([0, size])[:, None]
     return MatchedBoxes(torch.from_numpy(boxes).flatten(3), torch.from_numpy(valid))
 
 
@@ -108,30 +110,29 @@ def _drawn(
     grid: bool,
     overlap: float,
 ) -> np.ndarray:
-    """Return boxes (2, 2, K, N) in frames (2, N): minus top and left, and bottom and right.
+    """Return boxes (2, 2, K, n): minus top and left, and bottom and right.
 
-    So what two boxes have in common reaches to the minimum of each border. Images come last, for
-    numpy is fast along long axes. The images whose tries are not enough are given more.
+    So what two boxes have in common reaches to the minimum of each border. The images whose tries
+    are not enough are given more.
 
     Args:
-        frame: height and width.
-        rows: (n,) images that have boxes; those of the others are zeros.
+        frame: (2, n) height and width, in which they lie.
+        rows: (n,) which images these are.
         draw: gives uniform numbers by name and image.
         count: K.
         least: shortest side.
         grid: whether boxes lie in the cells of a grid.
         overlap: greatest IoU.
     """
-    boxes = np.zeros((2, 2, count, frame.shape[1]), np.float32)
-    pool = np.empty((2, 2, 0, len(rows)), np.float32)
-    kinds = 3 if grid else 2
+    boxes, pool = (np.empty((2, 2, length, len(rows)), np.float32) for length in (count, 0))
+    left = np.arange(len(rows))
     for lot, tries in enumerate(_LOTS):
-        numbers = draw(f"boxes {lot}", rows, kinds * 2 * count * tries).T
-        uniforms = np.ascontiguousarray(numbers).reshape(kinds, 2, count * tries, len(rows))
-        pool = np.concatenate([pool, _sampled(frame[:, None, rows], uniforms, least)], 2)
-        boxes[..., rows], done = _chosen(pool, count, overlap)
-        rows, pool = rows[~done], pool[..., ~done]
-        if not len(rows):
+        numbers = np.ascontiguousarray(draw(f"boxes {lot}", rows[left], 4 * count * tries).T)
+        numbers = numbers.reshape(2, 2, count * tries, len(left))
+        pool = np.concatenate([pool, _sampled(frame[:, None, left], numbers, least, grid)], 2)
+        boxes[..., left], done = _chosen(pool, count, overlap)
+        left, pool = left[~done], pool[..., ~done]
+        if not len(left):
             break
     return boxes
 
@@ -145,37 +146,42 @@ def _chosen(pool: np.ndarray, count: int, overlap: float) -> tuple[np.ndarray, n
     tries, images = pool.shape[2:]
     flat, every = pool.reshape(4, -1), np.arange(images)
     share = overlap / (1 + overlap) * pool.sum(0).prod(0)  # (T, n)
-    free, at = np.ones(share.shape, bool), np.full(images, -1)
+    free, at = np.ones((tries + 1, images), bool), np.full(images, -1)  # T stands for none of them
     chosen = np.empty((count, images), int)
     for number in range(count):
-        later = slice(number, None)  # as many tries before are gone
-        first = number + free[later].argmax(0)
-        at += TRIES
-        np.copyto(at, first, where=(first < at) & free.take(first * images + every))
+        later = slice(number, tries)  # as many tries before are gone
+        at = np.minimum(number + free[number:].argmax(0), at + TRIES)
         place = chosen[number] = np.minimum(at, tries - 1) * images + every
         borders = np.minimum(pool[:, :, later], flat.take(place, 1).reshape(2, 2, 1, images))
-        down, across = (borders[0] + borders[1]).clip(0)  # (T - number, n) each
-        free[later] &= down * across <= share[later] + share.take(place)
+        down, across = borders[0] + borders[1]  # (T - number, n) each
+        free[later] &= down.clip(0) * across <= share[later] + share.take(place)
         free.reshape(-1)[place] = False
     return flat.take(chosen, 1).reshape(2, 2, count, images), at < tries
 
 
-def _sampled(frame: np.ndarray, numbers: np.ndarray, least: int) -> np.ndarray:
-    """Return tries (2, 2, T, n): first and last pixel, of row and column.
+def _sampled(frame: np.ndarray, numbers: np.ndarray, least: int, grid: bool) -> np.ndarray:
+    """Return tries (2, 2, T, n): minus first, and last, row and column.
+
+    What a number leaves over when it has chosen a grid or a cell is as good as another one.
 
     Args:
         frame: (2, 1, n) its height and its width.
-        numbers: (2 or 3, 2, T, n) uniform ones: of length, place and, with a grid, of grid.
+        numbers: (2, 2, T, n) uniform ones: of grid and length, and of cell and place.
         least: shortest side.
+        grid: whether boxes lie in the cells of a grid.
     """
-    length, place, *divided = numbers
-    cells = 1 + np.floor(divided[0] * np.floor(frame / least)) if divided else 1
-    longest = np.floor(frame / cells) if divided else frame - 1
+    length, place = numbers
+    longest, shift = frame - 1, place
+    if grid:
+        length = length * np.floor(frame / least)
+        cells = 1 + np.floor(length)
+        length += 1 - cells
+        longest = np.floor(frame / cells)
+        shift = place * cells
+        shift -= np.floor(shift)
     own = least + np.floor(length * (longest - least + 1))
-    shift = place * cells
-    shift -= np.floor(shift)  # within the cell
-    first = place * frame - shift * own
-    return np.stack([-first, first + own], dtype=np.float32)
+    minus_first = shift * own - place * frame
+    return np.stack([minus_first, own - minus_first], dtype=np.float32)
 
 
 def _jittered(edges: np.ndarray, change: np.ndarray) -> np.ndarray:

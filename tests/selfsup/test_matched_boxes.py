@@ -65,29 +65,35 @@ def test_boxes_lie_in_their_views_and_are_not_short_in_the_coarser_one(grid):
     assert sides.amax() > 150
 
 
-def tries(image, count, grid=True):
-    """Return the uniform numbers of all tries of an image, (50 K, 6), or (50 K, 4) without a grid.
+def tries(image, count):
+    """Return the uniform numbers of all tries of an image, (50 K, 4).
 
-    They are those of a span's grid, length and place, of rows and then columns.
+    They are of grid and length, and of cell and place, of rows, and the same of columns.
     """
-    kinds = 3 if grid else 2
     lots = [
-        draw(f"boxes {lot}", np.array([image]), kinds * 2 * count * each).reshape(kinds, 2, -1)
+        draw(f"boxes {lot}", np.array([image]), 4 * count * each).reshape(2, 2, -1)
         for lot, each in enumerate(LOTS)
     ]
-    length_place_grid = np.concatenate(lots, 2)
-    return (
-        np.roll(length_place_grid, 1 if grid else 0, 0).transpose(2, 1, 0).reshape(50 * count, -1)
-    )
+    return np.concatenate(lots, 2).transpose(2, 1, 0).reshape(50 * count, 4)
 
 
 def dice(numbers):
-    """Return what gives whole and real numbers, of uniform ones in their order."""
-    left = iter(numbers)
-    return (
-        lambda low, high: low + math.floor(next(left) * (high - low + 1)),
-        lambda low, high: low + next(left) * (high - low),
-    )
+    """Return what gives whole and real numbers, of uniform ones in their order.
+
+    A whole one after another is made of what that left over.
+    """
+    left, over = iter(numbers), []
+
+    def whole(low, high):
+        rest, steps = math.modf((over.pop() if over else next(left)) * (high - low + 1))
+        over.append(rest)
+        return low + int(steps)
+
+    def uniform(low, high):
+        over.clear()
+        return low + next(left) * (high - low)
+
+    return whole, uniform
 
 
 @pytest.mark.parametrize("options", [{}, {"grid": False}, {"least": 60}, {"overlap": 0.1}])
@@ -97,7 +103,7 @@ def test_they_are_those_that_a_plain_loop_draws(options):
     begin = SIZE - given["least"] - 8
     narrow = torch.tensor([[0, 0, SIZE, SIZE], [begin, begin, SIZE, SIZE]]).double()
     crops[-1] = narrow  # boxes have room for a few pixels' shift
-    left = [iter(tries(image, given["count"], given["grid"])) for image in range(40)]
+    left = [iter(tries(image, given["count"])) for image in range(40)]
     used = Counter()
 
     def one(image, _box, _attempt):
@@ -133,7 +139,7 @@ def test_where_there_is_no_room_the_last_try_stays():
     own = boxes[0, 0].tolist()
     assert iou(own[0], own[1]) > 0.5
     last = tries(0, 3)[50]  # the first one is a box
-    assert own[1][1] == pytest.approx(last[2] * (100 - (own[1][3] - own[1][1])), abs=1e-3)
+    assert own[1][1] == pytest.approx(last[1] * (100 - (own[1][3] - own[1][1])), abs=1e-3)
 
 
 def test_views_of_the_same_crop_have_the_same_boxes_and_a_mirrored_one_mirrored_boxes():
