@@ -14,7 +14,7 @@ and so for rows. A mirrored view has S - right and S - left for left and right, 
 A box is drawn in the frame: on a *grid* of 1..W/m columns (as many rows, by themselves) a cell, in
 this a whole number of pixels from m to the cell's, and a place; or *plainly* a whole number from m
 to W - 1, and a place. It is drawn again while its overlap (IoU) with one before is too large; after
-50 tries it stays.
+50 tries it stays. The tries of an image are one sequence, whichever box they are for.
 
 Departures: W is rounded down (official code: to the nearest, so that a box may leave a view by half
 a pixel, and is cut off there and not in the other); places are real numbers (official code: whole
@@ -29,8 +29,7 @@ import torch
 from torch import Tensor
 
 TRIES = 50
-_LOTS = (2, 8, TRIES - 10)  # tries made at once: for most images the first are enough
-_DRAWS = 6  # of a try: grid, length and place of the rows; the same of the columns
+_LOTS = (2, 4, TRIES - 6)  # for each box, made at once: for most images the first are enough
 
 Draw = Callable[[str, np.ndarray, int], np.ndarray]
 """``draw(name, rows, count)`` returns ``count`` uniform numbers for each of rows (n,), float64."""
@@ -78,105 +77,116 @@ def matched_boxes(
             f"least: {least} pixels of a box's side, in views of {size}; must be less; one cell of "
             "the network's maps is usual"
         )
-    start, length = crops.unflatten(2, (2, 2)).unbind(2)  # (N, 2, 2): views, (y, x)
+    images_last = np.ascontiguousarray(crops.numpy().T)  # for numpy is fast along long axes
+    start, length = images_last.reshape(2, 2, 2, len(crops))  # (2, 2, N) each: (y, x), views
     scale = size / length
-    first = start.amax(1)  # (N, 2): of the intersection
-    common = (start + length).amin(1) - first
-    coarse = scale.amin(1)
-    frame = (common * coarse + 1e-9).floor()  # whole pixels, which no box leaves
-    valid = (frame > least).all(1) & (common > 0).all(1)
-    sides = frame.clamp(min=least + 1).T.numpy()
-    minus_first, last = torch.from_numpy(_drawn(sides, draw, count, least, grid, overlap))
-    drawn = torch.stack([-minus_first, last], 3).permute(2, 1, 0, 3)  # (N, K, (y, x), …)
-    factor = (scale / coarse[:, None])[:, :, None, :, None]  # (N, 2, 1, 2, 1)
-    offset = ((first[:, None] - start) * scale)[:, :, None, :, None]
-    boxes = drawn[:, None] * factor + offset  # (N, 2, K, (y, x), (first, last))
-    rows, columns = boxes.unbind(3)  # (N, 2, K, (first, last)) each
-    columns = torch.where(mirrored[:, :, None, None], size - columns.flip(3), columns)
-    spans = torch.stack([columns, rows], 3)
+    first, coarse = start.max(1), scale.min(1)  # (2, N)
+    common = (start + length).min(1) - first
+    frame = np.floor(common * coarse + 1e-9)  # whole pixels, which no box leaves
+    valid = ((frame > least) & (common > 0)).all(0)
+    rows = np.flatnonzero(valid)
+    drawn = _drawn(frame[:, rows], rows, draw, count, least, grid, overlap)
+    drawn[0] *= -1
+    factor, offset = scale / coarse[:, None], (first[:, None] - start) * scale  # (2, 2, N)
+    edges = drawn[:, :, None] * factor[..., rows].astype(np.float32)[:, :, None]
+    edges += offset[..., rows].astype(np.float32)[:, :, None]  # (2, 2, 2, K, n)
+    columns, turned = edges[:, 1], mirrored.numpy().T[:, None, rows]
+    edges[:, 1] = np.where(turned, size - columns[::-1], columns)
     if jitter:
-        numbers = torch.from_numpy(draw("jitter", np.arange(len(crops)), 4 * count))
-        change = jitter * (2 * numbers.unflatten(1, (count, 2, 2)) - 1)
-        spans[:, 1] = _jittered(spans[:, 1], change)
-    boxes = spans.mT.flatten(3).clamp(0, size)  # left, top, right, bottom
-    whole = torch.tensor([0.0, 0.0, size, size], dtype=boxes.dtype)
-    return MatchedBoxes(torch.where(valid[:, None, None, None], boxes, whole).float(), valid)
+        numbers = draw("jitter", rows, 4 * count).T.reshape(2, 2, count, len(rows))
+        edges[:, :, 1] = _jittered(edges[:, :, 1], jitter * (2 * numbers - 1))
+    boxes = np.empty((len(crops), 2, count, 2, 2), np.float32)
+    boxes[rows] = edges[:, ::-1].clip(0, size).transpose(4, 2, 3, 0, 1)
+    boxes[~valid] = np.array([0, size])[:, None]
+    return MatchedBoxes(torch.from_numpy(boxes).flatten(3), torch.from_numpy(valid))
 
 
 def _drawn(
-    frame: np.ndarray, draw: Draw, count: int, least: int, grid: bool, overlap: float
+    frame: np.ndarray,
+    rows: np.ndarray,
+    draw: Draw,
+    count: int,
+    least: int,
+    grid: bool,
+    overlap: float,
 ) -> np.ndarray:
-    """Return boxes (2, 2, K, N) in frames (2, N): minus top and left, and bottom and right.
+    """Return boxes (2, 2, K, n): minus top and left, and bottom and right.
 
-    So what two boxes have in common reaches to the minimum of each border. Images come last, for
-    numpy is fast along long axes. Boxes are chosen one after another from few tries each, and of
-    the images where these are not enough, from more.
+    So what two boxes have in common reaches to the minimum of each border. The images whose tries
+    are not enough are given more.
+
+    Args:
+        frame: (2, n) height and width, in which they lie.
+        rows: (n,) which images these are.
+        draw: gives uniform numbers by name and image.
+        count: K.
+        least: shortest side.
+        grid: whether boxes lie in the cells of a grid.
+        overlap: greatest IoU.
     """
-    rows = np.arange(frame.shape[1])
-    pool, boxes = np.empty((2, 2, count, 0, len(rows))), np.empty((2, 2, count, len(rows)))
+    boxes, pool = (np.empty((2, 2, length, len(rows)), np.float32) for length in (count, 0))
+    left = np.arange(len(rows))
     for lot, tries in enumerate(_LOTS):
-        numbers = draw(f"boxes {lot}", rows, count * tries * _DRAWS)
-        numbers = np.ascontiguousarray(numbers.T).reshape(count, tries, 2, 3, len(rows))
-        found = _sampled(frame[:, None, None, rows], numbers.transpose(3, 2, 0, 1, 4), least, grid)
-        pool = np.concatenate([pool, found], 3)
-        boxes[..., rows], done = _chosen(pool, overlap)
-        rows, pool = rows[~done], pool[..., ~done]
-        if not len(rows):
+        numbers = np.ascontiguousarray(draw(f"boxes {lot}", rows[left], 4 * count * tries).T)
+        numbers = numbers.reshape(2, 2, count * tries, len(left))
+        pool = np.concatenate([pool, _sampled(frame[:, None, left], numbers, least, grid)], 2)
+        boxes[..., left], done = _chosen(pool, count, overlap)
+        left, pool = left[~done], pool[..., ~done]
+        if not len(left):
             break
     return boxes
 
 
-def _chosen(pool: np.ndarray, overlap: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return boxes (2, 2, K, n), each the first of its tries that overlaps none before too much.
+def _chosen(pool: np.ndarray, count: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return boxes (2, 2, K, n) of tries (2, 2, T, n), and which images have all of them, (n,).
 
-    It is the last one where there is no such try; whether all of an image have one is (n,). Two
-    boxes of areas A and B overlap too much if C / (A + B - C) > o, or C > o / (1 + o) (A + B).
-
-    Args:
-        pool: (2, 2, K, tries, n).
-        overlap: o.
+    A box is the first try after the box before that overlaps none too much, or else the fiftieth.
+    Two boxes of areas A and B overlap too much if C / (A + B - C) > o, or C > o / (1 + o) (A + B).
     """
-    *_, count, tries, images = pool.shape
-    every, done = np.arange(images), np.ones(images, bool)
-    shares = overlap / (1 + overlap) * pool.sum(0).prod(0)  # (K, tries, n)
-    boxes, share = pool[:, :, :, 0].copy(), shares[:, 0].copy()
-    for number in range(1, count):
-        own, before = pool[:, :, number, :, None], boxes[:, :, None, :number]
-        down, across = np.minimum(own, before).sum(0).clip(0)  # (tries, k, n) each
-        most = shares[number][:, None] + share[:number]
-        free = (down * across <= most).all(1)  # (tries, n)
-        some = free.any(0)
-        first = np.where(some, free.argmax(0), tries - 1)
-        boxes[:, :, number] = pool[:, :, number, first, every]
-        share[number] = shares[number, first, every]
-        done &= some
-    return boxes, done
+    tries, images = pool.shape[2:]
+    flat, every = pool.reshape(4, -1), np.arange(images)
+    share = overlap / (1 + overlap) * pool.sum(0).prod(0)  # (T, n)
+    free, at = np.ones((tries + 1, images), bool), np.full(images, -1)  # T stands for none of them
+    chosen = np.empty((count, images), int)
+    for number in range(count):
+        later = slice(number, tries)  # as many tries before are gone
+        at = np.minimum(number + free[number:].argmax(0), at + TRIES)
+        place = chosen[number] = np.minimum(at, tries - 1) * images + every
+        borders = np.minimum(pool[:, :, later], flat.take(place, 1).reshape(2, 2, 1, images))
+        down, across = borders[0] + borders[1]  # (T - number, n) each
+        free[later] &= down.clip(0) * across <= share[later] + share.take(place)
+        free.reshape(-1)[place] = False
+    return flat.take(chosen, 1).reshape(2, 2, count, images), at < tries
 
 
 def _sampled(frame: np.ndarray, numbers: np.ndarray, least: int, grid: bool) -> np.ndarray:
-    """Return boxes (2, 2, K, tries, n): minus first, and last, row and column.
+    """Return tries (2, 2, T, n): minus first, and last, row and column.
+
+    What a number leaves over when it has chosen a grid or a cell is as good as another one.
 
     Args:
-        frame: (2, 1, 1, n) its height and its width.
-        numbers: (3, 2, K, tries, n) uniform ones: of grid, length and place.
+        frame: (2, 1, n) its height and its width.
+        numbers: (2, 2, T, n) uniform ones: of grid and length, and of cell and place.
         least: shortest side.
         grid: whether boxes lie in the cells of a grid.
     """
-    divided, length, place = numbers
+    length, place = numbers
+    longest, shift = frame - 1, place
     if grid:
-        cells = 1 + np.floor(divided * np.floor(frame / least))
-        cell = frame / cells
-        own = least + np.floor(length * (np.floor(cell) - least + 1))
-        shift, number = np.modf(place * cells)
-        first = number * cell + shift * (cell - own)
-    else:
-        own = least + np.floor(length * (frame - least))
-        first = place * (frame - own)
-    return np.stack([-first, first + own])
+        length = length * np.floor(frame / least)
+        cells = 1 + np.floor(length)
+        length += 1 - cells
+        longest = np.floor(frame / cells)
+        shift = place * cells
+        shift -= np.floor(shift)
+    own = least + np.floor(length * (longest - least + 1))
+    minus_first = shift * own - place * frame
+    return np.stack([minus_first, own - minus_first], dtype=np.float32)
 
 
-def _jittered(spans: Tensor, change: Tensor) -> Tensor:
-    """Return spans (..., 2), shifted and stretched by shares (..., 2) of their length."""
-    first, length = spans[..., 0], spans[..., 1] - spans[..., 0]
-    first = first + change[..., 0] * length
-    return torch.stack([first, first + length * (1 + change[..., 1])], -1)
+def _jittered(edges: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """Return edges (2, ...), first and last, moved and stretched by shares (2, ...) of a length."""
+    (first, last), (shift, stretch) = edges, change
+    length = last - first
+    first = first + shift * length
+    return np.stack([first, first + length * (1 + stretch)])

@@ -64,6 +64,9 @@ def span(side, least, grid, whole, uniform):
 def iou(first, second):
     across = min(first[2], second[2]) - max(first[0], second[0])
     down = min(first[3], second[3]) - max(first[1], second[1])
-    common = max(across, 0) * max(down, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return common / (sum(areas) - common)
+    if across <= 0 or down <= 0:
+        return 0.0
+    common = across * down
+    one = (first[2] - first[0]) * (first[3] - first[1])
+    other = (second[2] - second[0]) * (second[3] - second[1])
+    return common / (one + other - common)
