@@ -11,6 +11,7 @@ not change with the rows that are read together, or that a subset has.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from raykb.data.crops import resized_crops
 from raykb.data.source import Examples, Read, Selected
-from raykb.engine.arguments import Rule, among, at_least, misfits, refuse
+from raykb.engine.arguments import Rule, among, misfits, refuse
 from raykb.engine.seeding import keyed_uniform, stream_seed
 from raykb.later import Later
 
@@ -33,35 +34,54 @@ NOTHING = -1  # label, and each border of a box, of an object that is not there
 Background = Literal["constant", "texture"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scenes:
-    """One scene for each image; :class:`raykb.data.source.Examples` of images, boxes and labels.
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """How scenes are composed of images.
 
     Attributes:
-        examples: the images, and their ``labels``.
-        size: side of a scene in pixels.
-        seed: of all that is drawn.
+        canvas: side of a scene, in longer sides of an image.
         objects: least and most of a scene; K is the most.
         scale: least and greatest share of an image's sides that an object has.
         overlap: greatest IoU of two boxes of a scene.
         background: what is seen where no object is.
     """
 
-    examples: Examples
-    size: int
-    seed: int = 0
+    canvas: float = 2.0
     objects: tuple[int, int] = (1, 3)
     scale: tuple[float, float] = (0.6, 1.0)
     overlap: float = 0.0
     background: Background = "texture"
 
     def __post_init__(self) -> None:
-        share = Rule("in 0..1", lambda value: 0 <= value <= 1)
-        count = Rule("(least, most), from 1 on", lambda value: 1 <= value[0] <= value[1])
-        scale = Rule("(least, greatest) above 0", lambda value: 0 < value[0] <= value[1])
-        background = among("constant", "texture")
-        rules = {"objects": count, "scale": scale, "overlap": share, "background": background}
-        refuse(misfits(self, size=at_least(1), **rules))
+        within = f"(least, greatest) above 0, up to the canvas of {self.canvas:g}"
+        refuse(
+            misfits(
+                self,
+                objects=Rule("(least, most), from 1 on", lambda value: 1 <= value[0] <= value[1]),
+                scale=Rule(within, lambda value: 0 < value[0] <= value[1] <= self.canvas),
+                overlap=Rule("in 0..1", lambda value: 0 <= value <= 1),
+                background=among("constant", "texture"),
+            )
+        )
+
+    def size(self, sides: Sequence[int]) -> int:
+        """Return the side of a scene in pixels, for images of such sides."""
+        return round(self.canvas * max(sides))
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """One scene for each image; :class:`raykb.data.source.Examples` of images, boxes and labels.
+
+    Attributes:
+        examples: the images, and their ``labels``.
+        how: they are composed.
+        seed: of all that is drawn.
+    """
+
+    examples: Examples
+    how: Composition
+    seed: int = 0
 
     @property
     def ids(self) -> np.ndarray:
@@ -72,15 +92,12 @@ class Scenes:
         return len(self.examples)
 
     def read(self, rows: np.ndarray) -> Read:
-        """Return ``images`` (n, C, size, size) uint8, ``boxes`` (n, K, 4) and ``labels`` (n, K).
+        """Return ``images`` (n, C, S, S) uint8, ``boxes`` (n, K, 4) and ``labels`` (n, K).
 
         Boxes are float32, of left, top, right and bottom in pixels. They and the labels are -1
         where an object is not there.
-
-        Raises:
-            ValueError: the largest object is larger than a scene.
         """
-        ids, most = self.ids[rows], self.objects[1]
+        ids, most = self.ids[rows], self.how.objects[1]
         which = self._drawn_rows("objects", ids, most - 1)
         found = self.examples.read(np.concatenate([rows[:, None], which], 1).ravel())
         images = torch.from_numpy(found.arrays["images"]).unflatten(0, (len(rows), most))
@@ -114,7 +131,7 @@ class Scenes:
 
         Each is the first of its tries that overlaps none before too much.
         """
-        least, most = self.objects
+        least, most = self.how.objects
         counts = least + (self._uniform("count", ids, 1) * (most - least + 1)).long()
         tries = self._tries(ids, sides)  # (n, K, tries, 4)
         boxes = tries.new_full((len(ids), most, 4), NOTHING)
@@ -122,7 +139,7 @@ class Scenes:
         every = torch.arange(len(ids))
         for number in range(most):
             shared = operations.box_iou(tries[:, number], boxes[:, :number])  # (n, tries, number)
-            free = (shared <= self.overlap).all(2)
+            free = (shared <= self.how.overlap).all(2)
             first = torch.from_numpy(free.numpy().argmax(1))  # numpy's is the first of equal ones
             there[:, number] &= free.any(1)
             own = there[:, number, None]
@@ -131,32 +148,27 @@ class Scenes:
 
     def _tries(self, ids: np.ndarray, sides: torch.Size) -> Tensor:
         """Return boxes (n, K, tries, 4) that are drawn without a look at each other."""
-        numbers = self._uniform("places", ids, self.objects[1] * TRIES * 3)
-        scale, *place = numbers.unflatten(1, (self.objects[1], TRIES, 3)).unbind(3)
-        low, high = self.scale
-        if max(sides) * high > self.size:
-            raise ValueError(
-                f"size: {self.size} pixels, must be at least {math.ceil(max(sides) * high)}, for "
-                f"images of {' x '.join(map(str, sides))} at a scale of {high:g}"
-            )
+        most, size, (low, high) = self.how.objects[1], self.how.size(sides), self.how.scale
+        numbers = self._uniform("places", ids, most * TRIES * 3)
+        scale, *place = numbers.unflatten(1, (most, TRIES, 3)).unbind(3)
         scale = low + (high - low) * scale
         lengths = [(scale * side).round().clamp(min=1) for side in sides]
         starts = [
-            (at * (self.size - length + 1)).floor()
-            for at, length in zip(place, lengths, strict=True)
+            (at * (size - length + 1)).floor() for at, length in zip(place, lengths, strict=True)
         ]
         ends = [start + length for start, length in zip(starts, lengths, strict=True)]
         return torch.stack([starts[1], starts[0], ends[1], ends[0]], 3).float()
 
     def _ground(self, ids: np.ndarray, images: Tensor) -> Tensor:
-        """Return scenes (n, C, size, size) without objects, for images (n, C, H, W)."""
-        if self.background == "constant":
-            return images.new_zeros(*images.shape[:2], self.size, self.size)
+        """Return scenes (n, C, S, S) without objects, for images (n, C, H, W)."""
+        size = self.how.size(images.shape[2:])
+        if self.how.background == "constant":
+            return images.new_zeros(*images.shape[:2], size, size)
         others = self.examples.read(self._drawn_rows("ground", ids, 1)[:, 0]).arrays["images"]
         patch = max(1, min(images.shape[2:]) // PATCHES)
-        count = math.ceil(self.size / patch) ** 2
+        count = math.ceil(size / patch) ** 2
         places = self._uniform("patches", ids, 2 * count).unflatten(1, (2, count))
-        return shuffled(torch.from_numpy(others), places, patch)[..., : self.size, : self.size]
+        return shuffled(torch.from_numpy(others), places, patch)[..., :size, :size]
 
 
 def pasted(scenes: Tensor, images: Tensor, boxes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from raykb.data.images import ImageSet
-from raykb.data.scenes import Scenes, pasted, shuffled
+from raykb.data.scenes import Composition, Scenes, pasted, shuffled
 
 SIDE, SIZE = 12, 30
 
@@ -21,13 +21,17 @@ def flat(count=60, channels=1):
     return ImageSet(pixels.astype(np.uint8), numbers % 3, 10 * numbers, ("a", "b", "c"))
 
 
+def composed(images, seed=0, *, canvas=SIZE / SIDE, **settings):
+    return Scenes(images, Composition(canvas=canvas, **settings), seed)
+
+
 def read(scenes, rows=None):
     return scenes.read(np.arange(len(scenes)) if rows is None else np.array(rows)).arrays
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_box_is_the_extent_of_its_object_and_outside_of_boxes_is_ground(channels):
-    found = read(Scenes(examples=flat(channels=channels), size=SIZE, background="constant"))
+    found = read(composed(flat(channels=channels), background="constant"))
     assert found["images"].shape == (60, channels, SIZE, SIZE)
     for image, boxes, labels in zip(*found.values(), strict=True):
         ground = image.copy()
@@ -42,7 +46,7 @@ def test_a_box_is_the_extent_of_its_object_and_outside_of_boxes_is_ground(channe
 
 
 def test_a_texture_is_patches_of_another_image():
-    found = read(Scenes(examples=flat(), size=SIZE, objects=(1, 1)))
+    found = read(composed(flat(), objects=(1, 1)))
     others = []
     for image, boxes in zip(found["images"], found["boxes"].astype(int), strict=True):
         (left, top, right, bottom) = boxes[0]
@@ -82,7 +86,7 @@ def test_an_image_is_pasted_as_it_is_or_resized_as_a_whole():
 @pytest.mark.parametrize("overlap", [0.0, 0.3])
 def test_boxes_lie_within_and_overlap_no_more_than_they_may(overlap):
     settings = {"objects": (4, 4), "scale": (0.9, 1.2), "overlap": overlap}
-    found = read(Scenes(examples=flat(200), size=SIZE, **settings))
+    found = read(composed(flat(200), **settings))
     boxes, there = torch.from_numpy(found["boxes"]), torch.from_numpy(found["labels"]) >= 0
     assert boxes[there].min() == 0
     assert boxes[there].max() == SIZE
@@ -92,7 +96,7 @@ def test_boxes_lie_within_and_overlap_no_more_than_they_may(overlap):
 
 
 def test_an_object_without_room_is_not_there_but_for_the_first():
-    found = read(Scenes(examples=flat(), size=SIZE, objects=(4, 4), scale=(1.2, 1.2)))
+    found = read(composed(flat(), objects=(4, 4), scale=(1.2, 1.2)))
     there = found["labels"] >= 0
     assert there[:, 0].all()
     assert 0 < there[:, 3].mean() < 1
@@ -100,33 +104,33 @@ def test_an_object_without_room_is_not_there_but_for_the_first():
 
 
 def test_there_are_from_the_least_to_the_most_objects():
-    found = read(Scenes(examples=flat(200), size=60, objects=(2, 4)))
+    found = read(composed(flat(200), canvas=5.0, objects=(2, 4)))
     counts = (found["labels"] >= 0).sum(1)
     assert np.bincount(counts, minlength=5)[:2].sum() == 0
     assert (np.bincount(counts)[2:] > 40).all()
 
 
 def test_scenes_have_as_many_of_each_class_as_images_and_the_others_are_drawn_evenly():
-    labels = read(Scenes(examples=flat(180), size=60, objects=(3, 3)))["labels"]
+    labels = read(composed(flat(180), canvas=5.0, objects=(3, 3)))["labels"]
     assert np.bincount(labels[:, 0]).tolist() == [60, 60, 60]
     drawn = np.bincount(labels[:, 1:].ravel()[labels[:, 1:].ravel() >= 0])
     assert np.abs(drawn - 120).max() < 4 * (360 * 2 / 9) ** 0.5
 
 
 def test_a_scene_belongs_to_seed_and_id_in_any_company():
-    scenes = Scenes(examples=flat(), size=SIZE, seed=3)
+    scenes = composed(flat(), 3)
     whole, part = read(scenes), scenes.subset(np.array([40, 7]))
     assert part.ids.tolist() == [400, 70]
     for name, values in read(pickle.loads(pickle.dumps(part))).items():
         assert np.array_equal(values, whole[name][[40, 7]]), name
         assert np.array_equal(read(scenes, [7])[name][0], whole[name][7]), name
-    assert not np.array_equal(read(Scenes(examples=flat(), size=SIZE))["boxes"], whole["boxes"])
+    assert not np.array_equal(read(composed(flat()))["boxes"], whole["boxes"])
 
 
 def test_what_means_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"size: 0, must be.*; objects: \(2, 1\).*; scale: .*; ov"):
-        Scenes(examples=flat(), size=0, objects=(2, 1), scale=(0.0, 1.0), overlap=2.0)
+    with pytest.raises(ValueError, match=r"objects: \(2, 1\), must be \(least.*; scale: .*; overl"):
+        Composition(objects=(2, 1), scale=(0.0, 1.0), overlap=2.0)
     with pytest.raises(ValueError, match="background: 'sky', must be 'constant' or 'texture'"):
-        Scenes(examples=flat(), size=9, background="sky")
-    with pytest.raises(ValueError, match="size: 10 pixels, must be at least 12, for images of 12"):
-        read(Scenes(examples=flat(), size=10))
+        Composition(background="sky")
+    with pytest.raises(ValueError, match=r"scale: \(1.0, 1.5\), must be .* to the canvas of 1.2"):
+        Composition(canvas=1.2, scale=(1.0, 1.5))
