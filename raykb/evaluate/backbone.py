@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykb.data.feed import plain_batches
-from raykb.data.source import Examples, View
+from raykb.data.image_views import ClassifierView
+from raykb.data.source import Examples
 from raykb.engine.loop import Evaluated
 from raykb.parts.backbone import Backbone, require
 
@@ -45,7 +46,7 @@ class JudgedBy:
 
     train: Examples
     test: Examples
-    view: View
+    view: ClassifierView
     classes: int
     seed: int = 0
     batch_size: int = 500
