@@ -26,7 +26,7 @@ Both problems are convex and solved without a learning rate: networks are compar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,10 @@ from raykb.later import Later
 from raykb.parts.backbone import WithMaps, require
 
 operations = Later("torchvision.ops")
+
+Split = Literal["train", "test"]
+
+SHOWN = 8  # scenes of which it is kept what is found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,29 +88,40 @@ class Localisation:
         )
 
     def __call__(self, judged: Judged) -> Evaluated:
-        """Return ``top1`` of the classes that are found, ``iou`` and ``top1_iou50``."""
-        train = self.positions(judged, judged.by.train, self.train_scenes, "train")
-        test = self.positions(judged, judged.by.test, self.test_scenes, "test")
+        """Return ``top1`` of the classes that are found, ``iou`` and ``top1_iou50``.
+
+        The details have ``boxes``, in sides of a scene, and ``labels`` that are found in the first
+        scenes, which :meth:`scenes` makes of test images and the ``seed``.
+        """
+        train = self.positions(judged, judged.by.train, "train")
+        test = self.positions(judged, judged.by.test, "test")
         labels, boxes = self.fitted(train, judged.by.classes).found(test)
         right = labels == test.labels
         ious = operations.box_iou(boxes[:, None], test.boxes[:, None])[:, 0, 0]
-        figures = {"top1": right, "iou": ious, "top1_iou50": right & (ious >= 0.5)}
-        return Evaluated({name: float(each.double().mean()) for name, each in figures.items()})
+        each = {"top1": right, "iou": ious, "top1_iou50": right & (ious >= 0.5)}
+        figures = {name: float(values.double().mean()) for name, values in each.items()}
+        shown = {"boxes": boxes[:SHOWN].tolist(), "labels": labels[:SHOWN].tolist()}
+        return Evaluated(figures, {"seed": judged.by.seed} | shown)
 
-    def positions(self, judged: Judged, examples: Examples, count: int, name: str) -> "Positions":
-        """Return what the maps of ``count`` scenes say, of drawn ones of the examples."""
-        seed = stream_seed(judged.by.seed, "localisation", name)
-        rows = torch.randperm(len(examples), generator=generator(seed, "rows"))[:count]
-        scenes = Scenes(examples, self.composition(), seed).subset(rows.numpy())
-        form, found = judged.by.view.view, []
+    def scenes(self, examples: Examples, seed: int, split: Split) -> Examples:
+        """Return scenes of drawn examples of a split, for the seed of :class:`JudgedBy`."""
+        own = stream_seed(seed, "localisation", split)
+        count = self.train_scenes if split == "train" else self.test_scenes
+        rows = torch.randperm(len(examples), generator=generator(own, "rows"))[:count]
+        return Scenes(examples, self.composition(), own).subset(rows.numpy())
+
+    @torch.no_grad()
+    def positions(self, judged: Judged, examples: Examples, split: Split) -> "Positions":
+        """Return what the maps of the scenes of a split say."""
         backbone = require(judged.network, WithMaps, "localisation")
+        form, found = judged.by.view.view, []
         whole = ClassifierView(CropFlipView(mean=form.mean, std=form.std))  # never cuts off borders
         batch = max(1, int(judged.by.batch_size / self.canvas**2))  # as many pixels as of images
-        with torch.no_grad():
-            for fields in plain_batches(scenes, whole, judged.device, batch_size=batch):
-                maps = backbone.maps(fields["images"]).float()
-                sides = fields["images"].shape[3]
-                found.append((maps, fields["boxes"][:, 0] / sides, fields["labels"][:, 0]))
+        scenes = self.scenes(examples, judged.by.seed, split)
+        for fields in plain_batches(scenes, whole, judged.device, batch_size=batch):
+            maps = backbone.maps(fields["images"]).float()
+            boxes = fields["boxes"][:, 0] / fields["images"].shape[3]
+            found.append((maps, boxes, fields["labels"][:, 0]))
         maps, boxes, labels = map(torch.cat, zip(*found, strict=True))
         return Positions(maps.flatten(2).mT, middles(maps), boxes, labels)
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from mapped import CPU, Maps, coloured
@@ -92,7 +93,7 @@ def test_the_most_certain_position_says_class_and_box():
 
 def test_a_class_that_is_right_counts_with_half_a_box_alone():
     class Given(Localisation):
-        def positions(self, judged, examples, count, name):
+        def positions(self, judged, examples, split):
             boxes = torch.tensor([[0.0, 0.0, 1.0, 0.5]]).repeat(4, 1)
             boxes[:, 3] = torch.tensor([1.0, 0.5, 0.49, 0.5])
             return Positions(None, None, boxes, torch.tensor([0, 1, 2, 0]))
@@ -107,6 +108,14 @@ def test_a_class_that_is_right_counts_with_half_a_box_alone():
     assert found == pytest.approx(
         {"top1": 0.75, "iou": (1 + 0.5 + 0.49 + 0.5) / 4, "top1_iou50": 0.5}
     )
+
+
+def test_details_are_what_is_found_in_the_first_scenes_of_test_images():
+    protocol, judged = Localisation(**SMALL), Judged(Maps(reaching), CPU, coloured(60))
+    details = protocol(judged).details
+    scenes = protocol.scenes(judged.by.test, details["seed"], "test").read(np.arange(8)).arrays
+    assert details["labels"] == scenes["labels"][:, 0].tolist()
+    assert np.abs(np.array(details["boxes"]) * 24 - scenes["boxes"][:, 0]).mean() < 1.5
 
 
 def test_maps_so_coarse_that_no_position_lies_in_an_object_are_refused():
