@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raykb.assembly import (
     RECIPE,
     SECTIONS,
@@ -52,6 +54,7 @@ from raykb.data.images import ImageSet
 from raykb.data.source import View
 from raykb.data.unlabelled import UnlabelledImages
 from raykb.engine.recipe import Recipe
+from raykb.evaluate.localisation import Localisation
 from raykb.evaluate.protocols import PROTOCOLS
 from raykb.later import Later
 from raykb.runtime.array_files import ArrayFiles
@@ -203,15 +206,9 @@ def tell_results(
                 f"{each.label}/seed-{each.seed} has collapsed: its features say nearly the same of "
                 "all images; see train/feature_std over the steps"
             )
-        if not each.seed and "knn" in each.details:
-            figure = report.neighbours(
-                each.details["knn"],
-                (train.images, train.labels),
-                (test.images, test.labels),
-                test.classes,
-                title=f"{each.label.replace('_', ' ')}: test images, and their nearest",
-            )
-            session.write(f"neighbours_{each.label}.png", report.png(figure))
+        if not each.seed:
+            for name, figure in pictures(session.config, each, train, test).items():
+                session.write(f"{name}_{each.label}.png", report.png(figure))
     if metrics:
         session.write("probe.png", report.png(report.probe_curves(told, metrics[0])))
     rows = [{"label": each.label, "seed": each.seed} | each.metrics for each in told]
@@ -240,6 +237,30 @@ def tell_standings(
     if any(math.isfinite(z) for z in standings.standing.overall["z"]):
         session.write("cost.png", report.png(standings.cost()))
     print(f"\n{standings.text()}")
+
+
+def pictures(config: dict[str, Any], told: Any, train: ImageSet, test: ImageSet) -> dict[str, Any]:
+    """Return by name the pictures of what protocols say of some test images."""
+    label, figures = told.label.replace("_", " "), {}
+    if found := told.details.get("knn"):
+        figures["neighbours"] = report.neighbours(
+            found,
+            (train.images, train.labels),
+            (test.images, test.labels),
+            test.classes,
+            title=f"{label}: test images, and their nearest",
+        )
+    if found := told.details.get("localisation"):
+        protocol, rows = build(Localisation, config["localisation"]), np.arange(len(found["boxes"]))
+        scenes = protocol.scenes(test, found["seed"], "test").read(rows).arrays
+        boxes = scenes["images"].shape[3] * np.array(found["boxes"])
+        figures["localisation"] = report.scenes(
+            **scenes,
+            classes=test.classes,
+            title=f"{label}: scenes of test images, and what is found",
+            found=(boxes, found["labels"]),
+        )
+    return figures
 
 
 def main(argv: Sequence[str] | None = None) -> int:

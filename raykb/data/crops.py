@@ -172,7 +172,8 @@ def resized_crops(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int) ->
 
     Args:
         images: (N, C, H, W) uint8.
-        boxes: (N, 4) float64 on the CPU: top, left, height and width, in pixels.
+        boxes: (N, 4) float64 on the CPU: top, left, height and width, in pixels; what lies beyond
+            the image is NaN.
         mirrored: (N,) bool on the CPU.
         size: in pixels.
     """

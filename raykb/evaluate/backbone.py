@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykb.data.feed import plain_batches
-from raykb.data.source import Examples, View
+from raykb.data.image_views import ClassifierView
+from raykb.data.source import Examples
 from raykb.engine.loop import Evaluated
 from raykb.parts.backbone import Backbone, require
 
@@ -62,7 +63,7 @@ class JudgedBy:
 
     train: Examples
     test: Examples
-    view: View
+    view: ClassifierView
     classes: int
     seed: int = 0
     batch_size: int = 500

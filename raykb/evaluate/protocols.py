@@ -5,8 +5,12 @@ from collections.abc import Callable
 from raykb.evaluate.backbone import BackboneProtocol
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
+from raykb.evaluate.localisation import Localisation
+from raykb.evaluate.regions import Regions
 
 PROTOCOLS: dict[str, Callable[..., BackboneProtocol]] = {
     "linear_probe": LinearProbe,
     "knn": KNN,
+    "regions": Regions,
+    "localisation": Localisation,
 }

@@ -8,6 +8,7 @@ from raykb.report.comparison import ComparisonTable
 from raykb.report.figures import png
 from raykb.report.probes import neighbours, probe_curves
 from raykb.report.pseudo_labels import told_of
+from raykb.report.scenes import scenes
 from raykb.report.search import search_files
 from raykb.report.searches import searches
 from raykb.report.segmentation import Scored, TaskTable, slices
@@ -26,6 +27,7 @@ __all__ = [
     "neighbours",
     "png",
     "probe_curves",
+    "scenes",
     "search_files",
     "searches",
     "slices",

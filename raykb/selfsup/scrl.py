@@ -32,41 +32,16 @@ from torch.nn import functional as F
 
 from raykb.engine.arguments import at_least, misfits, refuse, refuse_outside, within
 from raykb.engine.objective import Batch, Objective, Task, Terms
-from raykb.later import Later
 from raykb.parts.backbone import WithMaps, require
 from raykb.parts.gather import gather
 from raykb.parts.matched_boxes import matched_boxes
 from raykb.parts.precision import in_float32
+from raykb.parts.regions import regions
 from raykb.parts.teacher import cosine_momentum, follow, teacher_of
 from raykb.selfsup.batch import BoxesBatch
 from raykb.selfsup.collapse import feature_std
 
 __all__ = ["SCRL", "matched_boxes", "regions", "scrl_loss"]
-
-operations = Later("torchvision.ops")
-
-
-def regions(maps: Tensor, boxes: Tensor, size: int, *, aligned: bool = False) -> Tensor:
-    """Return the mean of maps in boxes, (N, K, D), by RoI align.
-
-    Args:
-        maps: (N, D, h, w) of square views.
-        boxes: (N, K, 4): left, top, right, bottom in pixels.
-        size: side of the views in pixels.
-        aligned: whether the value of a cell is that of its middle; if not, of its upper left.
-    """
-    images = torch.arange(len(maps), device=maps.device)
-    images = images.repeat_interleave(boxes.shape[1]).to(boxes)[:, None]
-    pooled: Tensor = operations.roi_align(
-        maps,
-        torch.cat([images, boxes.flatten(0, 1)], 1).to(maps),  # (N K, 5)
-        output_size=1,
-        spatial_scale=maps.shape[3] / size,
-        sampling_ratio=-1,
-        aligned=aligned,
-    )
-    by_image: Tensor = pooled.flatten(1).unflatten(0, boxes.shape[:2])
-    return by_image
 
 
 @in_float32

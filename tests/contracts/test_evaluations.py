@@ -19,6 +19,8 @@ from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy
 from raykb.evaluate.classification import Classification
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
+from raykb.evaluate.localisation import Localisation
+from raykb.evaluate.regions import Regions
 from raykb.evaluate.segmentation import Segmentation
 from raykb.evaluate.sliding_window import SlidingWindow
 from raykb.parts.backbone import LayeredClassifier
@@ -40,6 +42,13 @@ def backbone(folder):
     return BackboneEvaluation(by, protocols)
 
 
+def maps(folder):
+    by = backbone(folder).by
+    localisation = Localisation(train_scenes=8, test_scenes=7, iterations=5)
+    protocols = {"regions": Regions(scenes=5, count=3), "localisation": localisation}
+    return BackboneEvaluation(by, protocols)
+
+
 def segmentation(folder):
     (task,) = write_phantoms(folder, tasks=[4], cases=2, size=16)
     volumes = open_volumes(read_task(task), folder / "shards")
@@ -50,6 +59,7 @@ def segmentation(folder):
 MADE = {  # how each is made
     "classification": classification,
     "backbone": backbone,
+    "maps": maps,
     "segmentation": segmentation,
 }
 
@@ -61,6 +71,9 @@ def case(request, tmp_path):
         pytest.importorskip("monai", reason="in the extra 'medical'")
         layers = [nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4), nn.Dropout(), nn.ReLU()]
         layers += [nn.Conv3d(4, CLASSES, 1)]
+    elif request.param == "maps":
+        layers = [nn.Conv2d(1, 6, 3, 2, padding=1), nn.BatchNorm2d(6), nn.Dropout()]
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)]
     else:
         layers = [nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Dropout()]
         layers += [nn.Linear(6, CLASSES)]
