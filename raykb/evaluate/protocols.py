@@ -5,8 +5,10 @@ from collections.abc import Callable
 from raykb.evaluate.backbone import BackboneProtocol
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
+from raykb.evaluate.retrieval import Retrieval
 
 PROTOCOLS: dict[str, Callable[..., BackboneProtocol]] = {
     "linear_probe": LinearProbe,
     "knn": KNN,
+    "retrieval": Retrieval,
 }

@@ -19,6 +19,7 @@ from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy
 from raykb.evaluate.classification import Classification
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
+from raykb.evaluate.retrieval import Retrieval
 from raykb.evaluate.segmentation import Segmentation
 from raykb.evaluate.sliding_window import SlidingWindow
 from raykb.parts.backbone import LayeredClassifier
@@ -35,7 +36,11 @@ def classification(folder):
 
 def backbone(folder):
     labelled = classification(folder)
-    protocols = {"linear_probe": LinearProbe(iterations=5), "knn": KNN(neighbours=3)}
+    protocols = {
+        "linear_probe": LinearProbe(iterations=5),
+        "knn": KNN(neighbours=3),
+        "retrieval": Retrieval(),
+    }
     by = JudgedBy(labelled.examples, labelled.examples, labelled.view, CLASSES, batch_size=4)
     return BackboneEvaluation(by, protocols)
 
