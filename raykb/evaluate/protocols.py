@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from raykb.evaluate.backbone import BackboneProtocol
+from raykb.evaluate.fine_tuning import FineTuning
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
 from raykb.evaluate.retrieval import Retrieval
@@ -11,4 +12,5 @@ PROTOCOLS: dict[str, Callable[..., BackboneProtocol]] = {
     "linear_probe": LinearProbe,
     "knn": KNN,
     "retrieval": Retrieval,
+    "fine_tuning": FineTuning,
 }

@@ -39,7 +39,11 @@ METRICS = {
 }
 
 
-BY_LABEL = {"test/dice": "Dice", "test/nsd": "NSD"}  # each label has its own, test/dice/liver
+FAMILIES = {  # by how their names begin; what follows is in the heading
+    "test/dice/": "Dice of {} %",
+    "test/nsd/": "NSD of {} %",
+    "test/fine_tuning/top1_": "fine-tuned on {} % of labels, top-1 %",
+}
 
 
 def metric(name: str) -> Metric:
@@ -49,7 +53,9 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    family, _, last = name.rpartition("/")
-    if family in BY_LABEL:
-        return Metric(f"{BY_LABEL[family]} of {last.replace('_', ' ')} %", PERCENT)
+    for family, heading in FAMILIES.items():
+        if name.startswith(family):
+            own = name.removeprefix(family).replace("_", " ")
+            return Metric(heading.format(own), PERCENT)
+    last = name.rpartition("/")[2]
     return Metric(name, higher_is_better=not any(word in last for word in ("loss", "error")))
