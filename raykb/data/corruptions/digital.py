@@ -72,7 +72,8 @@ def affine(draws: Draws, height: int, width: int, shift: float) -> Tensor:
     points = (middle + side * ways).to(draws.device)  # (3, 3): a point in each column
     moved = points + F.pad(draws.uniform("points", 2, 3, low=-shift, high=shift), (0, 0, 0, 1))
     back, _ = torch.linalg.inv_ex(moved)  # unlike inv it does not wait for the device
-    return (points[:2] @ back).float()
+    matrices: Tensor = (points[:2] @ back).float()
+    return matrices
 
 
 def read_at(images: Tensor, places: Tensor, border: str) -> Tensor:
@@ -80,14 +81,11 @@ def read_at(images: Tensor, places: Tensor, border: str) -> Tensor:
 
     Outside are mirror images, at the border's pixels (``mirror``) or at their rims (``symmetric``).
     """
-    on_pixels = border == "mirror"
+    rim = 0 if border == "mirror" else 1  # of half a pixel at both ends
     sides = torch.tensor(images.shape[:1:-1], device=images.device)  # W, H
-    places = places.movedim(1, 3)  # (N, H, W, 2)
-    if on_pixels:
-        grid = 2 * places / (sides - 1).clamp(min=1) - 1
-    else:
-        grid = (2 * places + 1) / sides - 1
-    return F.grid_sample(images, grid, "bilinear", "reflection", align_corners=on_pixels)
+    grid = (2 * places.movedim(1, 3) + rim) / (sides - 1 + rim).clamp(min=1) - 1  # (N, H, W, 2)
+    found: Tensor = F.grid_sample(images, grid, padding_mode="reflection", align_corners=rim == 0)
+    return found
 
 
 def pixelate(images: Tensor, _: Draws, scale: float) -> Tensor:

@@ -47,4 +47,5 @@ def poisson_table(photons: float) -> Tensor:
     below = torch.special.gammaincc(counts + 1, values * photons / 255)
     last = int((below[-1] < 1 - _STEP).sum())  # what is rarer than a step is never drawn
     below[:, last] = 1.0
-    return below[:, : last + 1] + values
+    table: Tensor = below[:, : last + 1] + values
+    return table

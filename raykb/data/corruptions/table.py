@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from raykb.data.corruptions import blur, digital, noise, weather
+from raykb.data.corruptions import blur, digital, noise, spatter, weather
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -173,6 +173,24 @@ EXTRA: dict[str, Corruption] = {
         blur.gaussian_blur,
         large=_alone(1, 2, 3, 4, 6),
         small=_alone(0.4, 0.6, 0.7, 0.8, 1),
+    ),
+    "spatter": Corruption(
+        "weather",
+        spatter.spatter,
+        large=(
+            (0.65, 0.3, 4, 0.69, 0.6, False),
+            (0.65, 0.3, 3, 0.68, 0.6, False),
+            (0.65, 0.3, 2, 0.68, 0.5, False),
+            (0.65, 0.3, 1, 0.65, 1.5, True),
+            (0.67, 0.4, 1, 0.65, 1.5, True),
+        ),
+        small=(
+            (0.62, 0.1, 0.7, 0.7, 0.5, False),
+            (0.65, 0.1, 0.8, 0.7, 0.5, False),
+            (0.65, 0.3, 1, 0.69, 0.5, False),
+            (0.65, 0.1, 0.7, 0.69, 0.6, True),
+            (0.65, 0.1, 0.5, 0.68, 0.6, True),
+        ),
     ),
     "saturate": Corruption(
         "digital",
