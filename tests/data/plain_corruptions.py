@@ -7,7 +7,6 @@ draws by numpy.
 """
 
 import io
-import itertools
 import math
 
 import numpy as np
@@ -167,19 +166,18 @@ def snow(image, numbers, mean, spread, zoom, least, radius, sigma, keep):
 
 
 def plasma(numbers, side, decay):
-    """Return the clouds point by point: each is the mean of four others and a number."""
     side = 1 << max(1, (side - 1).bit_length())
     drawn = numbers.uniform("plasma", side, side, low=-1.0, high=1.0)
-    cloud, step, reach = np.zeros((side, side)), side, 1.0
+    cloud, step = np.zeros((side, side)), side
     while step > 1:
-        half = step // 2
-        even, odd = range(0, side, step), range(half, side, step)
-        corners, beside = ((-1, -1), (-1, 1), (1, -1), (1, 1)), ((-1, 0), (1, 0), (0, -1), (0, 1))
-        for rows, columns, ways in ((odd, odd, corners), (even, odd, beside), (odd, even, beside)):
-            for y, x in itertools.product(rows, columns):
-                four = [cloud[(y + half * a) % side, (x + half * b) % side] for a, b in ways]
-                cloud[y, x] = sum(four) / 4 + reach * drawn[y, x]
-        step, reach = half, reach / decay**2
+        even, odd = slice(None, None, step), slice(step // 2, None, step)
+        four = cloud[even, even] + np.roll(cloud[even, even], -1, 0)
+        cloud[odd, odd] = (four + np.roll(four, -1, 1)) / 4 + drawn[odd, odd]
+        for rows, columns, axis in ((even, odd, 1), (odd, even, 0)):
+            four = cloud[even, even] + np.roll(cloud[even, even], -1, axis)
+            four = four + cloud[odd, odd] + np.roll(cloud[odd, odd], 1, 1 - axis)
+            cloud[rows, columns] = four / 4 + drawn[rows, columns]
+        step, drawn = step // 2, drawn / decay**2
     return (cloud - cloud.min()) / (cloud.max() - cloud.min())
 
 

@@ -102,13 +102,13 @@ def streaks(images: Tensor, degrees: Tensor, radius: int, sigma: float) -> Tenso
     """
     height, width = images.shape[2:]
     weights = gaussian(sigma, 2 * radius)[2 * radius :]
-    weights = weights / weights.sum()
-    steps = torch.arange(int((weights > _UNSEEN).sum()), device=images.device)
+    weights = weights[weights > _UNSEEN * weights[0]]
+    steps = torch.arange(len(weights), device=images.device)
     turn = torch.deg2rad(degrees)[:, None]
     down, across = ((steps * f(turn) - 0.5).ceil().long() for f in (torch.sin, torch.cos))
     rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
     pixels, out = images.flatten(2), torch.zeros_like(images).flatten(2)
-    for step, weight in enumerate(weights[: len(steps)].tolist()):
+    for step, weight in enumerate((weights / weights.sum()).tolist()):
         y = (rows + down[:, step, None]).clamp_(0, height - 1)  # (N, H)
         x = (columns + across[:, step, None]).clamp_(0, width - 1)
         index = (y[:, :, None] * width + x[:, None, :]).flatten(1)[:, None]

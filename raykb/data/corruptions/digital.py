@@ -1,9 +1,12 @@
 """What cameras and files do to images; these are (N, C, H, W) float32 in [0, 1]."""
 
+import io
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import decode_jpeg, encode_jpeg
 
 from raykb.data.corruptions.draws import Draws
 from raykb.data.corruptions.lines import along_axes, blurring, boxes
@@ -106,5 +109,16 @@ def jpeg_compression(images: Tensor, _: Draws, quality: int) -> Tensor:
 
     An image at a time and on the CPU, as files are.
     """
-    files = encode_jpeg(list(to_bytes(images).cpu()), quality=quality)
-    return torch.stack([decode_jpeg(file) for file in files]).to(images.device) / 255
+    pixels = to_bytes(images).cpu().movedim(1, 3).numpy()  # (N, H, W, C)
+    read = [_through_a_file(image, quality) for image in pixels]
+    return torch.from_numpy(np.stack(read)).view(pixels.shape).movedim(3, 1).to(images) / 255
+
+
+def _through_a_file(image: np.ndarray, quality: int) -> np.ndarray:
+    """Return what is read of a JPEG file of an image (H, W, C), (H, W) if it has one channel."""
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(
+        file, "JPEG", quality=quality
+    )
+    with Image.open(file) as picture:
+        return np.array(picture)
