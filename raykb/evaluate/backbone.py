@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from raykb.data.feed import plain_batches
 from raykb.data.image_views import ClassifierView
-from raykb.data.source import Examples
+from raykb.data.source import Examples, View
 from raykb.engine.loop import Evaluated
 from raykb.parts.backbone import Backbone, require
 

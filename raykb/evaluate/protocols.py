@@ -3,14 +3,18 @@
 from collections.abc import Callable
 
 from raykb.evaluate.backbone import BackboneProtocol
+from raykb.evaluate.fine_tuning import FineTuning
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
 from raykb.evaluate.localisation import Localisation
 from raykb.evaluate.regions import Regions
+from raykb.evaluate.retrieval import Retrieval
 
 PROTOCOLS: dict[str, Callable[..., BackboneProtocol]] = {
     "linear_probe": LinearProbe,
     "knn": KNN,
+    "fine_tuning": FineTuning,
+    "retrieval": Retrieval,
     "regions": Regions,
     "localisation": Localisation,
 }

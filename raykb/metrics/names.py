@@ -33,6 +33,9 @@ METRICS = {
     "test/localisation/top1_iou50": Metric("class right and IoU from 0.5 on %", PERCENT),
     "test/localisation/iou": Metric("IoU of boxes %", PERCENT),
     "test/localisation/top1": Metric("class of the object %", PERCENT),
+    "test/retrieval/map": Metric("mAP %", PERCENT),
+    "test/retrieval/recall_1": Metric("recall at 1 %", PERCENT),
+    "test/retrieval/recall_5": Metric("recall at 5 %", PERCENT),
     "test/spread": Metric("spread of features"),
     "pseudo_labels/correct": Metric("correct pseudo-labels %", PERCENT),
     "pseudo_labels/precision": Metric("precision of pseudo-labels %", PERCENT),
@@ -42,7 +45,11 @@ METRICS = {
 }
 
 
-BY_LABEL = {"test/dice": "Dice", "test/nsd": "NSD"}  # each label has its own, test/dice/liver
+FAMILIES = {  # by how their names begin; what follows is in the heading
+    "test/dice/": "Dice of {} %",
+    "test/nsd/": "NSD of {} %",
+    "test/fine_tuning/top1_": "fine-tuned on {} % of labels, top-1 %",
+}
 
 
 def metric(name: str) -> Metric:
@@ -52,7 +59,9 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    family, _, last = name.rpartition("/")
-    if family in BY_LABEL:
-        return Metric(f"{BY_LABEL[family]} of {last.replace('_', ' ')} %", PERCENT)
+    for family, heading in FAMILIES.items():
+        if name.startswith(family):
+            own = name.removeprefix(family).replace("_", " ")
+            return Metric(heading.format(own), PERCENT)
+    last = name.rpartition("/")[2]
     return Metric(name, higher_is_better=not any(word in last for word in ("loss", "error")))

@@ -16,6 +16,7 @@ from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.augment.fast_autoaugment import PolicyEvaluator
 from raykb.augment.policy import Policy
 from raykb.data.box_views import BoxesView
+from raykb.data.corruptions import CORRUPTIONS, EXTRA, corrupted
 from raykb.data.crop_views import (
     CropsView,
     LabelledCropView,
@@ -177,6 +178,20 @@ def test_operations(name, channels):
         images = gpu.moved(IMAGES[:, :channels])
         magnitude = torch.linspace(operation.low, operation.high, len(IMAGES), dtype=torch.float64)
         check(apply_operation(images, name, magnitude), gpu)
+
+
+WAITS = {  # a file is written on the host; an edge is followed as far as it goes
+    "jpeg_compression": ["raykb/data/corruptions/digital.py jpeg_compression: a copy to the host"],
+    "spatter": ["raykb/data/corruptions/spatter.py edges: whether tensors are equal"],
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", [*CORRUPTIONS, *EXTRA])
+def test_corruptions(name, channels):
+    with fake_cuda() as gpu:
+        images = gpu.moved(IMAGES[:, :channels])
+        check(corrupted(images, name, 2, ids=np.arange(4), seed=0), gpu, WAITS.get(name, ()))
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))

@@ -17,10 +17,12 @@ from raykb.data.views import CropFlipView
 from raykb.data.volumes import open_volumes
 from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy
 from raykb.evaluate.classification import Classification
+from raykb.evaluate.fine_tuning import FineTuning
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
 from raykb.evaluate.localisation import Localisation
 from raykb.evaluate.regions import Regions
+from raykb.evaluate.retrieval import Retrieval
 from raykb.evaluate.segmentation import Segmentation
 from raykb.evaluate.sliding_window import SlidingWindow
 from raykb.parts.backbone import LayeredClassifier
@@ -37,7 +39,12 @@ def classification(folder):
 
 def backbone(folder):
     labelled = classification(folder)
-    protocols = {"linear_probe": LinearProbe(iterations=5), "knn": KNN(neighbours=3)}
+    protocols = {
+        "linear_probe": LinearProbe(iterations=5),
+        "knn": KNN(neighbours=3),
+        "retrieval": Retrieval(),
+        "fine_tuning": FineTuning(steps=2, batch_size=4, warmup=1),
+    }
     by = JudgedBy(labelled.examples, labelled.examples, labelled.view, CLASSES, batch_size=4)
     return BackboneEvaluation(by, protocols)
 

@@ -30,3 +30,5 @@ def test_labels_have_headings_of_their_own():
     assert metric("test/dice/left_atrium") == Metric("Dice of left atrium %", 100)
     assert metric("test/nsd/liver") == Metric("NSD of liver %", 100)
     assert metric("test/nsd/loss_of_signal").higher_is_better
+    heading = "fine-tuned on 0.5 % of labels, top-1 %"
+    assert metric("test/fine_tuning/top1_0.5") == Metric(heading, 100)
