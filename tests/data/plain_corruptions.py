@@ -14,7 +14,7 @@ from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from PIL import Image
 from scipy import ndimage, stats
 
-from raykb.data.corruptions.weather import _DRIFT, _ROUGHNESS, _SHEETS
+from raykb.data.corruptions.weather import DRIFT, ROUGHNESS, SHEETS
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -189,10 +189,10 @@ def fog(image, numbers, amount, decay):
 
 def frost(image, numbers, keep, amount):
     height, width = image.shape[:2]
-    *tint, spread = _SHEETS[int(numbers.uniform("sheet", high=len(_SHEETS)))]
-    cloud = plasma(numbers, max(height, width), _ROUGHNESS)[:height, :width, None]
+    *tint, spread = SHEETS[int(numbers.uniform("sheet", high=len(SHEETS)))]
+    cloud = plasma(numbers, max(height, width), ROUGHNESS)[:height, :width, None]
     ridges = 1 - abs(2 * cloud - 1)
-    drift = _DRIFT * numbers.normal("drift", 1, 1, 1)
+    drift = DRIFT * numbers.normal("drift", 1, 1, 1)
     ice = (tint + drift + spread * (ridges - ridges.mean()) / ridges.std()).clip(0, 1)
     return keep * image + amount * (grey(ice) if image.shape[2] == 1 else ice)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.colors import rgb_to_hsv
 from plain_corruptions import PLAIN, SameNumbers
+from scipy import stats
 
 from raykb.data.corruptions import (
     CORRUPTIONS,
@@ -258,9 +259,9 @@ def test_streaks_begin_at_a_point_and_go_where_degrees_say():
 
 def test_frost_has_the_colours_and_the_spread_of_photographs_of_it():
     draws = draws_of("frost", 1, np.arange(400))
-    sheets = weather.frosted_glass(draws, 3, 32, 32)
+    sheets = weather.ice_sheets(draws, 3, 32, 32)
     kinds = draws.uniform("sheet", high=5.0).long()
-    for kind, (*tint, spread) in enumerate(weather._SHEETS):
+    for kind, (*tint, spread) in enumerate(weather.SHEETS):
         own = sheets[kinds == kind]
         assert 50 < len(own) < 110
         torch.testing.assert_close(own.mean((0, 2, 3)), torch.tensor(tint), rtol=0, atol=0.03)
@@ -326,3 +327,19 @@ def test_what_has_no_meaning_is_refused(given, told):
     right = {"images": pictures(2), "name": "fog", "severity": 1, "ids": [1, 2], "seed": 0}
     with pytest.raises(ValueError, match=told):
         corrupted(**right | given)
+
+
+def test_normal_numbers_are_normal_and_the_two_of_a_pair_strangers():
+    found = draws_of("snow", 1, np.arange(50)).normal("flakes", 1, 40, 50).flatten(1)
+    assert stats.kstest(found.flatten().numpy(), "norm").pvalue > 0.01
+    one, other = found.chunk(2, 1)
+    products = torch.stack([one * other, one**2 * other**2 - 1, one.abs() * other])
+    assert products.mean((1, 2)).abs().max().item() < 0.03
+    odd = draws_of("snow", 1, np.arange(50)).normal("flakes", 3)
+    assert odd.shape == (50, 3)
+
+
+def test_uniform_numbers_fill_their_range():
+    found = draws_of("fog", 1, np.arange(40)).uniform("plasma", 25, 40, low=-2.0, high=3.0)
+    assert stats.kstest(found.flatten().numpy(), "uniform", (-2, 5)).pvalue > 0.01
+    assert -2 <= found.min() < found.max() < 3

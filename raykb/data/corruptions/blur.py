@@ -12,7 +12,7 @@ from raykb.data.corruptions.draws import Draws
 from raykb.data.corruptions.lines import along_axes, blurring, folded, gaussian, zooming
 from raykb.data.corruptions.values import whole
 
-_UNSEEN = 1e-6  # a weight that changes no pixel by a tenth of a thousandth of its steps
+_UNSEEN = 1e-6  # of the largest weight: what is less changes no byte
 
 
 def gaussian_blur(images: Tensor, _: Draws, sigma: float) -> Tensor:
@@ -44,9 +44,8 @@ def disc(radius: float, alias: float) -> Tensor:
     softened.scatter_add_(1, places, gaussian(alias, soft).expand(side, -1))
     weights = softened @ (inside / inside.sum()) @ softened.T
     reach = int(offsets[weights.amax(1) > _UNSEEN * weights.max()].max())
-    return weights[side // 2 - reach : side // 2 + reach + 1, side // 2 - reach :][
-        :, : 2 * reach + 1
-    ]
+    kept = slice(side // 2 - reach, side // 2 + reach + 1)
+    return weights[kept, kept]
 
 
 def glass_blur(images: Tensor, draws: Draws, sigma: float, reach: int, passes: int) -> Tensor:

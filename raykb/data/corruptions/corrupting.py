@@ -4,9 +4,10 @@ Dan Hendrycks, Thomas Dietterich, "Benchmarking Neural Network Robustness to Com
 Perturbations", ICLR 2019, arXiv 1903.12261. With the constants of small images the formulas are
 those that CIFAR-10-C was made with; the images that come of them are not CIFAR-10-C.
 
-Departures: frost is made up (:mod:`raykb.data.corruptions.weather`). Motion is that of
-ImageMagick, whose borders are repeated, without its rounding. The source means to exchange two
-pixels for glass, and its numpy copies one over the other; so it is here. Draws are keyed by id.
+Departures: frost is made up (:mod:`raykb.data.corruptions.weather`), and water on the lens slopes a
+little otherwise (:mod:`raykb.data.corruptions.spatter`). Motion is ImageMagick's, without rounding.
+Elastic images are read at any position, where OpenCV's are 32nds of a pixel. For glass the source
+means to exchange two pixels, and its numpy copies one over the other: so it is here.
 """
 
 import difflib
@@ -52,7 +53,7 @@ def corrupted(
     _check(images, severity, ids, constants)
     size = constants or ("small" if max(images.shape[2:]) <= _SMALL else "large")
     row = getattr(corruption, size)[severity - 1]
-    out, rows = torch.empty_like(images), rows_at_a_time(images)
+    out, rows = torch.empty_like(images), max(1, rows_at_a_time(images) // 4)  # float32 is 4 bytes
     for first in range(0, len(images), rows):
         part = slice(first, first + rows)
         draws = Draws(

@@ -53,7 +53,7 @@ def elastic_transform(
         shift: how far each of the three points moves along an axis at most, in pixels.
     """
     height, width = images.shape[2:]
-    y, x = (torch.arange(side, device=images.device).float() for side in (height, width))
+    y, x = (torch.arange(side, device=images.device).double() for side in (height, width))
     y, x = torch.meshgrid(y, x, indexing="ij")
     linear = affine(draws, height, width, shift)[:, :, None, None]  # (N, 2, 1, 1, 3)
     sheared = linear[..., 0] * x + linear[..., 1] * y + linear[..., 2]  # (N, 2, H, W): x, y
@@ -65,7 +65,7 @@ def elastic_transform(
 
 
 def affine(draws: Draws, height: int, width: int, shift: float) -> Tensor:
-    """Return matrices (N, 2, 3) float32 that say where a pixel (x, y, 1) is read.
+    """Return matrices (N, 2, 3) float64 that say where a pixel (x, y, 1) is read.
 
     They take three points about the middle that have moved back to where they were.
     """
@@ -75,7 +75,7 @@ def affine(draws: Draws, height: int, width: int, shift: float) -> Tensor:
     points = (middle + side * ways).to(draws.device)  # (3, 3): a point in each column
     moved = points + F.pad(draws.uniform("points", 2, 3, low=-shift, high=shift), (0, 0, 0, 1))
     back, _ = torch.linalg.inv_ex(moved)  # unlike inv it does not wait for the device
-    matrices: Tensor = (points[:2] @ back).float()
+    matrices: Tensor = points[:2] @ back
     return matrices
 
 
@@ -85,9 +85,12 @@ def read_at(images: Tensor, places: Tensor, border: str) -> Tensor:
     Outside are mirror images, at the border's pixels (``mirror``) or at their rims (``symmetric``).
     """
     rim = 0 if border == "mirror" else 1  # of half a pixel at both ends
-    sides = torch.tensor(images.shape[:1:-1], device=images.device)  # W, H
-    grid = (2 * places.movedim(1, 3) + rim) / (sides - 1 + rim).clamp(min=1) - 1  # (N, H, W, 2)
-    found: Tensor = F.grid_sample(images, grid, padding_mode="reflection", align_corners=rim == 0)
+    spans = torch.tensor(images.shape[:1:-1], device=images.device).sub_(1 - rim).clamp_(min=1)
+    # mirror images come again and again: folded first, what is read far away keeps its digits
+    grid = (places.movedim(1, 3).remainder(2 * spans) * 2 + rim) / spans - 1  # (N, H, W, 2)
+    found: Tensor = F.grid_sample(
+        images, grid.float(), padding_mode="reflection", align_corners=rim == 0
+    )
     return found
 
 

@@ -13,9 +13,9 @@ from raykb.data.corruptions.draws import Draws
 from raykb.data.corruptions.lines import along_axes, zooming
 from raykb.data.crops import grey
 
-_ROUGHNESS = 1.4  # of frost: by what the ridges of half the size are lower
-_DRIFT = 0.04  # by how much parts of a photograph are brighter than others
-_SHEETS = (  # mean red, green, blue and spread of each photograph
+ROUGHNESS = 1.4  # of frost: by what the ridges of half the size are lower
+DRIFT = 0.04  # by how much parts of a photograph are brighter than others
+SHEETS = (  # mean red, green, blue and spread of each photograph
     (0.30, 0.58, 0.65, 0.06),
     (0.78, 0.79, 0.83, 0.08),
     (0.78, 0.79, 0.83, 0.08),
@@ -68,18 +68,18 @@ def fog(images: Tensor, draws: Draws, amount: float, decay: float) -> Tensor:
 
 def frost(images: Tensor, draws: Draws, keep: float, amount: float) -> Tensor:
     """Return ``keep * x + amount * frost``."""
-    return keep * images + amount * frosted_glass(draws, *images.shape[1:])
+    return keep * images + amount * ice_sheets(draws, *images.shape[1:])
 
 
-def frosted_glass(draws: Draws, channels: int, height: int, width: int) -> Tensor:
+def ice_sheets(draws: Draws, channels: int, height: int, width: int) -> Tensor:
     """Return frost, (N, C, H, W) in [0, 1], of one of five kinds for each image."""
-    sheets = torch.tensor(_SHEETS, device=draws.device)
+    sheets = torch.tensor(SHEETS, device=draws.device)
     kind = draws.uniform("sheet", high=len(sheets)).long()
     tint, spread = sheets[kind][:, :, None, None].split([3, 1], 1)  # (N, 3, 1, 1), (N, 1, 1, 1)
-    heights = plasma(draws, max(height, width), _ROUGHNESS)[:, None, :height, :width]
+    heights = plasma(draws, max(height, width), ROUGHNESS)[:, None, :height, :width]
     ridges = 1 - (2 * heights - 1).abs()
     mean, own = ridges.mean((2, 3), keepdim=True), ridges.std((2, 3), correction=0, keepdim=True)
-    drift = _DRIFT * draws.normal("drift", 1, 1, 1)
+    drift = DRIFT * draws.normal("drift", 1, 1, 1)
     ice = (tint + drift + spread * (ridges - mean) / own.clamp(min=1e-6)).clamp_(0, 1)
     return grey(ice) if channels == 1 else ice
 
