@@ -7,15 +7,21 @@ raykb makes them by the batch, in its training or in workers beside it; lightly'
 them one at a time in a DataLoader of two workers. The two take turns, a round each. The first round
 of each is not counted, and neither are the first steps of a round: their batches were made ahead
 while the other one had its turn.
+
+Images per second are those of a machine that has nothing else to do, for who shares its cores gets
+what the scheduler gives to its processes. Images per CPU second, of the training and its workers,
+are nearly the same on a busy one.
 """
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import lightly
 import torch
@@ -112,14 +118,32 @@ def theirs(images: ImageSet, batch: int) -> Iterator[None]:
         yield
 
 
-def rate(steps: Iterator[None], count: int, batch: int) -> float:
-    """Return images per second of some steps, after those that were made ahead."""
-    for _ in itertools.islice(steps, AHEAD):
-        pass
-    start = time.perf_counter()
-    for _ in itertools.islice(steps, count):
-        pass
-    return count * batch / (time.perf_counter() - start)
+class Turns:
+    """Steps of a training that takes turns with another, and what they cost it and its workers."""
+
+    def __init__(self, steps: Iterator[None], batch: int) -> None:
+        before = set(multiprocessing.active_children())
+        self.steps, self.batch = steps, batch
+        next(steps)  # starts the workers
+        started = set(multiprocessing.active_children()) - before
+        self.processes = [os.getpid(), *(worker.pid for worker in started)]
+
+    def rates(self, count: int) -> tuple[float, float]:
+        """Return images per second, and per CPU second, after the steps that were made ahead."""
+        self._take(AHEAD)
+        start, used = time.perf_counter(), self._cpu_s()
+        self._take(count)
+        images = count * self.batch
+        return images / (time.perf_counter() - start), images / (self._cpu_s() - used)
+
+    def _take(self, count: int) -> None:
+        for _ in itertools.islice(self.steps, count):
+            pass
+
+    def _cpu_s(self) -> float:
+        """Return the CPU seconds of all its processes (proc(5): ns on the CPU come first)."""
+        files = (thread for pid in self.processes for thread in Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((file / "schedstat").read_text().split()[0]) for file in files) / 1e9
 
 
 def spread(values: list[float], form: str) -> str:
@@ -139,20 +163,21 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     records, _, options = open_records(name="fashion_mnist_sample", channels=3)
     images = load(records, options)
-    running = [ours(images, args.batch, args.workers), theirs(images, args.batch)]
-    rates: list[list[float]] = [[], []]
-    for _ in range(args.rounds + 1):
-        for found, steps in zip(rates, running, strict=True):
-            found.append(rate(steps, args.steps, args.batch))
-    counted = [found[1:] for found in rates]
+    running = [
+        Turns(ours(images, args.batch, args.workers), args.batch),
+        Turns(theirs(images, args.batch), args.batch),
+    ]
+    rounds = [[turns.rates(args.steps) for turns in running] for _ in range(args.rounds + 1)][1:]
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "
         f"{torch.__version__} on {args.threads} thread(s), lightly {lightly.__version__}; batches "
         f"of {args.batch} images of 3 x {SIDE} x {SIDE}, {args.rounds} rounds of {args.steps} steps"
     )
-    for name, found in zip(("raykb", "lightly"), counted, strict=True):
-        print(f"{name:8s} {spread(found, '.0f')} images a second")
-    print(f"ratio    {spread([a / b for a, b in zip(*counted, strict=True)], '.2f')}")
+    for kind, unit in enumerate(("second", "CPU second")):
+        here, there = ([rates[who][kind] for rates in rounds] for who in (0, 1))
+        print(f"raykb    {spread(here, '.0f')} images a {unit}")
+        print(f"lightly  {spread(there, '.0f')} images a {unit}")
+        print(f"ratio    {spread([a / b for a, b in zip(here, there, strict=True)], '.2f')}")
 
 
 if __name__ == "__main__":
