@@ -145,11 +145,11 @@ def agreement(pooled: Tensor, boxes: Tensor, apart: float) -> dict[str, float]:
     first, second = F.normalize(pooled, dim=3).unbind(1)  # (N, K, D) each
     cosines = (first @ second.mT).double()  # (N, K, K)
     far = operations.box_iou(boxes, boxes) <= apart  # of one with itself it is 1
-    if not far.any():
+    if not (pairs := int(far.sum())):
         raise ValueError(
             f"regions: of {len(boxes)} scenes none has two boxes with an IoU of at most {apart:g}; "
             "take a larger apart, crop or canvas, a smaller least, or a network of a smaller stride"
         )
     same = float(cosines.diagonal(dim1=1, dim2=2).mean())
-    different = float(cosines[far].mean())
+    different = float((cosines * far).sum()) / pairs
     return {"same": same, "different": different, "agreement": same - different}

@@ -33,6 +33,9 @@ from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.engine.objective import CrossEntropy, Task
 from raykb.evaluate.backbone import Features
 from raykb.evaluate.knn import KNN
+from raykb.evaluate.linear_probe import Probe
+from raykb.evaluate.localisation import Heads, Positions, middles, ridge
+from raykb.evaluate.regions import agreement
 from raykb.metrics.classification import class_accuracies, confusion_matrix, top_k_accuracy
 from raykb.models import MODELS, SEGMENTERS, SEQUENTIALS
 from raykb.models.unet import unet
@@ -324,6 +327,22 @@ def test_nearest_neighbours():
         assert KNN()(judged).figures.keys() == {"top1"}
         waits = ["scores: a number", "__call__: a number", "nearest: a number"]
         assert gpu.waits == [f"raykb/evaluate/knn.py {wait}" for wait in waits]
+
+
+def test_regions():
+    with fake_cuda() as gpu:
+        pooled, boxes = gpu.moved((torch.zeros(2, 2, 3, 5), torch.zeros(2, 3, 4)))
+        assert agreement(pooled, boxes, 0.0).keys() == {"same", "different", "agreement"}
+        assert gpu.waits == ["raykb/evaluate/regions.py agreement: a number"]
+
+
+def test_localisation():
+    with fake_cuda() as gpu:
+        rows, labels, boxes = gpu.moved((torch.zeros(2, 6, 5), LABELS[:2], torch.zeros(2, 4)))
+        positions = Positions(rows, middles(gpu.moved(torch.zeros(1, 5, 2, 3))), boxes, labels)
+        probe = Probe(*gpu.moved((torch.zeros(5), torch.ones(5), torch.zeros(4, 5), torch.ones(4))))
+        heads = Heads(probe, *ridge(rows[0], boxes[:1].expand(6, 4), 0.1))
+        check((positions.inside, *heads, *heads.found(positions)), gpu)
 
 
 # Figures, which are asked for once at the end

@@ -3,6 +3,7 @@
 import functools
 import json
 import runpy
+from types import SimpleNamespace
 
 import here
 import in_process
@@ -15,6 +16,7 @@ from databases import new_database
 
 from raykb.config import ConfigError
 from raykb.data.decoding import encode_png
+from raykb.data.images import ImageSet
 from raykb.data.parquet import write_shards
 from raykb.runtime.session import Refused
 
@@ -145,6 +147,19 @@ def test_a_run_that_collapsed_says_so(script, tmp_path, capsys, monkeypatch):
     here.run(script, "pretrain", config, tmp_path)
     said = capsys.readouterr().err
     assert "simclr/seed-0 has collapsed: its features say nearly the same of all images" in said
+
+
+def test_what_localisation_finds_is_drawn_on_the_scenes_that_it_was_asked_about(script):
+    config = here.resolved(script, DEFAULT, "localisation={canvas: 3.0, test_scenes: 2}")
+    pixels = np.full((5, 1, 28, 28), 9, np.uint8)
+    test = ImageSet(pixels, np.arange(5), np.arange(5), tuple("abcde"))
+    found = {"seed": 3, "boxes": [[0.0, 0.0, 0.5, 0.5]] * 2, "labels": [1, 2]}
+    told = SimpleNamespace(label="byol", details={"localisation": found})
+    pictures = script["pictures"](config, told, test, test)
+    assert pictures.keys() == {"localisation"}
+    assert [image.get_array().shape for image in pictures["localisation"].axes[0].images] == [
+        (84, 84)
+    ] * 2
 
 
 # ---------------------------------------------------------------------- on Ray
