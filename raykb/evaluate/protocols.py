@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from raykb.evaluate.backbone import BackboneProtocol
+from raykb.evaluate.corruption import Corruption
 from raykb.evaluate.fine_tuning import FineTuning
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
@@ -13,4 +14,5 @@ PROTOCOLS: dict[str, Callable[..., BackboneProtocol]] = {
     "knn": KNN,
     "retrieval": Retrieval,
     "fine_tuning": FineTuning,
+    "corruption": Corruption,
 }
