@@ -27,6 +27,7 @@ from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.engine.objective import CrossEntropy, Task
 from raykb.evaluate.backbone import Features
 from raykb.evaluate.knn import KNN
+from raykb.evaluate.retrieval import ranked, scores
 from raykb.metrics.classification import class_accuracies, confusion_matrix, top_k_accuracy
 from raykb.models import MODELS, SEGMENTERS, SEQUENTIALS
 from raykb.models.unet import unet
@@ -317,6 +318,12 @@ def test_nearest_neighbours():
         assert KNN()(judged).figures.keys() == {"top1"}
         waits = ["scores: a number", "__call__: a number", "nearest: a number"]
         assert gpu.waits == [f"raykb/evaluate/knn.py {wait}" for wait in waits]
+
+
+def test_ranks_of_retrieval():
+    with fake_cuda() as gpu:
+        features = Features(*gpu.moved((WEAK, LABELS)))
+        check([scores(relevant) for relevant in ranked(features)], gpu)
 
 
 # Figures, which are asked for once at the end
