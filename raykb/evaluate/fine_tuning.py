@@ -61,12 +61,12 @@ class FineTuning:
     needs: ClassVar[type[Any]] = Backbone
     task: ClassVar[str] = "few labels"
     shares: Sequence[float] = (0.01, 0.1, 1.0)
-    steps: int = 200
+    steps: int = 400
     batch_size: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.05
     layer_decay: float = 0.75
-    warmup: int = 20
+    warmup: int = 40
 
     def __post_init__(self) -> None:
         several = Rule(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from raykb.evaluate.backbone import BackboneProtocol
+from raykb.evaluate.corruption import Corruption
 from raykb.evaluate.fine_tuning import FineTuning
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
@@ -17,4 +18,5 @@ PROTOCOLS: dict[str, Callable[..., BackboneProtocol]] = {
     "retrieval": Retrieval,
     "regions": Regions,
     "localisation": Localisation,
+    "corruption": Corruption,
 }

@@ -36,6 +36,7 @@ METRICS = {
     "test/retrieval/map": Metric("mAP %", PERCENT),
     "test/retrieval/recall_1": Metric("recall at 1 %", PERCENT),
     "test/retrieval/recall_5": Metric("recall at 5 %", PERCENT),
+    "test/corruption/top1": Metric("corrupted top-1 %", PERCENT),
     "test/spread": Metric("spread of features"),
     "pseudo_labels/correct": Metric("correct pseudo-labels %", PERCENT),
     "pseudo_labels/precision": Metric("precision of pseudo-labels %", PERCENT),
@@ -49,6 +50,7 @@ FAMILIES = {  # by how their names begin; what follows is in the heading
     "test/dice/": "Dice of {} %",
     "test/nsd/": "NSD of {} %",
     "test/fine_tuning/top1_": "fine-tuned on {} % of labels, top-1 %",
+    "test/corruption/top1_": "top-1 under {} %",
 }
 
 

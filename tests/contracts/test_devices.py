@@ -36,6 +36,7 @@ from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import Probe
 from raykb.evaluate.localisation import Heads, Positions, middles, ridge
 from raykb.evaluate.regions import agreement
+from raykb.evaluate.retrieval import ranked, scores
 from raykb.metrics.classification import class_accuracies, confusion_matrix, top_k_accuracy
 from raykb.models import MODELS, SEGMENTERS, SEQUENTIALS
 from raykb.models.unet import unet
@@ -343,6 +344,12 @@ def test_localisation():
         probe = Probe(*gpu.moved((torch.zeros(5), torch.ones(5), torch.zeros(4, 5), torch.ones(4))))
         heads = Heads(probe, *ridge(rows[0], boxes[:1].expand(6, 4), 0.1))
         check((positions.inside, *heads, *heads.found(positions)), gpu)
+
+
+def test_ranks_of_retrieval():
+    with fake_cuda() as gpu:
+        features = Features(*gpu.moved((WEAK, LABELS)))
+        check([scores(relevant) for relevant in ranked(features)], gpu)
 
 
 # Figures, which are asked for once at the end

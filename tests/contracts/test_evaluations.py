@@ -17,6 +17,7 @@ from raykb.data.views import CropFlipView
 from raykb.data.volumes import open_volumes
 from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy
 from raykb.evaluate.classification import Classification
+from raykb.evaluate.corruption import Corruption
 from raykb.evaluate.fine_tuning import FineTuning
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
@@ -44,6 +45,7 @@ def backbone(folder):
         "knn": KNN(neighbours=3),
         "retrieval": Retrieval(),
         "fine_tuning": FineTuning(steps=2, batch_size=4, warmup=1),
+        "corruption": Corruption(names=["shot_noise", "fog"], severities=[2], iterations=5),
     }
     by = JudgedBy(labelled.examples, labelled.examples, labelled.view, CLASSES, batch_size=4)
     return BackboneEvaluation(by, protocols)

@@ -1,27 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from judged import bright_images, judged_by_images
 from torch import nn
 
-from raykb.data.image_views import ClassifierView
 from raykb.data.images import ImageSet
-from raykb.data.views import CropFlipView
-from raykb.evaluate.backbone import Judged, JudgedBy
 from raykb.evaluate.fine_tuning import FineTuned, FineTuning, dealt
 from raykb.models import MODELS
 from raykb.parts.backbone import freeze_classifier
-
-CPU, CLASSES = torch.device("cpu"), ("a", "b", "c")
-VIEW = ClassifierView(CropFlipView(mean=[0.0], std=[1.0], padding=0, flip=False))
-
-
-def images(count, seed):
-    """Return images whose brightness tells the class, under noise."""
-    numbers = np.random.default_rng(seed)
-    labels = np.arange(count) % 3
-    noise = numbers.integers(-30, 30, (count, 1, 8, 8))
-    pixels = (40 + 80 * labels[:, None, None, None] + noise).astype(np.uint8)
-    return ImageSet(pixels, labels, np.arange(count), CLASSES)
 
 
 def network():
@@ -30,14 +16,14 @@ def network():
     found = MODELS["small_convnet"](3, 1, width=4)
     with torch.no_grad():
         for _ in range(30):
-            found(torch.from_numpy(images(60, 2).images) / 255)
+            found(torch.from_numpy(bright_images(60, 2).images) / 255)
     freeze_classifier(found)
     return found.eval()
 
 
 def judged(train=None, test=None, model=None, seed=0):
-    train, test = train or images(60, 0), test or images(30, 1)
-    return Judged(model or network(), CPU, JudgedBy(train, test, VIEW, 3, seed))
+    train, test = train or bright_images(60, 0), test or bright_images(30, 1)
+    return judged_by_images(model or network(), train, test, seed)
 
 
 def tuned(judged, **settings):
@@ -76,7 +62,7 @@ def test_shares_name_figures_and_say_how_many_labels_these_are():
 
 def test_a_training_sees_the_images_of_its_share_all_of_them_and_no_others():
     pixels = np.arange(60, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
-    train = ImageSet(pixels, np.arange(60) % 3, np.arange(60), CLASSES)
+    train = ImageSet(pixels, np.arange(60) % 3, np.arange(60), ("a", "b", "c"))
     rows = dealt(train.ids, train.labels, 0)[:7]
     training = FineTuning(steps=5, batch_size=6, warmup=1).training(judged(train), rows)
     batches = list(training.batches(0))
@@ -127,7 +113,7 @@ def test_settings_reach_the_optimizer_layer_by_layer():
 
 
 def test_more_steps_learn_more_and_labels_that_say_nothing_teach_nothing():
-    test, wrong = images(30, 1), images(60, 0)
+    test, wrong = bright_images(30, 1), bright_images(60, 0)
     wrong.labels[:] = np.random.default_rng(0).permutation(wrong.labels)
     short, long = (tuned(judged(), shares=[1.0], steps=n) for n in (3, 40))
     assert long.figures["top1_100"] > max(0.9, short.figures["top1_100"])

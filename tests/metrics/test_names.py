@@ -32,3 +32,4 @@ def test_labels_have_headings_of_their_own():
     assert metric("test/nsd/loss_of_signal").higher_is_better
     heading = "fine-tuned on 0.5 % of labels, top-1 %"
     assert metric("test/fine_tuning/top1_0.5") == Metric(heading, 100)
+    assert metric("test/corruption/top1_shot_noise") == Metric("top-1 under shot noise %", 100)
