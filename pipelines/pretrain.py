@@ -51,8 +51,8 @@ from raykb.later import Later
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResources
 from raykb.runtime.session import Session
-from raykb.runtime.streamed import data_workers, record_of, shared, tell_broken
-from raykb.runtime.streams import STREAM, TRANSPORTS
+from raykb.runtime.streamed import data_workers, stream_of, tell_broken
+from raykb.runtime.streams import STREAM
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 from raykb.selfsup import METHODS
@@ -159,13 +159,11 @@ def job(session: Session, ready: Ready, entry: Entry, images: dict[str, Any]) ->
         arguments |= {"view": None, "unlabelled": None}
     else:
         view = ready.views[entry.label]
-        tell = record_of(session, entry)
-        stream = ready.data.stream(config, view, entry.seed, TRANSPORTS, tell=tell)
         arguments |= {
             "methods": METHODS,
             "data": self_supervised_data,
             "view": view,
-            "unlabelled": shared(session, TRAINING, stream),
+            "unlabelled": stream_of(session, TRAINING, ready.data, entry, view),
         }
     make, each = untrained if initial else training, ready.phases[0].each
     return TrainJob(entry.name, make, arguments, entry.seed, each, {"trained": not initial})
