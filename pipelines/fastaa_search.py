@@ -38,7 +38,6 @@ from raykb.assembly import (
 from raykb.augment.augmentations import AUGMENTATIONS, RIVALS, augmentation
 from raykb.augment.contact_sheet import contact_sheet
 from raykb.augment.density_matching import DensityMatching
-from raykb.augment.fast_autoaugment import Candidate as Scored
 from raykb.augment.fast_autoaugment import best, merge, policy_from, search_space
 from raykb.augment.policy import Policy
 from raykb.augment.settings import SearchSettings
@@ -134,7 +133,7 @@ def fastaa_search(session: Session, ready: Ready) -> None:
     thetas = session.train_all(THETA, jobs)
     candidates = search(session, ready, train, splits, thetas)
     kept = kept_of(candidates, settings.keep)
-    policy = merge([candidate.policy for found in kept.values() for candidate in found])
+    policy = merge([policy_from(each.params) for found in kept.values() for each in found])
     tell_search(session, settings, candidates, kept, policy, train)
 
     entries = ready.comparison.trainings(config, "final")
@@ -214,14 +213,12 @@ def search(
     )
 
 
-def kept_of(candidates: Sequence[Candidate], count: int) -> dict[str, list[Scored]]:
+def kept_of(candidates: Sequence[Candidate], count: int) -> dict[str, list[Candidate]]:
     """Return the best of each study's candidates that were scored to the end, by study."""
-    studies: dict[str, list[Scored]] = {}
+    studies: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         if candidate.status == "finished":
-            policy = policy_from(candidate.params)
-            found = Scored(candidate.number, candidate.figures["reward"], policy)
-            studies.setdefault(candidate.study.name, []).append(found)
+            studies.setdefault(candidate.study.name, []).append(candidate)
     return {study: best(found, count) for study, found in studies.items()}
 
 
@@ -229,7 +226,7 @@ def tell_search(
     session: Session,
     settings: SearchSettings,
     candidates: Sequence[Candidate],
-    kept: dict[str, list[Scored]],
+    kept: dict[str, list[Candidate]],
     policy: Policy,
     train: ImageSet,
 ) -> None:
@@ -242,15 +239,8 @@ def tell_search(
         usage=policy.statistics().usage,
         sheet=contact_sheet(policy, torch.from_numpy(train.images[:8])),
     )
-    for name, content in files.items():
-        session.write(name, content)
-    params = {(c.study.name, c.number): c.params for c in candidates}
-    for study, found in kept.items():
-        for rank, candidate in enumerate(found):
-            child = session.child(f"policy/{study}/rank-{rank:02d}", phase=SEARCH)
-            child.params(params[study, candidate.number])
-            child.log(candidate.number, {"search/reward": candidate.reward})
-            child.finish()
+    session.write_all(files)
+    session.tell_kept(SEARCH, kept, "policy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

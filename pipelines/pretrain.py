@@ -61,8 +61,8 @@ from raykb.runtime.array_files import ArrayFiles
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResources
 from raykb.runtime.session import Session
-from raykb.runtime.streamed import data_workers, record_of, shared, tell_broken
-from raykb.runtime.streams import STREAM, TRANSPORTS
+from raykb.runtime.streamed import data_workers, stream_of, tell_broken
+from raykb.runtime.streams import STREAM
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 from raykb.selfsup import METHODS
@@ -176,13 +176,11 @@ def job(
     arguments = given | {"config": config, "seed": entry.seed, "samples": ready.data.count}
     if trained:
         view = ready.views[entry.label]
-        tell = record_of(session, entry)
-        stream = ready.data.stream(config, view, entry.seed, TRANSPORTS, tell=tell)
         arguments |= {
             "methods": METHODS,
             "data": self_supervised_data,
             "view": view,
-            "unlabelled": shared(session, TRAINING, stream),
+            "unlabelled": stream_of(session, TRAINING, ready.data, entry, view),
         }
     else:
         arguments |= {"view": None, "unlabelled": None, "weights": weights}

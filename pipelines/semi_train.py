@@ -39,8 +39,7 @@ from raykb.assembly import (
 )
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Renamed, Section, build
-from raykb.data.images import ImageSet
-from raykb.data.labels import Labels, from_json, to_json
+from raykb.data.labels import Labels, to_json
 from raykb.data.strong import PAIRS
 from raykb.data.unlabelled import UnlabelledImages
 from raykb.engine.objective import Objective
@@ -48,7 +47,7 @@ from raykb.later import Later
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResources
 from raykb.runtime.session import Session
-from raykb.runtime.streamed import data_workers, record_of, shared, tell_broken
+from raykb.runtime.streamed import data_workers, stream_of, tell_broken
 from raykb.runtime.streams import STREAM, TRANSPORTS
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
@@ -109,7 +108,10 @@ def semi_train(session: Session, ready: Ready) -> None:
     data = ready.data
     session.unchanged(UNLABELLED, data.record, "unlabelled.paths")
     session.warm(TRAINING, training, ready.each)
-    labelled, test = read(session, data)
+    with session.reading(LABELS):  # as the run began with them, whatever would be drawn now
+        drawn = data.kept(session.keep(LABELS, to_json(data.drawn)))
+    with session.reading("data"):
+        labelled, test = data.read(drawn)
     session.keep_task(test)
     session.say(data.described(session.config, labelled[0], test))
     images = session.share(test=test, truths=data.truths(session.say), ids=data.examples.ids)
@@ -122,26 +124,16 @@ def semi_train(session: Session, ready: Ready) -> None:
     tell_results(session, ready, results)
 
 
-def read(session: Session, data: SemiSupervised) -> tuple[list[ImageSet], ImageSet]:
-    """Return the labelled images of each seed that the run began with, and the test images."""
-    with session.reading(LABELS):  # whatever would be drawn now
-        sizes = [len(drawn) for drawn in data.drawn]
-        drawn = from_json(session.keep(LABELS, to_json(data.drawn)), data.train, sizes)
-    with session.reading("data"):
-        return data.read(drawn)
-
-
 def job(session: Session, ready: Ready, entry: Entry, images: dict[str, Any]) -> TrainJob:
     """Return the training of an entry; its seed decides all but the section that is compared."""
-    objective, tell = ready.objectives[entry.label], record_of(session, entry)
-    stream = ready.data.stream(entry.config, objective, entry.seed, TRANSPORTS, tell=tell)
+    objective = ready.objectives[entry.label]
     return TrainJob.of(
         entry,
         training,
         ready.each,
         methods=METHODS,
         data=semi_supervised_data,
-        unlabelled=shared(session, TRAINING, stream),
+        unlabelled=stream_of(session, TRAINING, ready.data, entry, objective),
         **images,
     )
 
@@ -155,8 +147,7 @@ def tell_results(session: Session, ready: Ready, results: Sequence[tuple[Entry, 
         child.log(result.steps, own)
         child.text(json.dumps(result.details()["confusion"]), "confusion.json")
     session.tell(ready.comparison, found.rows, METRICS)
-    for name, content in found.files.items():
-        session.write(name, content)
+    session.write_all(found.files)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

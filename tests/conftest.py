@@ -42,6 +42,7 @@ def home(tmp_path_factory):
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process that looks for clouds'
     os.environ |= {"RAY_free_objects_period_milliseconds": "0"}  # else the store shows them later
     os.environ["RAY_ADDRESS"] = "local"  # not a cluster that happens to run on this host
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID"):

@@ -15,7 +15,7 @@ from raykb.data.datasets import open_records
 from raykb.data.feed import InPlace, Together
 from raykb.data.image_views import WeakStrongView, WeakView
 from raykb.data.images import ImageSet
-from raykb.data.labels import Labels, true_labels
+from raykb.data.labels import Labels, from_json, true_labels
 from raykb.data.loading import load
 from raykb.data.options import Options
 from raykb.data.order import Endless
@@ -133,6 +133,14 @@ class SemiSupervised:
         source = self.unlabelled.source(self.examples.seeded(own), view, batch, own)
         feed: Feed = build(transports, config["stream"], source=source, **how)
         return feed
+
+    def kept(self, text: str) -> list[Records]:
+        """Return what was drawn for each seed when the run began, as its file has it.
+
+        Raises:
+            ValueError: the file is damaged, or not of these data or so many labels.
+        """
+        return from_json(text, self.train, [len(drawn) for drawn in self.drawn])
 
     def read(self, drawn: Sequence[Records]) -> tuple[list[ImageSet], ImageSet]:
         """Decode the labelled images of each seed, and the test images.

@@ -45,7 +45,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -130,15 +130,22 @@ def reward(scores: Mapping[str, float], name: str) -> float:
     return -scores[name] if name.endswith("_loss") else scores[name]
 
 
-class Candidate(NamedTuple):
-    """A scored policy; ``number`` is its place in the order of proposal."""
+class Scored(Protocol):
+    """A candidate with its reward."""
 
-    number: int
-    reward: float
-    policy: Policy
+    @property
+    def number(self) -> int:
+        """Its place in the order of proposal."""
+
+    @property
+    def reward(self) -> float:
+        """What is to be high."""
 
 
-def best(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+_Scored = TypeVar("_Scored", bound=Scored)
+
+
+def best(candidates: Sequence[_Scored], count: int) -> list[_Scored]:
     """Return the ``count`` candidates with the highest reward, the earlier one first among equals.
 
     A reward that is not a number counts as the lowest.
@@ -146,7 +153,7 @@ def best(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     if count < 1:
         raise ValueError(f"count: {count}; allowed: 1 or more")
 
-    def rank(candidate: Candidate) -> tuple[bool, float, int]:
+    def rank(candidate: Scored) -> tuple[bool, float, int]:
         unknown = math.isnan(candidate.reward)
         return unknown, 0.0 if unknown else -candidate.reward, candidate.number
 

@@ -139,6 +139,11 @@ class Session:
         self.parent.artifact(self.files / name)
         self.written.append(name)
 
+    def write_all(self, files: Mapping[str, bytes | str]) -> None:
+        """Write files by name; see :meth:`write`."""
+        for name, data in files.items():
+            self.write(name, data)
+
     def keep(self, name: str, text: str) -> str:
         """Return a file as the run began with it; it is ``text`` where the run begins now."""
         if not self.storage.exists(name):
@@ -382,6 +387,15 @@ class Session:
                 on_told=on_told,
                 **arguments,
             )
+
+    def tell_kept(self, phase: str, kept: Mapping[str, Sequence[Candidate]], what: str) -> None:
+        """Give what was kept of each study, the best first, runs ``<what>/<study>/rank-00``, …."""
+        for study, found in kept.items():
+            for rank, candidate in enumerate(found):
+                child = self.child(f"{what}/{study}/rank-{rank:02d}", phase=phase)
+                child.params(candidate.params)
+                child.log(candidate.number, {"search/reward": candidate.reward})
+                child.finish()
 
     def searched(self) -> dict[str, float]:
         """Say how long the search took; return that, as :func:`searched` does."""

@@ -1,14 +1,15 @@
 """What runs have in common whose trainings have a stream of images beside them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from raykb.comparison import Entry
 from raykb.config import build
+from raykb.data.feed import Tell
 from raykb.engine.loop import Feed
 from raykb.runtime.resources import DataResources, WorkerResources
 from raykb.runtime.session import Session
-from raykb.runtime.streams import BrokenImages, broken_images, has_workers, sharing
+from raykb.runtime.streams import TRANSPORTS, BrokenImages, broken_images, has_workers, sharing
 from raykb.runtime.train import Result
 
 BROKEN = "broken_images.txt"
@@ -27,15 +28,25 @@ def data_workers(
     return resources.beside(each) if has_workers(config["stream"]) else None
 
 
-def record_of(session: Session, entry: Entry) -> BrokenImages:
-    """Return where the training of an entry records its broken images."""
-    return BrokenImages(session.storage.below(entry.name).uri)
+class Streaming(Protocol):
+    """Data that have a stream of images for each training."""
+
+    def stream(
+        self, config: Mapping[str, Any], sees: Any, seed: int, transports: Any, /, *, tell: Tell
+    ) -> Feed | None:
+        """Return the stream of a training, or None; ``sees`` says what it is to bring."""
 
 
-def shared(session: Session, phase: str, stream: Feed | None) -> Feed | None:
-    """Return a stream that takes no more of the cluster than those of its phase leave it."""
-    cpus = session.config["resources"]["data"]["cpus"]
-    return sharing(stream, session.parallel[phase], cpus)
+def stream_of(
+    session: Session, phase: str, data: Streaming, entry: Entry, sees: Any
+) -> Feed | None:
+    """Return the stream of an entry's training; broken images are recorded in its folder.
+
+    It takes no more of the cluster than the other trainings of the phase leave it.
+    """
+    record = BrokenImages(session.storage.below(entry.name).uri)
+    stream = data.stream(entry.config, sees, entry.seed, TRANSPORTS, tell=record)
+    return sharing(stream, session.parallel[phase], session.config["resources"]["data"]["cpus"])
 
 
 def tell_broken(session: Session, results: Sequence[Result]) -> None:

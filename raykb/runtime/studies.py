@@ -82,6 +82,11 @@ class Candidate:
     rungs: list[float] = field(default_factory=list)
     error: str = ""
 
+    @property
+    def reward(self) -> float:
+        """What is maximised; of one that was scored."""
+        return self.figures["reward"]
+
     def row(self) -> dict[str, Any]:
         """Return all that is known of it, as a row of a table."""
         outcome = {"number": self.number, "status": self.status, "error": self.error}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from raykb.augment.fast_autoaugment import (
     SCORES,
-    Candidate,
     PolicyEvaluator,
     best,
     density_matching_scores,
@@ -156,7 +156,7 @@ def test_reward_is_to_be_maximised() -> None:
 
 def test_best_breaks_ties_by_number_and_ranks_nan_last() -> None:
     rewards = [0.1, float("nan"), 0.7, 0.3, 0.7, float("-inf")]
-    candidates = [Candidate(n, r, Policy.random(1, 1, n)) for n, r in enumerate(rewards)]
+    candidates = [SimpleNamespace(number=n, reward=r) for n, r in enumerate(rewards)]
     for order in (candidates, candidates[::-1]):
         assert [candidate.number for candidate in best(order, 3)] == [2, 4, 3]
         assert [candidate.number for candidate in best(order, 9)] == [2, 4, 3, 0, 5, 1]

@@ -11,7 +11,6 @@ import yaml
 from bars import ANGLES, bars, by_effect, by_level, turning_share
 
 from raykb.augment.fast_autoaugment import (
-    Candidate,
     PolicyEvaluator,
     best,
     merge,
@@ -86,13 +85,13 @@ def found(name):
         scored = []
         while study.to_ask:
             asked, _ = study.ask()
-            policy = policy_from(asked.params)
-            asked.figures = {"reward": reward(evaluator.score(policy), name)}
+            scores = evaluator.score(policy_from(asked.params))
+            asked.figures = {"reward": reward(scores, name)}
             asked.status = "finished"
             study.tell(asked)
-            scored.append(Candidate(asked.number, asked.figures["reward"], policy))
+            scored.append(asked)
         kept += best(scored, DEFAULT["keep"])
-    return merge([candidate.policy for candidate in kept])
+    return merge([policy_from(candidate.params) for candidate in kept])
 
 
 def test_the_networks_know_the_bars():

@@ -37,7 +37,6 @@ from pipelines.fastaa_search import DEFAULT, SCHEMA, final, prepare, theta
 from raykb.assembly import Data, network_of
 from raykb.augment.density_matching import DensityMatching
 from raykb.augment.fast_autoaugment import SCORES, best, merge, policy_from, reward, search_space
-from raykb.augment.fast_autoaugment import Candidate as Scored
 from raykb.augment.policy import Policy
 from raykb.comparison import Entry
 from raykb.config import Value, build, load
@@ -54,7 +53,7 @@ from raykb.evaluate.classification import Classification
 from raykb.report.comparison import ComparisonTable
 from raykb.runtime.job import Tracking
 from raykb.runtime.open_study import OpenStudy
-from raykb.runtime.studies import Study
+from raykb.runtime.studies import Candidate, Study
 from raykb.runtime.work import TrainJob
 
 PARTS = ("test", "spare training")
@@ -118,9 +117,9 @@ class Search:
             for turn in range(self.choice.rounds):
                 candidates = self._searched(name, split, turn)
                 kept += best(candidates, self.choice.keep)
-        return merge([candidate.policy for candidate in kept])
+        return merge([policy_from(candidate.params) for candidate in kept])
 
-    def _searched(self, name: str, split: int, turn: int) -> list[Scored]:
+    def _searched(self, name: str, split: int, turn: int) -> list[Candidate]:
         seed = stream_seed(self.config["seed"], "study", split, turn) % 2**32
         study = OpenStudy(
             Study(f"split-{split}/round-{turn}", f"split-{split}", seed, {"split": split}),
@@ -134,7 +133,7 @@ class Search:
             value = reward(self._scores(asked.params, split), name)
             asked.figures, asked.status = {"reward": value}, "finished"
             study.tell(asked)
-            candidates.append(Scored(asked.number, value, policy_from(asked.params)))
+            candidates.append(asked)
         return candidates
 
     def _scores(self, params: dict[str, Any], split: int) -> dict[str, float]:

@@ -7,6 +7,8 @@ import mlflow
 import pandas as pd
 import pytest
 import running
+from databases import new_database
+from mlflow.entities import Metric, Param
 
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
@@ -14,23 +16,26 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationW
 ACCURACY = {"supervised": [0.60, 0.62, 0.61], "fixmatch": [0.70, 0.71, 0.75]}
 
 
+def track(client, experiment, name, metrics, params, status="FINISHED", **how):
+    """Keep a run that has ended in a store; return its id."""
+    run = client.create_run(experiment, run_name=name, **how).info.run_id
+    figures = [Metric(key, value, timestamp=0, step=0) for key, value in metrics.items()]
+    client.log_batch(run, figures, [Param(key, str(value)) for key, value in params.items()])
+    client.set_terminated(run, status)
+    return run
+
+
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
     """A store with two invocations: an early one of fewer steps, and one of two methods."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    uri = new_database(tmp_path_factory.mktemp("store"))
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("semi-supervised")
     clock = iter(range(1_700_000_000_000, 1_800_000_000_000, 1000))
 
     def add(name, parent, metrics, **params):
         tags = {"mlflow.parentRunId": parent} if parent else {"data": "sample"}
-        run = client.create_run(experiment, run_name=name, start_time=next(clock), tags=tags)
-        for key, value in params.items():
-            client.log_param(run.info.run_id, key, value)
-        for key, value in metrics.items():
-            client.log_metric(run.info.run_id, key, value)
-        client.set_terminated(run.info.run_id)
-        return run.info.run_id
+        return track(client, experiment, name, metrics, params, start_time=next(clock), tags=tags)
 
     early = add("early", None, {})
     for seed, top1 in enumerate((0.50, 0.52)):
@@ -127,13 +132,10 @@ def test_labels_are_headed_by_what_was_compared(script, uri, capsys):
     experiment = client.create_experiment("widths")
     for seed in range(2):
         for label, top1 in (("plain", 0.6), ("wide", 0.7)):
-            run = client.create_run(experiment, run_name=f"{label}/seed-{seed}").info.run_id
             params = {"label": label, "seed_number": seed, "method": "uda", "model.width": label}
-            for key, value in (params | {"comparison.over": "model"}).items():
-                client.log_param(run, key, value)
-            if (label, seed) != ("plain", 1):
-                client.log_metric(run, "test/top1", top1 + seed / 100)
-            client.set_terminated(run)
+            params["comparison.over"] = "model"
+            found = {"test/top1": top1 + seed / 100} if (label, seed) != ("plain", 1) else {}
+            track(client, experiment, f"{label}/seed-{seed}", found, params)
     there = ["--uri", uri, "--experiment", "widths"]
     script["main"](there)
     output = capsys.readouterr().out
@@ -156,13 +158,9 @@ def failures(uri):
     clock = iter(range(1_700_000_000_000, 1_800_000_000_000, 1000))
 
     def add(label, seed, top1, status="FINISHED", **params):
-        run = client.create_run(
-            experiment, run_name=f"{label}/seed-{seed}", start_time=next(clock)
-        ).info.run_id
-        for key, value in {"label": label, "seed_number": seed, **params}.items():
-            client.log_param(run, key, value)
-        client.log_metric(run, "test/top1", top1)
-        client.set_terminated(run, status)
+        name, params = f"{label}/seed-{seed}", {"label": label, "seed_number": seed, **params}
+        found = {"test/top1": top1}
+        track(client, experiment, name, found, params, status, start_time=next(clock))
 
     strict = {"method.threshold": 0.95}
     add("wild", 0, 0.1, "FAILED")

@@ -76,43 +76,36 @@ def whole(files):
 def test_it_resumes_at_any_step_and_goes_on_for_ever(files, whole, monkeypatch, executions):
     monkeypatch.setattr(streams, "_PIECES", 2)  # of one execution, of two steps each
     feed = RayData(source(files), workers=1, block_steps=2)
-    count = 1 + 4 * executions - 1  # the first is made here, and the last block is begun
+    count = 1 + 4 * (executions - 1) + 1  # the first is made here, and the last one is begun
     assert same(take(feed, count, start=3), whole[3 : 3 + count])
 
 
-def test_it_ends_where_it_is_told_to_and_leaves_nothing_under_way(files, whole):
-    feed = RayData(source(files), workers=1, block_steps=4)
-    assert same(list(feed.batches(3, Worker(), 10)), whole[3:10])
-    assert list(feed.batches(10, Worker(), 10)) == []
-    assert same(list(feed.batches(9, Worker(), 10)), whole[9:10])
+def test_two_ranks_see_what_one_sees_end_where_they_are_told_to_and_leave_nothing(files, whole):
+    feeds = [RayData(source(files), workers=1, block_steps=4) for _ in range(2)]
+    running = [feed.batches(2, Worker(rank, 2), 12) for rank, feed in enumerate(feeds)]
+    assert same(joined(zip(*zip(*running, strict=True), strict=True)), whole[2:12])
+    assert list(feeds[0].batches(12, Worker(), 12)) == []
+    assert same(list(feeds[0].batches(9, Worker(), 10)), whole[9:10])
     all_cpus_are_free()
 
 
-def test_two_ranks_at_a_time_see_what_one_sees(files, whole):
-    feeds = [RayData(source(files), workers=1) for _ in range(2)]
-    running = [feed.batches(2, Worker(rank, 2), 12) for rank, feed in enumerate(feeds)]
-    assert same(joined(zip(*zip(*running, strict=True), strict=True)), whole[2:12])
-    for feed in feeds:
-        feed.close()
-
-
-def test_it_knows_no_images():
+@pytest.mark.parametrize(
+    ("order", "views_by"),
+    [
+        (lambda *of: Shuffled(*of, keep_last=True), "trainer"),
+        pytest.param(
+            lambda count, size, seed: ByShard([5, 15], batch_size=size, seed=seed),
+            "workers",
+            marks=pytest.mark.slow,  # as all others are, of images
+        ),
+    ],
+    ids=["shuffled", "by shard"],
+)
+def test_it_knows_no_images(order, views_by):
     """Curves, whose fields differ in type and number of axes, in batches of unequal size."""
-    orders = [
-        lambda *of: Shuffled(*of, keep_last=True),
-        lambda count, size, seed: ByShard([5, 15], batch_size=size, seed=seed),
-    ]
-    sources = [
-        series(order=order, views_by=by)
-        for order, by in zip(orders, ("workers", "trainer"), strict=True)
-    ]
-    feeds = [RayData(curves, workers=1, block_steps=3) for curves in sources]
-    running = [feed.batches(2, Worker()) for feed in feeds]
-    first = [[next(batches)] for batches in running]  # processes for both start side by side
-    for curves, feed, steps, batches in zip(sources, feeds, first, running, strict=True):
-        steps += itertools.islice(batches, 8)
-        assert same(steps, take(InPlace(curves), 9, start=2))
-        feed.close()
+    curves = series(order=order, views_by=views_by)
+    feed = RayData(curves, workers=1, block_steps=3)
+    assert same(take(feed, 9, start=2), take(InPlace(curves), 9, start=2))
 
 
 def test_it_travels_brings_what_others_bring_and_gives_back_what_it_has(files, whole):
@@ -239,7 +232,7 @@ def test_a_pipeline_that_makes_no_progress_is_given_up_and_says_why(files, tmp_p
         feed.close()
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_pipeline_that_is_ahead_keeps_to_its_budget_and_leaves_the_cpu(tmp_path, workers):
     paths = str(write_photographs(tmp_path / "files", 48, files=2, side=64))
     feed = RayData(source(paths, 24), workers=workers, store_mib=12, block_steps=2)
@@ -375,6 +368,7 @@ def run(folder, feed, workers, fault=None):
     return [letter.figures["train/loss"] for letter in letters if "train/loss" in letter.figures]
 
 
+@pytest.mark.slow  # to the bit of its weights: test_semi_train.py, the stream of Ray
 def test_a_training_by_ray_sees_what_one_at_home_sees(files, tmp_path):
     by_ray = run(tmp_path, RayData(source(files), workers=1), 1)
     torch.manual_seed(0)  # as the job's seed says

@@ -4,18 +4,19 @@ import json
 import math
 import os
 import sys
+import types
 from collections import Counter
 
 import numpy as np
 import pytest
 import ray
 
-from raykb.runtime import searcher
+from raykb.runtime import searcher, tune
 from raykb.runtime.open_study import OpenStudy, sampler
 from raykb.runtime.resources import WorkerResources
 from raykb.runtime.searcher import StudySearcher
 from raykb.runtime.storage import LocalStorage
-from raykb.runtime.studies import LEDGER, Halving, LedgerError, SearchError, Study
+from raykb.runtime.studies import LEDGER, Candidate, Halving, LedgerError, SearchError, Study
 from raykb.runtime.tune import search
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
@@ -164,20 +165,60 @@ def test_a_bad_candidate_is_tried_again_then_told_once_and_the_search_goes_on(lo
     assert len(list(LocalStorage(tmp_path).records(LEDGER))) == 21
 
 
-def test_halving_stops_candidates_early_and_resumes_alike(local_ray, tmp_path):
-    arguments = {"parts": 4, "halving": Halving(), "width": 8, "studies": STUDIES[::2]}
-    (tmp_path / "whole").mkdir()
-    candidates = run(tmp_path / "whole", **arguments)
+HALVED = {"parts": 4, "halving": Halving(), "width": 8, "studies": STUDIES[::2]}
+
+
+@pytest.fixture(scope="module")
+def halved(local_ray, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("halved")
+    return folder, run(folder, **HALVED)
+
+
+def test_halving_stops_candidates_early(halved):
+    _, candidates = halved
     counts = Counter(c.status for c in candidates)
     assert counts["stopped"] > 0
     assert counts["finished"] > 0
     for candidate in candidates:
         assert candidate.figures["budget"] == len(candidate.rungs)
         assert (len(candidate.rungs) == 4) == (candidate.status == "finished")
-    (tmp_path / "again").mkdir()
-    (tmp_path / "again" / LEDGER).write_text((tmp_path / "whole" / LEDGER).read_text())
-    cut(tmp_path / "again", 20)
-    assert summary(run(tmp_path / "again", **arguments)) == summary(candidates)
+
+
+@pytest.mark.slow  # to resume is above, and to take up where halving was is below
+def test_halved_and_resumed_it_is_the_uninterrupted_search(halved, tmp_path):
+    folder, candidates = halved
+    (tmp_path / LEDGER).write_text((folder / LEDGER).read_text())
+    cut(tmp_path, 20)
+    assert summary(run(tmp_path, **HALVED)) == summary(candidates)
+
+
+def judged(scheduler, study, number, rewards):
+    """Return a candidate of a study as a scheduler lets it get along."""
+    trial = types.SimpleNamespace(trial_id=str(number), config={"study": study.name})
+    scheduler.on_trial_add(None, trial)
+    for part in range(1, 1 + len(rewards)):
+        result = {"part": part, "reward": rewards[part - 1]}
+        if scheduler.on_trial_result(None, trial, result) == "STOP":
+            break
+    status = "finished" if part == len(rewards) else "stopped"
+    return Candidate(study, number, {}, status, rungs=list(rewards[:part]))
+
+
+def test_halving_that_takes_in_earlier_candidates_judges_as_if_it_had_seen_them():
+    rewards = np.random.default_rng(0).random((2, 24, 4))
+    whole, resumed, fresh = (tune._HalvingByStudy(Halving(), 4) for _ in range(3))
+
+    def judge(scheduler, numbers):
+        return [
+            judged(scheduler, study, number, rewards[place, number])
+            for number in numbers
+            for place, study in enumerate(STUDIES[:2])
+        ]
+
+    resumed.replay(judge(whole, range(12)))
+    later = judge(whole, range(12, 24))
+    assert judge(resumed, range(12, 24)) == later
+    assert judge(fresh, range(12, 24)) != later
 
 
 @pytest.mark.slow
