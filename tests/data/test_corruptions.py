@@ -268,6 +268,12 @@ def test_frost_has_the_colours_and_the_spread_of_photographs_of_it():
         assert own.std((2, 3)).mean().item() == pytest.approx(spread, rel=0.15)
 
 
+@pytest.mark.parametrize(("side", "step"), [(32, 0.074), (224, 0.047)])
+def test_frost_is_as_rough_as_photographs_of_it_small_and_large(side, step):
+    sheets = weather.ice_sheets(draws_of("frost", 1, np.arange(30)), 3, side, side).mean(1)
+    assert sheets.diff(dim=1).abs().mean().item() == pytest.approx(step, rel=0.15)
+
+
 def test_clouds_fill_their_range_and_are_smoother_the_faster_they_decay():
     roughness = []
     for decay in (1.4, 2.0, 3.0):

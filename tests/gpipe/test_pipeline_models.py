@@ -56,21 +56,23 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
+    ("name", "dtype", "cases"),
     [
-        ("unet", torch.float32),
-        ("unet", torch.float64),
-        ("resnet", torch.float32),
-        ("resnet", torch.float64),
-        ("amoebanet", torch.float64),  # in float32 rounding alone moves its gradients by more
+        ("unet", torch.float32, CASES),
+        ("unet", torch.float64, CASES),
+        ("resnet", torch.float32, CASES),
+        ("resnet", torch.float64, CASES),
+        # in float32 rounding alone moves its gradients by more
+        ("amoebanet", torch.float64, CASES[1:3]),
+        pytest.param("amoebanet", torch.float64, CASES, marks=pytest.mark.slow),
     ],
 )
-def test_three_stages_of_a_network_give_its_gradients(gloo, name, dtype):
+def test_three_stages_of_a_network_give_its_gradients(gloo, name, dtype, cases):
     layers, x, y = network_and_data(name, dtype)
-    by_rank = gloo.run(trained, name, even(len(layers), 3), CASES, dtype, size=3)
+    by_rank = gloo.run(trained, name, even(len(layers), 3), cases, dtype, size=3)
     loss, gradients = reference(whole(layers), x, y, number=4)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
-    for number, case in enumerate(CASES):
+    for number, case in enumerate(cases):
         losses = {rank[number][0] for rank in by_rank}
         assert len(losses) == 1
         assert losses.pop() == pytest.approx(loss, rel=tolerance), case

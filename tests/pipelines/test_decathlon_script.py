@@ -279,12 +279,19 @@ class Killed(BaseException):
     """What ends a driver between two pieces of work."""
 
 
+@pytest.fixture(scope="module")
+def whole(script, tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(script, folder, ALONE, *TEST)
+    return folder
+
+
 @pytest.mark.parametrize(("after", "what"), [(1, "train"), (2, "call")])
 def test_a_driver_that_is_killed_does_nothing_again_that_was_finished(
-    script, tmp_path, monkeypatch, after, what
+    script, whole, tmp_path, monkeypatch, after, what
 ):
-    whole, folder, count = tmp_path / "whole", tmp_path / "killed", itertools.count()
-    run(script, whole, ALONE, *TEST)
+    folder, count = tmp_path / "killed", itertools.count()
     machine = here.HERE
 
     def dying(function, *arguments, **options):

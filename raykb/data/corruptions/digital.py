@@ -53,11 +53,15 @@ def elastic_transform(
         shift: how far each of the three points moves along an axis at most, in pixels.
     """
     height, width = images.shape[2:]
-    y, x = (torch.arange(side, device=images.device).double() for side in (height, width))
+    y, x = (torch.arange(side, device=images.device) for side in (height, width))
     y, x = torch.meshgrid(y, x, indexing="ij")
     linear = affine(draws, height, width, shift)[:, :, None, None]  # (N, 2, 1, 1, 3)
     sheared = linear[..., 0] * x + linear[..., 1] * y + linear[..., 2]  # (N, 2, H, W): x, y
-    images = read_at(images, sheared, "mirror")
+    # mirror images come again and again: folded as float64, what is far away keeps its digits
+    period = 2 * torch.tensor([width, height], device=images.device).sub_(1).clamp_(min=1)
+    period = period[:, None, None]
+    sheared = sheared - (sheared / period).floor_().mul_(period)
+    images = read_at(images, sheared.float(), "mirror")
     field = draws.uniform("field", 2, height, width, low=-1.0, high=1.0)
     smooth = (blurring(side, sigma, cut=3.0, border="symmetric") for side in (height, width))
     pulled = torch.stack([x, y]) + reach * along_axes(field, *smooth)
@@ -86,11 +90,8 @@ def read_at(images: Tensor, places: Tensor, border: str) -> Tensor:
     """
     rim = 0 if border == "mirror" else 1  # of half a pixel at both ends
     spans = torch.tensor(images.shape[:1:-1], device=images.device).sub_(1 - rim).clamp_(min=1)
-    # mirror images come again and again: folded first, what is read far away keeps its digits
-    grid = (places.movedim(1, 3).remainder(2 * spans) * 2 + rim) / spans - 1  # (N, H, W, 2)
-    found: Tensor = F.grid_sample(
-        images, grid.float(), padding_mode="reflection", align_corners=rim == 0
-    )
+    grid = (2 * places.movedim(1, 3) + rim) / spans - 1  # (N, H, W, 2)
+    found: Tensor = F.grid_sample(images, grid, padding_mode="reflection", align_corners=rim == 0)
     return found
 
 

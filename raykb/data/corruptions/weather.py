@@ -1,8 +1,8 @@
 """Weather: something is between the camera and the scene; images (N, C, H, W) float32 in [0, 1].
 
 Departures: frost is a texture that is made up here, where the source has five photographs. It has
-their colours and their spread (measured on those of the package imagecorruptions-imaug 1.1.5), and
-fractal ridges in place of their crystals.
+their colours, their spread, and as much difference from one pixel to the next (measured on those of
+the package imagecorruptions-imaug 1.1.5), and fractal ridges in place of their crystals.
 """
 
 import torch
@@ -13,7 +13,7 @@ from raykb.data.corruptions.draws import Draws
 from raykb.data.corruptions.lines import along_axes, zooming
 from raykb.data.crops import grey
 
-ROUGHNESS = 1.4  # of frost: by what the ridges of half the size are lower
+ROUGHNESS = 1.1  # decay of frost: pixels side by side then differ as in the photographs
 DRIFT = 0.04  # by how much parts of a photograph are brighter than others
 SHEETS = (  # mean red, green, blue and spread of each photograph
     (0.30, 0.58, 0.65, 0.06),
