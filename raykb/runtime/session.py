@@ -28,6 +28,7 @@ from raykb.runtime.work import TrainJob
 
 tuning, report = Later("raykb.runtime.tune"), Later("raykb.report")
 OnFailure = Literal["stop", "hole"]
+LABEL = "label"  # the parameter that says which entry of a comparison a training is of
 
 
 class Refused(Exception):
@@ -252,7 +253,7 @@ class Session:
                 job,
                 config=job.config or recorded[entry.label],
                 params={
-                    "label": entry.label,
+                    LABEL: entry.label,
                     "seed_number": entry.number,
                     "training_number": entry.place,
                 }
@@ -319,11 +320,23 @@ class Session:
         )
         summary = table.summary() | dict(about or {})
         self.write("results.json", json.dumps(summary, indent=1))
-        self.write("results.md", table.text() + "\n")
+        self.show(table.text(), table.means() | table.headline(), metrics)
         if table.tables:
             self.write("comparison.png", report.png(table.figure()))
-        self.parent.log(0, table.means())
-        print(f"\n{table.text()}")
+
+    def show(self, text: str, figures: Mapping[str, float], metrics: Sequence[str]) -> None:
+        """Write and print the table of a run's results, and have MLflow's UI show it.
+
+        Args:
+            text: Markdown.
+            figures: of the whole run.
+            metrics: of the trainings, which the UI's table of them has as columns.
+        """
+        self.write("results.md", text + "\n")
+        self.parent.note(text)
+        self.parent.log(0, figures)
+        self.parent.view(LABEL, metrics)
+        print(f"\n{text}")
 
     def search(
         self,
