@@ -33,8 +33,12 @@ METRICS = {
     "pseudo_labels/confident_and_correct": Metric("confident and correct %", PERCENT),
     "pseudo_labels/mask_rate": Metric("mask rate %", PERCENT),
     "pseudo_labels/cluster_size": Metric("cluster size"),
+    "time/wall_s": Metric("seconds", higher_is_better=False),
+    "time/cpu_s": Metric("CPU s", higher_is_better=False),
+    "memory/peak_mib": Metric("peak MiB", higher_is_better=False),
 }
-
+COSTS = ("time/wall_s", "time/cpu_s", "memory/peak_mib")
+BEST = "best/"  # before the name of a metric: its best value over the steps
 
 BY_LABEL = {"test/dice": "Dice", "test/nsd": "NSD"}  # each label has its own, test/dice/liver
 
@@ -46,6 +50,9 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
+    if name.startswith(BEST):
+        last = metric(name.removeprefix(BEST))
+        return last._replace(heading=f"best {last.heading}")
     family, _, last = name.rpartition("/")
     if family in BY_LABEL:
         return Metric(f"{BY_LABEL[family]} of {last.replace('_', ' ')} %", PERCENT)

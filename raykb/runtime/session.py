@@ -209,7 +209,7 @@ class Session:
                 show(f"loss {loss:.3g}" if alone and loss is not None else "")
 
             def on_result(result: Result) -> None:
-                runs[result.name].log(result.steps, result.metrics)
+                runs[result.name].log(result.steps, result.metrics | result.cost)
                 runs[result.name].finish()
                 share[result.name] = 1.0
                 found.setdefault(result.name, 1.0)

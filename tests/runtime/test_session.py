@@ -92,6 +92,8 @@ def test_a_comparison_runs_each_entry_under_its_own_config(opened):
     runs = session.tracker.runs
     assert runs["half/seed-0"].given["method.factor"] == "1.0"
     assert runs["own/seed-0"].given["method.factor"] == "2.0"
+    logged = runs["own/seed-0"].history()
+    assert {"test/top1", "time/wall_s", "time/cpu_s", "memory/peak_mib"} <= logged.keys()
     told = {name: runs["own/seed-0"].given[name] for name in ("label", "seed_number")}
     assert told == {"label": "own", "seed_number": 0}
     assert {run.status for name, run in runs.items() if name != "parent"} == {"FINISHED"}
