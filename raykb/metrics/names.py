@@ -51,8 +51,8 @@ def metric(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
     if name.startswith(BEST):
-        last = metric(name.removeprefix(BEST))
-        return last._replace(heading=f"best {last.heading}")
+        shown = metric(name.removeprefix(BEST))
+        return shown._replace(heading=f"best {shown.heading}")
     family, _, last = name.rpartition("/")
     if family in BY_LABEL:
         return Metric(f"{BY_LABEL[family]} of {last.replace('_', ' ')} %", PERCENT)

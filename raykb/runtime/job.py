@@ -39,10 +39,10 @@ from raykb.runtime.lock import locked
 from raykb.runtime.resources import Phase, ResourceError
 from raykb.runtime.run_files import RECORD
 from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
-from raykb.runtime.session import LABEL, Refused, Session
+from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import LocalStorage, Storage, StorageError, open_storage
 from raykb.runtime.studies import LedgerError, SearchError
-from raykb.runtime.tracking import Run, Status, Tracker, environment_tags, resolve_uri
+from raykb.runtime.tracking import LABEL, Run, Status, Tracker, environment_tags, resolve_uri
 from raykb.runtime.ui import ui_command
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3

@@ -22,13 +22,12 @@ from raykb.runtime.run_files import TASK
 from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import LocalStorage, Storage
 from raykb.runtime.studies import Candidate, Study, searched
-from raykb.runtime.tracking import Run, Tracker
+from raykb.runtime.tracking import COMPARED, LABEL, Run, Tracker
 from raykb.runtime.train import Result, call, share, train, warm
 from raykb.runtime.work import TrainJob
 
 tuning, report = Later("raykb.runtime.tune"), Later("raykb.report")
 OnFailure = Literal["stop", "hole"]
-LABEL = "label"  # the parameter that says which entry of a comparison a training is of
 
 
 class Refused(Exception):
@@ -310,14 +309,15 @@ class Session:
             metrics: those that are compared; the first is in the picture.
             about: what else stands in ``results.json``.
         """
-        table = report.ComparisonTable(
-            rows,
-            over=comparison.over,
-            subject=comparison.subject(self.config),
-            metrics=metrics,
-            labels=list(comparison.entries(self.config)),
-            seeds=comparison.seeds,
-        )
+        settings = {
+            "over": comparison.over,
+            "subject": comparison.subject(self.config),
+            "metrics": list(metrics),
+            "labels": list(comparison.entries(self.config)),
+            "seeds": comparison.seeds,
+        }
+        table = report.ComparisonTable(rows, **settings)
+        self.parent.tags({COMPARED: json.dumps(settings)})  # for compare.py, which makes it again
         summary = table.summary() | dict(about or {})
         self.write("results.json", json.dumps(summary, indent=1))
         self.show(table.text(), table.means() | table.headline(), metrics)

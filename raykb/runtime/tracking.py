@@ -53,6 +53,8 @@ from raykb.runtime.spool import Spool, Steps
 from raykb.runtime.ui import is_served, page
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+LABEL = "label"  # parameter of a training: which entry of a comparison it is of
+COMPARED = "raykb.compared"  # tag of a run: what its table is made of, but for the rows
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "databricks")
 
 _FLUSH_S = 1.0  # how long a point may wait for others to share its batch
