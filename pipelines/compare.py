@@ -136,8 +136,8 @@ def wanted(uri: str, given: argparse.Namespace) -> list[TrackedRun]:
     )
 
 
-def settings_of(runs: list[TrackedRun], given: argparse.Namespace) -> dict[str, Any]:
-    """Return how the run made its table, if all trainings are of one and nothing else was asked."""
+def told_of(runs: list[TrackedRun], given: argparse.Namespace) -> dict[str, Any]:
+    """Return what the run made its table of, if all trainings are its and nothing else is asked."""
     other = given.by != LABEL or given.where or given.tag
     return {} if other or len({run.invocation_id for run in runs}) > 1 else runs[0].compared
 
@@ -150,7 +150,8 @@ def metrics_of(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
     """
     known = {name for run in runs if run.status != FAILED for name in run.metrics}
     if not given.metric:
-        there = [n for n in runs[-1].compared.get("metrics", DEFAULT) if n in known]
+        told = runs[-1].compared.get("settings", {"metrics": DEFAULT})
+        there = [name for name in told["metrics"] if name in known]
         if there:
             return there
     missing = [name for name in given.metric or DEFAULT[:1] if name not in known]
@@ -180,28 +181,22 @@ def rows_of(
     return rows
 
 
-def compared(
-    rows: list[dict[str, Any]],
-    names: list[str],
-    over: str,
-    given: argparse.Namespace,
-    settings: dict[str, Any],
+def table_of(
+    rows: list[dict[str, Any]], names: list[str], given: argparse.Namespace, **told: Any
 ) -> ComparisonTable:
-    """Return the table of the trainings.
+    """Return the table of rows; ``told`` is what the run told of it, or but what is compared.
 
     Raises:
         ValueError: ``--against`` is none of them.
     """
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    labels = [label for label in settings.get("labels", labels) if label in labels]
-    subject = given.against or settings.get("subject") or labels[-1]
+    labels = [label for label in told.get("labels", labels) if label in labels]
+    subject = given.against or told.get("subject", labels[-1])
     if subject not in labels:
         raise ValueError(f"--against {subject}: not among {', '.join(labels)}")
     every = [*names, *(BEST + name for name in names if given.best)]
-    seeds = settings.get("seeds")
-    return ComparisonTable(
-        rows, over=over, subject=subject, metrics=every, labels=labels, seeds=seeds
-    )
+    told |= {"labels": labels, "subject": subject, "metrics": every}
+    return ComparisonTable(rows, **told)
 
 
 def listed(rows: list[dict[str, Any]], names: list[str]) -> str:
@@ -243,14 +238,14 @@ def page_of(
 
 def show(uri: str, runs: list[TrackedRun], passed_over: int, given: argparse.Namespace) -> None:
     """Print the tables, and write the files that are asked for."""
-    settings = settings_of(runs, given)
-    if "labels" in settings:
+    told = told_of(runs, given)
+    settings = told.get("settings", {"over": choice.over_of(runs, given.by)})
+    if "labels" in settings:  # a search has trainings of others, too
         runs = [run for run in runs if run.params[given.by] in settings["labels"]]
     names = metrics_of(runs, given)
     rows = rows_of(uri, runs, names, given)
-    over = settings.get("over") or choice.over_of(runs, given.by)
-    found = compared(rows, names, over, given, settings)
-    texts = [found.text(), *([costs(rows, over=over)] if given.costs else [])]
+    found = table_of([*rows, *told.get("rows", [])], names, given, **settings)
+    texts = [found.text(), *([costs(rows, over=found.over)] if given.costs else [])]
     print(
         f"{len(runs)} trainings of {given.experiment} in "
         f"{len({run.invocation for run in runs})} invocations"
@@ -266,11 +261,11 @@ def show(uri: str, runs: list[TrackedRun], passed_over: int, given: argparse.Nam
         pd.DataFrame(rows).to_csv(given.csv, index=False)
         print(f"\n{given.csv}: {len(rows)} rows")
     if given.markdown:
-        given.markdown.write_text("\n\n".join(texts) + "\n")
+        given.markdown.write_text("\n\n".join(texts) + "\n", "utf-8")
     if given.picture:
         given.picture.write_bytes(png(found.figure()))
     if given.html:
-        given.html.write_text(page_of(uri, runs, texts, found, given))
+        given.html.write_text(page_of(uri, runs, texts, found, given), "utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -69,10 +69,13 @@ def results_page(
         texts: Markdown, as the reports have it.
         files: PNG files by name; the first ones come first.
         labels: of what is compared.
-        differing: settings that are not the same for all of them, by setting and label.
+        differing: settings that are not the same for all of them, by setting and label; a label
+            that is a mean of others has none.
         alike: those that are.
     """
-    rows = [[key, *(values[label] for label in labels)] for key, values in differing.items()]
+    rows = [
+        [key, *(values.get(label, "") for label in labels)] for key, values in differing.items()
+    ]
     same = table(["setting", "value"], alike.items(), of_text=True)
     return page(
         title,

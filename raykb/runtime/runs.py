@@ -36,8 +36,9 @@ class TrackedRun:
         params: as text, by dotted key.
         metrics: the last value of each.
         tags: as text.
-        compared: how the table of its invocation was made: ``over``, ``subject``, ``metrics``,
-            ``labels`` and ``seeds``; empty where there is none.
+        compared: what the table of its invocation was made of beside the trainings: ``settings``
+            (``over``, ``subject``, ``metrics``, ``labels``, ``seeds``) and ``rows`` that are means
+            of others; empty where there is no table.
     """
 
     id: str

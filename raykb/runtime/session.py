@@ -87,6 +87,7 @@ class Session:
     holes: list[str] = field(default_factory=list)
     machine: Machine = field(default_factory=Machine)
     _children: dict[str, Run] = field(default_factory=dict)
+    _compared: set[tuple[str, int]] = field(default_factory=set)
 
     def say(self, text: str) -> None:
         """Tell the user what happens now."""
@@ -247,6 +248,7 @@ class Session:
             jobs: the training of each entry; one whose configuration is more than that has its own.
         """
         recorded = comparison.entries(self.recorded)  # MLflow has them once and for all
+        self._compared |= {(entry.label, entry.number) for entry, _ in jobs}
         told = [
             dataclasses.replace(
                 job,
@@ -317,8 +319,10 @@ class Session:
             "seeds": comparison.seeds,
         }
         table = report.ComparisonTable(rows, **settings)
-        self.parent.tags({COMPARED: json.dumps(settings)})  # for compare.py, which makes it again
         summary = table.summary() | dict(about or {})
+        derived = [row for row in rows if (row["label"], row["seed"]) not in self._compared]
+        again = {"settings": settings, "rows": [dict(row) for row in derived]}
+        self.parent.tags({COMPARED: json.dumps(again)})  # for compare.py, beside the trainings
         self.write("results.json", json.dumps(summary, indent=1))
         self.show(table.text(), table.means() | table.headline(), metrics)
         if table.tables:

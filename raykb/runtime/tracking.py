@@ -54,7 +54,7 @@ from raykb.runtime.ui import is_served, page
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 LABEL = "label"  # parameter of a training: which entry of a comparison it is of
-COMPARED = "raykb.compared"  # tag of a run: what its table is made of, but for the rows
+COMPARED = "raykb.compared"  # tag of a run: what its table is made of beside its trainings
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "databricks")
 
 _FLUSH_S = 1.0  # how long a point may wait for others to share its batch

@@ -265,7 +265,7 @@ def training(worker, *, factor, seed):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of two methods, one of which fails, whose table says so; its folder and its store."""
+    """A run of methods, one of which fails, whose table says so; its folder and its store."""
     folder = tmp_path_factory.mktemp("whole")
     uri = new_database(folder)
     rivals = {"ill": {"factor": math.nan}, "half": {"factor": 1.0}}
@@ -279,7 +279,9 @@ def whole(tmp_path_factory):
     ]
     found = session.compare("trainings", comparison, jobs)
     rows = [{"label": e.label, "seed": e.number} | result.metrics for e, result in found]
-    session.tell(comparison, rows, ["test/top1"])
+    mean = {"label": "mean", "seed": 0, "test/top1": 0.123456789}  # of no training: a mean of some
+    told = Comparison(rivals=rivals | {"mean": {}}, seeds=2)
+    session.tell(told, [*rows, mean], ["test/top1"])
     assert session.tracker.close(wait_s=60) == 0
     return folder / "run", ["--uri", uri, "--run", "run"]
 
@@ -291,7 +293,8 @@ def factor_of(entry):
 def test_the_table_of_a_run_is_made_again_as_its_results_have_it(script, whole, tmp_path, capsys):
     folder, there = whole
     results = (folder / "results.md").read_text()
-    assert "2 of 6 trainings have no result: ill/seed-0, ill/seed-1" in results
+    assert "3 of 8 trainings have no result: ill/seed-0, ill/seed-1, mean/seed-1" in results
+    assert "| mean   |     1 |   12.35 |" in results
     script["main"]([*there, "--markdown", str(tmp_path / "again.md")])
     assert results.strip() in capsys.readouterr().out
     assert (tmp_path / "again.md").read_text() == results
@@ -309,11 +312,10 @@ def test_another_subject_and_fewer_trainings_are_another_table(script, whole, ca
 
 def test_the_best_of_the_steps_stands_beside_the_last(script, whole, capsys):
     script["main"]([*whole[1], "--best"])
-    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if "|" in line]
-    cells = [[cell.strip() for cell in row] for row in rows]
-    assert ["half", "13.79"] in cells  # the mean of 1/7 and 1/7 - 0.01
-    assert ["method", "best top-1 %"] in cells
-    assert ["half", "33.33"] in cells[cells.index(["method", "best top-1 %"]) :]
+    last, best = capsys.readouterr().out.split("best top-1 %")
+    own = [[c.strip() for c in line.split("|")] for line in (last + best).splitlines()]
+    means = [next(c for c in row if "." in c) for row in own if row[1:2] == ["half"]]
+    assert means == ["13.79", "33.33"]  # of 1/7 and 1/7 - 0.01 at the end, and of 1/3 on the way
 
 
 def test_costs_are_a_table_and_columns_of_the_file(script, whole, tmp_path, capsys):
@@ -363,5 +365,5 @@ def test_a_picture_and_a_page_that_needs_nothing_else_are_written(script, whole,
     assert not read.tags & {"script", "link", "iframe"}
     assert len(read.sources) == 2  # the table's, and train/loss over the steps
     assert all(source.startswith("data:image/png;base64,") for source in read.sources)
-    for told in ("2 of 6 trainings have no result", "method.factor", "settings of all trainings"):
+    for told in ("3 of 8 trainings have no result", "method.factor", "settings of all trainings"):
         assert told in read.text

@@ -94,7 +94,7 @@ def test_the_history_of_runs_is_read_by_step(store):
 def test_how_a_table_was_made_comes_with_the_trainings_unless_it_was_cut_short(store):
     uri, parent = store
     client = mlflow.MlflowClient(uri)
-    for tag, told in (('{"seeds": 3}', {"seeds": 3}), ('{"seeds"', {}), ("[1]", {})):
+    for tag, told in (('{"rows": []}', {"rows": []}), ('{"seeds"', {}), ("[1]", {})):
         client.set_tag(parent, "raykb.compared", tag)
         assert [run.compared for run in tracked_runs(uri, "one")] == [told] * 3
 
