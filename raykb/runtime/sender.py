@@ -115,9 +115,9 @@ class Sender:
                 raise ConnectionError(f"experiment {self._experiment!r} cannot be created")
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment.experiment_id)
-        if TRAININGS[0] not in experiment.tags:  # a kind that a user chose stays
-            with self._unless_refused(f"kind of the experiment {self._experiment!r}"):
-                client.set_experiment_tag(experiment.experiment_id, *TRAININGS)
+            if TRAININGS[0] not in experiment.tags:  # a kind that a user chose stays
+                with self._unless_refused(f"kind of the experiment {self._experiment!r}"):
+                    client.set_experiment_tag(experiment.experiment_id, *TRAININGS)
         self._client, self.experiment_id = client, experiment.experiment_id
         return client
 

@@ -319,11 +319,11 @@ class Session:
             "seeds": comparison.seeds,
         }
         table = report.ComparisonTable(rows, **settings)
-        summary = table.summary() | dict(about or {})
-        derived = [row for row in rows if (row["label"], row["seed"]) not in self._compared]
-        again = {"settings": settings, "rows": [dict(row) for row in derived]}
-        self.parent.tags({COMPARED: json.dumps(again)})  # for compare.py, beside the trainings
-        self.write("results.json", json.dumps(summary, indent=1))
+        summary = table.summary()
+        of_none = [r for r in summary["results"] if (r["label"], r["seed"]) not in self._compared]
+        again = {"settings": settings, "rows": of_none}  # means of others, which no training has
+        self.parent.tags({COMPARED: json.dumps(again)})
+        self.write("results.json", json.dumps(summary | dict(about or {}), indent=1))
         self.show(table.text(), table.means() | table.headline(), metrics)
         if table.tables:
             self.write("comparison.png", report.png(table.figure()))
