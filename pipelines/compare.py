@@ -3,22 +3,26 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 USAGE = """
 Trainings are put together by a parameter, as 'label', and paired by another, as 'seed_number': the
 same number means the same labelled images, initial weights and order of images. Of several finished
 trainings with one label and one number the newest counts; where there are none, one that failed is
-a gap in the table. The interval is Student's, of the mean of the paired differences, at 95 %; a
-difference is one only if its interval leaves out 0.
+a gap in the table. Of one run alone the table is that of its results.md. The interval is
+Student's, of the mean of the paired differences, at 95 %; a difference is one only if its interval
+leaves out 0. The best of the steps was chosen by what it is measured on: it flatters.
 
 examples:
   compare.py                                           the methods of semi_train.py
-  compare.py --run semi_train-20261121-120000 --list   those of one run directory, each training
+  compare.py --run semi_train-20261121-120000 --list   those of one run, each training
   compare.py --where labels.count=40 --against fixmatch --csv table.csv
   compare.py --experiment fast-autoaugment --by augmentation --metric test/top1
+  compare.py --run runs/semi_train-20261121-120000     the table of its results.md
+  compare.py --run runs/semi_train-20261121-120000 --best --costs --html page.html
 """
-LABEL, METHOD = "label", "method"  # what names a compared training, and did in older runs
 DEFAULT = ("test/top1", "pseudo_labels/correct")
+EXPERIMENT = "semi-supervised"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -30,47 +34,33 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+
+    def some(name: str, metavar: str, what: str) -> None:
+        add(name, action="append", default=[], metavar=metavar, help=f"{what}; may be repeated")
+
     add(
         "--uri",
-        help="of the MLflow store (default: MLFLOW_TRACKING_URI, or mlflow.db in this folder)",
+        help="of the MLflow store (default: that of the run directory, MLFLOW_TRACKING_URI, or "
+        "mlflow.db in this folder)",
     )
-    add("--experiment", default="semi-supervised", metavar="NAME", help="(default: %(default)s)")
-    add(
-        "--run",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="only trainings of this run directory, by its name or MLflow's id; may be repeated",
-    )
-    for name, what in (("--where", "parameter"), ("--tag", "tag")):
-        add(
-            name,
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help=f"only trainings with this {what}; may be repeated",
-        )
-    add(
-        "--metric",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help=f"what is compared; may be repeated (default: {' and '.join(DEFAULT)})",
-    )
-    add(
-        "--by",
-        metavar="PARAM",
-        help=f"what is compared (default: {LABEL}, or {METHOD} where no training has that)",
-    )
-    add(
-        "--seed",
-        default="seed_number",
-        metavar="PARAM",
-        help="what pairs trainings (default: %(default)s)",
-    )
+    add("--experiment", metavar="NAME", help=f"(default: that of --run, or {EXPERIMENT})")
+    some("--run", "RUN", "only trainings of this run: its directory, its name, or MLflow's id")
+    some("--where", "KEY=VALUE", "only trainings with this parameter")
+    some("--tag", "KEY=VALUE", "only trainings with this tag")
+    some("--metric", "NAME", f"what is compared (default: that of the run, or {DEFAULT[0]})")
+    add("--best", action="store_true", help="compare the best values over the steps, too")
+    add("--by", metavar="PARAM", help="what is compared (default: label, or method without one)")
+    add("--seed", default="seed_number", metavar="PARAM", help="pairs them (default: %(default)s)")
     add("--against", metavar="VALUE", help="compare the others with this one (default: the last)")
     add("--list", action="store_true", help="print every training, too")
-    add("--csv", type=Path, metavar="FILE", help="write every training as a row of a CSV file")
+    add("--costs", action="store_true", help="print what they cost, too: time and memory")
+    for name, metavar, what in (
+        ("--csv", "FILE", "write every training as a row of a CSV file"),
+        ("--markdown", "FILE", "write the tables"),
+        ("--picture", "FILE.png", "draw the first table"),
+        ("--html", "FILE", "write a page for a browser: tables, curves, pictures, settings"),
+    ):
+        add(name, type=Path, metavar=metavar, help=what)
     return parser.parse_args(arguments)
 
 
@@ -80,23 +70,21 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 import pandas as pd
 
+from raykb.metrics.names import BEST, COSTS
+from raykb.report import png
 from raykb.report.comparison import ComparisonTable
+from raykb.report.costs import best, costs, names_of
+from raykb.report.curves import over_the_steps
+from raykb.report.page import results_page
 from raykb.report.tables import markdown
-from raykb.runtime.runs import TrackedRun, tracked_runs
+from raykb.runtime import runs as store
+from raykb.runtime import trainings as choice
+from raykb.runtime.runs import TrackedRun
 from raykb.runtime.secrets import redacted
-from raykb.runtime.tracking import resolve_uri
+from raykb.runtime.tracking import LABEL, resolve_uri
+from raykb.runtime.trainings import FAILED
 
-FAILED = "FAILED"  # MLflow's status of a training that did
-OVER = "comparison.over"  # the parameter that says what the labels are
-IRRELEVANT = (  # to what a training reaches, or meant to differ
-    "training_number",
-    "comparison.",
-    "recipe.save_every",
-    "resources.",
-    "storage",
-    "stream.name",
-    "tracking.",
-)
+METHOD = "method"  # what names a compared training in older runs
 
 
 def pairs(given: list[str], option: str) -> dict[str, str]:
@@ -107,30 +95,35 @@ def pairs(given: list[str], option: str) -> dict[str, str]:
     return {key: value for key, _, value in (text.partition("=") for text in given)}
 
 
-def wanted(given: argparse.Namespace) -> list[TrackedRun]:
+def located(given: argparse.Namespace) -> str:
+    """Return the store; run directories of ``given`` become ids, their experiment is set."""
+    found = [store.run_in(Path(run)) for run in given.run]
+    recorded = [one[1] for one in found if one is not None]
+    uri = resolve_uri(given.uri or next(filter(None, recorded), None))
+    given.run = [run if one is None else one[0] for run, one in zip(given.run, found, strict=True)]
+    if given.experiment is None:
+        known = (store.experiment_of(uri, run) for run in given.run)
+        given.experiment = next(filter(None, known), EXPERIMENT)
+    return uri
+
+
+def wanted(uri: str, given: argparse.Namespace) -> list[TrackedRun]:
     """Return the trainings that are asked for; where ``given.by`` is None, it is chosen by them.
 
     Raises:
         ValueError: there are none; what there is, is named.
     """
-    uri = resolve_uri(given.uri)
     where, tags = pairs(given.where, "--where"), pairs(given.tag, "--tag")
     finished, failed = (
-        tracked_runs(uri, given.experiment, params=where, tags=tags, status=status)
+        store.tracked_runs(uri, given.experiment, params=where, tags=tags, status=status)
         for status in ("FINISHED", FAILED)
     )
-    every = sorted(finished + failed, key=lambda run: run.started_s)
-    parents = {run.invocation_id for run in every if run.id != run.invocation_id}
-    trainings = [run for run in every if run.id not in parents]
-    of_run = [run for run in trainings if is_of(run, given.run)]
+    trainings = choice.children(sorted(finished + failed, key=lambda run: run.started_s))
+    of_run = [run for run in trainings if choice.is_of(run, given.run)]
     given.by = given.by or (LABEL if any(LABEL in run.params for run in of_run) else METHOD)
     chosen = [run for run in of_run if {given.by, given.seed} <= run.params.keys()]
     if any(run.status != FAILED for run in chosen):
-        began = {run.invocation_id: place for place, run in reversed(list(enumerate(chosen)))}
-        number = "training_number"  # children of an invocation begin at once
-        return sorted(
-            chosen, key=lambda run: (began[run.invocation_id], int(run.params.get(number, 0)))
-        )
+        return choice.in_order(chosen)
     fit = [run for run in trainings if {given.by, given.seed} <= run.params.keys()]
     runs = [run for run in fit if run.status != FAILED]
     invocations = ", ".join(dict.fromkeys(run.invocation for run in runs))
@@ -143,58 +136,22 @@ def wanted(given: argparse.Namespace) -> list[TrackedRun]:
     )
 
 
-def is_of(run: TrackedRun, invocations: list[str]) -> bool:
-    """Return whether a run is of one of these invocations, by name or id; any is, of none."""
-    return not invocations or not {run.invocation, run.invocation_id}.isdisjoint(invocations)
-
-
-def over_of(runs: list[TrackedRun], by: str) -> str:
-    """Return what is compared: what all trainings name, if by their labels, else the parameter."""
-    named = {run.params.get(OVER) for run in runs} if by == LABEL else {by}
-    return named.pop() or by if len(named) == 1 else by
-
-
-def newest(runs: list[TrackedRun], given: argparse.Namespace) -> list[TrackedRun]:
-    """Return the newest training of each label and seed, in the order in which these began.
-
-    One that failed is returned only where none has ended well.
-    """
-    last: dict[tuple[str, str], TrackedRun] = {}
-    for run in runs:
-        key = run.params[given.by], run.params[given.seed]
-        if run.status != FAILED or key not in last:
-            last.pop(key, None)
-            last[key] = run
-    return list(last.values())
-
-
-def table_of(runs: list[TrackedRun], given: argparse.Namespace) -> pd.DataFrame:
-    """Return a row per training, with the metrics that are compared; one that failed has none."""
-    names = metrics_of(runs, given)
-    rows = [
-        {
-            "run": run.name,
-            "invocation": run.invocation,
-            "label": run.params[given.by],
-            "seed": run.params[given.seed],
-            "id": run.id,
-            "status": run.status,
-        }
-        | {name: None if run.status == FAILED else run.metrics.get(name) for name in names}
-        for run in runs
-    ]
-    return pd.DataFrame(rows)
+def told_of(runs: list[TrackedRun], given: argparse.Namespace) -> dict[str, Any]:
+    """Return what the run made its table of, if all trainings are its and nothing else is asked."""
+    other = given.by != LABEL or given.where or given.tag
+    return {} if other or len({run.invocation_id for run in runs}) > 1 else runs[0].compared
 
 
 def metrics_of(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
-    """Return the metrics that are compared.
+    """Return the metrics that are compared: those asked for, or those of the newest run's table.
 
     Raises:
         ValueError: no training has one that was asked for; similar ones are named.
     """
     known = {name for run in runs if run.status != FAILED for name in run.metrics}
     if not given.metric:
-        there = [name for name in DEFAULT if name in known]
+        told = runs[-1].compared.get("settings", {"metrics": DEFAULT})
+        there = [name for name in told["metrics"] if name in known]
         if there:
             return there
     missing = [name for name in given.metric or DEFAULT[:1] if name not in known]
@@ -204,64 +161,123 @@ def metrics_of(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
     return list(given.metric)
 
 
-def unlike(runs: list[TrackedRun], given: argparse.Namespace) -> list[str]:
-    """Return the parameters in which trainings differ that should be alike, with their values.
+def rows_of(
+    uri: str, runs: list[TrackedRun], names: list[str], given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return a row per training with metrics and costs; one that failed has none of them."""
+    asked = [own for name in names for own in names_of(name)] if given.best else []
+    histories = store.histories(uri, runs, asked)
+    rows = []
+    for run in runs:
+        row: dict[str, Any] = {"run": run.name, "invocation": run.invocation}
+        seed = run.params[given.seed]
+        row |= {"label": run.params[given.by], "seed": int(seed) if seed.isdecimal() else seed}
+        row |= {"id": run.id, "status": run.status}
+        has = {} if run.status == FAILED else run.metrics
+        row |= {name: has.get(name) for name in names}
+        if given.best:
+            row |= {BEST + name: best(histories[run.id], name) if has else None for name in names}
+        rows.append(row | {name: has[name] for name in COSTS if name in has})
+    return rows
 
-    Those of what is compared, as ``method.threshold``, should be alike over its seeds.
+
+def table_of(
+    rows: list[dict[str, Any]], names: list[str], given: argparse.Namespace, **told: Any
+) -> ComparisonTable:
+    """Return the table of rows; ``told`` is what the run told of it, or but what is compared.
+
+    Raises:
+        ValueError: ``--against`` is none of them.
     """
-    found = dict[str, None]()
-    over = over_of(runs, given.by)
-    for one in (None, *dict.fromkeys(run.params[given.by] for run in runs)):
-        some = [run for run in runs if one in (None, run.params[given.by])]
-        keys = {key for run in some for key in run.params} - {given.by, given.seed, LABEL}
-        for key in sorted(key for key in keys if not key.startswith(IRRELEVANT)):
-            values = sorted({run.params.get(key, "none") for run in some})
-            inner = f"{key}.".startswith(f"{over}.")
-            if len(values) > 1 and inner == (one is not None):
-                place = f"{one}: " * inner
-                found[f"{place}{key}: {', '.join(values)}"] = None
-    return list(found)
-
-
-def show(runs: list[TrackedRun], passed_over: int, given: argparse.Namespace) -> None:
-    """Print the tables, and write the file if there is to be one."""
-    table = table_of(runs, given)
-    names = metrics_of(runs, given)
-    labels = list(dict.fromkeys(table["label"]))
-    subject = given.against or labels[-1]
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    labels = [label for label in told.get("labels", labels) if label in labels]
+    subject = given.against or told.get("subject", labels[-1])
     if subject not in labels:
         raise ValueError(f"--against {subject}: not among {', '.join(labels)}")
+    every = [*names, *(BEST + name for name in names if given.best)]
+    told |= {"labels": labels, "subject": subject, "metrics": every}
+    return ComparisonTable(rows, **told)
+
+
+def listed(rows: list[dict[str, Any]], names: list[str]) -> str:
+    """Return a Markdown table of every training."""
+    cells = [
+        [row["run"], row["invocation"], str(row["seed"])]
+        + ["" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in names]
+        for row in rows
+    ]
+    return markdown(["training", "invocation", "seed", *names], cells)
+
+
+def page_of(
+    uri: str,
+    runs: list[TrackedRun],
+    texts: list[str],
+    compared: ComparisonTable,
+    given: argparse.Namespace,
+) -> str:
+    """Return the page of HTML: tables, curves, the pictures of the runs, and their settings."""
+    invocations = {run.invocation_id: run.invocation for run in runs}
+    trained = [run for run in runs if run.status != FAILED]
+    names = sorted({name for run in trained for name in run.metrics})
+    found = store.histories(uri, trained, names)
+    drawn = {"comparison.png": png(compared.figure())} if compared.tables else {}
+    drawn |= over_the_steps([(run.params[given.by], found[run.id]) for run in trained])
+    for run_id, name in invocations.items():
+        for file, content in store.pictures(uri, run_id).items():
+            drawn.setdefault(f"{name}/{file}" if len(invocations) > 1 else file, content)
+    return results_page(
+        f"{given.experiment}: {', '.join(invocations.values())}",
+        texts=texts,
+        files=drawn,
+        labels=compared.labels,
+        differing=choice.differences(runs, given.by, given.seed),
+        alike=choice.shared(runs),
+    )
+
+
+def show(uri: str, runs: list[TrackedRun], passed_over: int, given: argparse.Namespace) -> None:
+    """Print the tables, and write the files that are asked for."""
+    told = told_of(runs, given)
+    settings = told.get("settings", {"over": choice.over_of(runs, given.by)})
+    if "labels" in settings:  # a search has trainings of others, too
+        runs = [run for run in runs if run.params[given.by] in settings["labels"]]
+    names = metrics_of(runs, given)
+    rows = rows_of(uri, runs, names, given)
+    found = table_of([*rows, *told.get("rows", [])], names, given, **settings)
+    texts = [found.text(), *([costs(rows, over=found.over)] if given.costs else [])]
     print(
         f"{len(runs)} trainings of {given.experiment} in "
-        f"{table['invocation'].nunique()} invocations"
+        f"{len({run.invocation for run in runs})} invocations"
         + f"; {passed_over} older ones with the same {given.by} and seed"
         * bool(passed_over)
     )
-    if given.list:
-        cells = [
-            [row["run"], row["invocation"], str(row["seed"])]
-            + ["" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in names]
-            for row in table.to_dict("records")
-        ]
-        print("\n" + markdown(["training", "invocation", "seed", *names], cells))
-    rows, over = table.to_dict("records"), over_of(runs, given.by)
-    print("\n" + ComparisonTable(rows, over=over, subject=subject, metrics=names).text())
-    if differing := unlike(runs, given):
+    for text in [listed(rows, names)] * given.list + texts:
+        print(f"\n{text}")
+    if differing := choice.unlike(runs, given.by, given.seed):
         print("\nThese trainings are not alike; choose by --run or --where:")
         print("\n".join(f"  {line}" for line in differing))
     if given.csv:
-        table.to_csv(given.csv, index=False)
-        print(f"\n{given.csv}: {len(table)} rows")
+        pd.DataFrame(rows).to_csv(given.csv, index=False)
+        print(f"\n{given.csv}: {len(rows)} rows")
+    if given.markdown:
+        given.markdown.write_text("\n\n".join(texts) + "\n", "utf-8")
+    if given.picture:
+        given.picture.write_bytes(png(found.figure()))
+    if given.html:
+        given.html.write_text(page_of(uri, runs, texts, found, given), "utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the comparison."""
     given = parse(arguments)
     try:
-        runs = wanted(given)
-        chosen = newest(runs, given)
+        uri = located(given)
+        runs = wanted(uri, given)
+        chosen = choice.newest(runs, given.by, given.seed)
         kept = {run.id for run in chosen}
-        show(chosen, sum(run.id not in kept and run.status != FAILED for run in runs), given)
+        older = sum(run.id not in kept and run.status != FAILED for run in runs)
+        show(uri, chosen, older, given)
     except (ValueError, OSError) as error:
         sys.exit(redacted(f"error: {error}"))
 

@@ -338,15 +338,13 @@ def tell_results(
     ]
     about = {"subject": ready.comparison.subject(session.config), "results": rows}
     session.write("results.json", json.dumps(table.summary() | about, indent=1))
-    session.write("results.md", table.text() + "\n")
     panels: dict[str, dict[str, Any]] = {}
     for unit in units:
         if "slice" in unit.details:
             panels.setdefault(unit.task.name, {})[unit.entry.label] = unit.details["slice"]
     for name, own in panels.items():
         session.write(f"{name}.png", report.png(report.slices(own, title=name)))
-    session.parent.log(0, table.figures())
-    print(f"\n{table.text()}")
+    session.show(table.text(), table.figures(), [f"test/{name}" for name in SCORES])
 
 
 # ---------------------------------------------------------------------- predictions

@@ -27,6 +27,7 @@ class Run:
     def __init__(self, key, params):
         self.key, self.given = key, dict(params)
         self.points, self.texts, self.status = [], {}, "RUNNING"
+        self.noted = ""
 
     def log(self, step, figures):
         self.points.append((step, dict(figures)))
@@ -47,7 +48,12 @@ class Run:
     def finish(self, status="FINISHED"):
         self.status = status
 
+    def note(self, text):
+        self.noted = text
+
     def tags(self, values): ...
+
+    def view(self, by, metrics=()): ...
 
     def artifact(self, path, folder=""): ...
 

@@ -43,8 +43,12 @@ METRICS = {
     "pseudo_labels/confident_and_correct": Metric("confident and correct %", PERCENT),
     "pseudo_labels/mask_rate": Metric("mask rate %", PERCENT),
     "pseudo_labels/cluster_size": Metric("cluster size"),
+    "time/wall_s": Metric("seconds", higher_is_better=False),
+    "time/cpu_s": Metric("CPU s", higher_is_better=False),
+    "memory/peak_mib": Metric("peak MiB", higher_is_better=False),
 }
-
+COSTS = ("time/wall_s", "time/cpu_s", "memory/peak_mib")
+BEST = "best/"  # before the name of a metric: its best value over the steps
 
 FAMILIES = {  # by how their names begin; what follows is in the heading
     "test/dice/": "Dice of {} %",
@@ -61,6 +65,9 @@ def metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
+    if name.startswith(BEST):
+        shown = metric(name.removeprefix(BEST))
+        return shown._replace(heading=f"best {shown.heading}")
     for family, heading in FAMILIES.items():
         if name.startswith(family):
             own = name.removeprefix(family).replace("_", " ")

@@ -115,6 +115,12 @@ class ComparisonTable:
             if row["seeds"]
         }
 
+    def headline(self) -> dict[str, float]:
+        """Return the mean of the subject of each metric, under the name that trainings have."""
+        means = self.means()
+        named = {name: f"{name}/{self.subject}" for name in self.tables}
+        return {name: means[own] for name, own in named.items() if own in means}
+
     def figure(self) -> Figure:
         """Draw every seed of every label, and the mean with its standard deviation; best on top.
 

@@ -42,7 +42,8 @@ from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
 from raykb.runtime.session import Refused, Session
 from raykb.runtime.storage import LocalStorage, Storage, StorageError, open_storage
 from raykb.runtime.studies import LedgerError, SearchError
-from raykb.runtime.tracking import Run, Status, Tracker, environment_tags, resolve_uri, ui_command
+from raykb.runtime.tracking import LABEL, Run, Status, Tracker, environment_tags, resolve_uri
+from raykb.runtime.ui import ui_command
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3
 _STOP_S = 15.0  # for Ray to end what runs, after a signal
@@ -284,7 +285,7 @@ def _run(
         def tell(code: int) -> None:
             if told.acquire(blocking=False):
                 with _somebody_may_listen():
-                    _last_words(name, storage, written, uri, code)
+                    _last_words(name, storage, written, uri, code, parent.page())
 
         def end_anyway(code: int) -> None:
             close("KILLED")
@@ -334,6 +335,7 @@ def _parent(
     if changes := configuration.diff(hidden(record["config"]), hidden(config)):
         parent.tags({"raykb.changed": "; ".join(changes)})
     parent.text(configuration.dump(hidden(config)), "config.yaml")
+    parent.view(LABEL)
     return parent
 
 
@@ -356,7 +358,9 @@ def _somebody_may_listen() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _last_words(name: str, storage: Storage, written: list[str], uri: str, code: int) -> None:
+def _last_words(
+    name: str, storage: Storage, written: list[str], uri: str, code: int, page: str | None
+) -> None:
     """Say how to go on if the run did not end, and where everything is."""
     where = redacted(storage.uri)
     if code > 128:
@@ -375,6 +379,8 @@ def _last_words(name: str, storage: Storage, written: list[str], uri: str, code:
     if command.startswith("mlflow ") and program.exists():
         command = shortened(str(program)) + command.removeprefix("mlflow")
     print(f"open the UI     {command}")
+    if page:
+        print(f"its charts      {page}")
 
 
 def shortened(path: str) -> str:

@@ -1,18 +1,25 @@
 """What a tracking store knows of runs: it is read here and never written."""
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from raykb.runtime.run_files import RECORD
 from raykb.runtime.secrets import redacted
 from raykb.runtime.sender import brief, sqlite_file
+from raykb.runtime.tracking import COMPARED
 
 _PAGE = 1000
 _PARENT = "mlflow.parentRunId"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,9 @@ class TrackedRun:
         params: as text, by dotted key.
         metrics: the last value of each.
         tags: as text.
+        compared: what the table of its invocation was made of beside the trainings: ``settings``
+            (``over``, ``subject``, ``metrics``, ``labels``, ``seeds``) and ``rows`` that are means
+            of others; empty where there is no table.
     """
 
     id: str
@@ -40,6 +50,7 @@ class TrackedRun:
     params: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
+    compared: dict[str, Any]
 
 
 def tracked_runs(
@@ -63,30 +74,113 @@ def tracked_runs(
         ValueError: there is no such store or experiment, or a value cannot be looked for.
         ConnectionError: the store does not answer.
     """
+    query = _query(status, params or {}, tags or {})
+    return _asked(uri, lambda client: _read(client, experiment, query))
+
+
+def experiment_of(uri: str, run: str) -> str | None:
+    """Return the experiment of the newest run of this name or MLflow's id; None without one.
+
+    Raises:
+        ValueError: there is no such store, or the name cannot be looked for.
+        ConnectionError: the store does not answer.
+    """
+    _refuse_quotes("run", run)
+
+    def find(client: MlflowClient) -> str | None:
+        places = {each.experiment_id: str(each.name) for each in client.search_experiments()}
+        for kind in ("run_name", "run_id"):
+            found = client.search_runs([*places], f"attributes.{kind} = '{run}'", max_results=1)
+            if found:
+                return places[found[0].info.experiment_id]
+        return None
+
+    return _asked(uri, find)
+
+
+def run_in(folder: Path) -> tuple[str, str | None] | None:
+    """Return MLflow's id of the run in a run directory, and the store that the record names.
+
+    None where the folder is none, or nothing of its run has reached MLflow.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_bytes())
+        state = json.loads((folder / "tracking" / "tracking.json").read_bytes())
+        return state["ids"][record["key"]], record["tracking_uri"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def histories(
+    uri: str, runs: Sequence[TrackedRun], names: Sequence[str]
+) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return steps and values by run's id and metric, by step; without those that a run has not.
+
+    Raises:
+        ConnectionError: the store does not answer.
+    """
+
+    def read(client: MlflowClient, run: TrackedRun, name: str) -> list[tuple[int, float]]:
+        points = client.get_metric_history(run.id, name)
+        return sorted({point.step: point.value for point in points}.items())
+
+    return _asked(
+        uri,
+        lambda client: {
+            run.id: {name: read(client, run, name) for name in names if name in run.metrics}
+            for run in runs
+        },
+    )
+
+
+def pictures(uri: str, run_id: str) -> dict[str, bytes]:
+    """Return the PNG files that a run has at the top of its artifacts, by name.
+
+    Raises:
+        ConnectionError: the store, or that of the artifacts, does not answer.
+    """
+
+    def read(client: MlflowClient) -> dict[str, bytes]:
+        names = [file.path for file in client.list_artifacts(run_id) if file.path.endswith(".png")]
+        with tempfile.TemporaryDirectory() as folder:
+            return {
+                name: Path(client.download_artifacts(run_id, name, folder)).read_bytes()
+                for name in names
+            }
+
+    return _asked(uri, read)
+
+
+def _asked(uri: str, question: Callable[[MlflowClient], _T]) -> _T:
+    """Return what a store that exists answers, without long patience."""
     file = sqlite_file(uri)
     if file is not None and not file.exists():  # MLflow would make one
         raise ValueError(
             f"uri: {uri}: there is no such file, so no run was tracked there; name the store by "
             "--uri or MLFLOW_TRACKING_URI, or go to the folder that the runs were started in"
         )
-    query = _query(status, params or {}, tags or {})
     for variable, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ):
         os.environ.setdefault(variable, value)
     try:
-        return _read(MlflowClient(tracking_uri=uri), experiment, query)
-    except MlflowException as error:
+        return question(MlflowClient(tracking_uri=uri))
+    except (MlflowException, OSError) as error:
         raise ConnectionError(f"{redacted(uri)}: cannot be read: {brief(error)}") from error
+
+
+def _refuse_quotes(key: str, value: str) -> None:
+    if set(key + value) & set("'\"`\\"):
+        raise ValueError(f"{key}={value}: quotes and backslashes cannot be looked for")
 
 
 def _query(status: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
     parts = [f"attributes.status = '{status}'"]
     for kind, values in (("params", params), ("tags", tags)):
         for key, value in values.items():
-            if set(key + value) & set("'\"`\\"):
-                raise ValueError(f"{key}={value}: quotes and backslashes cannot be looked for")
+            _refuse_quotes(key, value)
             parts.append(f"{kind}.`{key}` = '{value}'")
     return " and ".join(parts)
 
@@ -98,30 +192,36 @@ def _read(client: MlflowClient, experiment: str, query: str) -> list[TrackedRun]
         raise ValueError(
             f"experiment: {experiment!r} is not there; the store has {', '.join(there) or 'none'}"
         )
-    names: dict[str, str] = {}
-
-    def name(run_id: str) -> str:
-        if run_id not in names:
-            names[run_id] = str(client.get_run(run_id).info.run_name)
-        return names[run_id]
-
+    parents: dict[str, Run] = {}
     runs = []
     for run in _pages(client, found.experiment_id, query):
         parent = run.data.tags.get(_PARENT, run.info.run_id)
+        if parent not in parents:
+            parents[parent] = client.get_run(parent)
         runs.append(
             TrackedRun(
                 run.info.run_id,
                 str(run.info.run_name),
-                name(parent),
+                str(parents[parent].info.run_name),
                 parent,
                 run.info.start_time / 1e3,
                 str(run.info.status),
                 dict(run.data.params),
                 dict(run.data.metrics),
                 dict(run.data.tags),
+                _compared(parents[parent]),
             )
         )
     return runs
+
+
+def _compared(parent: Run) -> dict[str, Any]:
+    """Return what the tag says; nothing where a store cut it short."""
+    try:
+        told = json.loads(parent.data.tags.get(COMPARED, "{}"))
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _pages(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from raykb.later import Later
 from raykb.runtime.secrets import redacted
+from raykb.runtime.ui import TRAININGS, view_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,7 +49,7 @@ class Sender:
     def __init__(self, uri: str, experiment: str, artifact_root: str | None) -> None:
         self._uri, self._experiment, self._artifact_root = uri, experiment, artifact_root
         self._client: MlflowClient | None = None
-        self._experiment_id = ""
+        self.experiment_id = ""
         self._warned: set[str] = set()
         self._failures: dict[str, int] = {}
         self.spool_id = ""
@@ -78,7 +79,7 @@ class Sender:
                     batch.params |= record["values"]
                 case "tags":
                     batch.tags |= record["values"]
-                case "text" | "artifact" | "finish":
+                case "text" | "artifact" | "view" | "finish":
                     self._flush(client, key, batches.pop(key))
                     self._pass_on(client, record)
         for key, batch in batches.items():
@@ -114,7 +115,10 @@ class Sender:
                 raise ConnectionError(f"experiment {self._experiment!r} cannot be created")
             if experiment.lifecycle_stage == "deleted":
                 client.restore_experiment(experiment.experiment_id)
-        self._client, self._experiment_id = client, experiment.experiment_id
+            if TRAININGS[0] not in experiment.tags:  # a kind that a user chose stays
+                with self._unless_refused(f"kind of the experiment {self._experiment!r}"):
+                    client.set_experiment_tag(experiment.experiment_id, *TRAININGS)
+        self._client, self.experiment_id = client, experiment.experiment_id
         return client
 
     def _open(self, client: "MlflowClient", record: dict[str, Any]) -> None:
@@ -123,7 +127,7 @@ class Sender:
         if key not in self.ids:
             tag = re.sub(r"['\"\\`]", "_", f"{self.spool_id}/{key}")
             query = f"tags.`raykb.key` = '{tag}'"
-            found = client.search_runs([self._experiment_id], query, max_results=1)
+            found = client.search_runs([self.experiment_id], query, max_results=1)
             self.ids[key] = found[0].info.run_id if found else self._create(client, record, tag)
             if not found:
                 return
@@ -135,7 +139,7 @@ class Sender:
         if record["parent"] in self.ids:
             tags["mlflow.parentRunId"] = self.ids[record["parent"]]
         run = client.create_run(
-            self._experiment_id, start_time=record["at"], tags=tags, run_name=record["name"]
+            self.experiment_id, start_time=record["at"], tags=tags, run_name=record["name"]
         )
         run_id: str = run.info.run_id
         return run_id
@@ -165,8 +169,13 @@ class Sender:
                 self.warn(f"{kind} {items[0].key!r} of run {key!r} refused", brief(error))
 
     def _pass_on(self, client: "MlflowClient", record: dict[str, Any]) -> None:
-        """Store an artifact or end a run."""
+        """Store an artifact, keep a view or end a run."""
         op, run_id = record["op"], self.ids[record["run"]]
+        if op == "view":
+            with self._unless_refused(f"view of run {record['run']!r}"):
+                tag = view_tag(run_id, record["by"], record["metrics"])
+                client.set_experiment_tag(self.experiment_id, *tag)
+            return
         if op == "finish":
             with self._unless_refused(f"end of run {record['run']!r}"):
                 client.set_terminated(run_id, record["status"], record["at"])

@@ -22,7 +22,7 @@ from raykb.runtime.run_files import TASK
 from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import LocalStorage, Storage
 from raykb.runtime.studies import Candidate, Study, searched
-from raykb.runtime.tracking import Run, Tracker
+from raykb.runtime.tracking import COMPARED, LABEL, Run, Tracker
 from raykb.runtime.train import Result, call, share, train, warm
 from raykb.runtime.work import TrainJob
 
@@ -87,6 +87,7 @@ class Session:
     holes: list[str] = field(default_factory=list)
     machine: Machine = field(default_factory=Machine)
     _children: dict[str, Run] = field(default_factory=dict)
+    _compared: set[tuple[str, int]] = field(default_factory=set)
 
     def say(self, text: str) -> None:
         """Tell the user what happens now."""
@@ -213,7 +214,7 @@ class Session:
                 show(f"loss {loss:.3g}" if alone and loss is not None else "")
 
             def on_result(result: Result) -> None:
-                runs[result.name].log(result.steps, result.metrics)
+                runs[result.name].log(result.steps, result.metrics | result.cost)
                 runs[result.name].finish()
                 share[result.name] = 1.0
                 found.setdefault(result.name, 1.0)
@@ -252,12 +253,13 @@ class Session:
             jobs: the training of each entry; one whose configuration is more than that has its own.
         """
         recorded = comparison.entries(self.recorded)  # MLflow has them once and for all
+        self._compared |= {(entry.label, entry.number) for entry, _ in jobs}
         told = [
             dataclasses.replace(
                 job,
                 config=job.config or recorded[entry.label],
                 params={
-                    "label": entry.label,
+                    LABEL: entry.label,
                     "seed_number": entry.number,
                     "training_number": entry.place,
                 }
@@ -314,21 +316,36 @@ class Session:
             metrics: those that are compared; the first is in the picture.
             about: what else stands in ``results.json``.
         """
-        table = report.ComparisonTable(
-            rows,
-            over=comparison.over,
-            subject=comparison.subject(self.config),
-            metrics=metrics,
-            labels=list(comparison.entries(self.config)),
-            seeds=comparison.seeds,
-        )
-        summary = table.summary() | dict(about or {})
-        self.write("results.json", json.dumps(summary, indent=1))
-        self.write("results.md", table.text() + "\n")
+        settings = {
+            "over": comparison.over,
+            "subject": comparison.subject(self.config),
+            "metrics": list(metrics),
+            "labels": list(comparison.entries(self.config)),
+            "seeds": comparison.seeds,
+        }
+        table = report.ComparisonTable(rows, **settings)
+        summary = table.summary()
+        of_none = [r for r in summary["results"] if (r["label"], r["seed"]) not in self._compared]
+        again = {"settings": settings, "rows": of_none}  # means of others, which no training has
+        self.parent.tags({COMPARED: json.dumps(again)})
+        self.write("results.json", json.dumps(summary | dict(about or {}), indent=1))
+        self.show(table.text(), table.means() | table.headline(), metrics)
         if table.tables:
             self.write("comparison.png", report.png(table.figure()))
-        self.parent.log(0, table.means())
-        print(f"\n{table.text()}")
+
+    def show(self, text: str, figures: Mapping[str, float], metrics: Sequence[str]) -> None:
+        """Write and print the table of a run's results, and have MLflow's UI show it.
+
+        Args:
+            text: Markdown.
+            figures: of the whole run.
+            metrics: of the trainings, which the UI's table of them has as columns.
+        """
+        self.write("results.md", text + "\n")
+        self.parent.note(text)
+        self.parent.log(0, figures)
+        self.parent.view(LABEL, metrics)
+        print(f"\n{text}")
 
     def search(
         self,

@@ -50,12 +50,18 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 from raykb.runtime.secrets import HIDDEN, document, hidden, redacted
 from raykb.runtime.sender import Sender, brief, sqlite_file
 from raykb.runtime.spool import Spool, Steps
+from raykb.runtime.ui import is_served, page
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+LABEL = "label"  # parameter of a training: which entry of a comparison it is of
+COMPARED = "raykb.compared"  # tag of a run: what its table is made of beside its trainings
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "databricks")
 
 _FLUSH_S = 1.0  # how long a point may wait for others to share its batch
 _BACK_OFF_S = (1.0, 60.0)  # pauses after failures: the first, the longest
+_TAG = 5000  # characters of a tag; some stores take no more
+_CUT = "\n\n…"
+_NOTE = _TAG - len(_CUT)
 
 _logger = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -101,18 +107,11 @@ def resolve_uri(configured: str | None = None, *, launch_dir: Path | None = None
     return f"sqlite:///{folder / path}{mark}{query}"
 
 
-def ui_command(uri: str) -> str:
-    """Return the command that opens the UI on a database, or the address of a server."""
-    if uri.startswith(("http://", "https://", "databricks")):
-        return redacted(uri)
-    return f"mlflow ui --backend-store-uri {shlex.quote(redacted(uri))}"
-
-
 def _artifact_root(uri: str, given: str | None) -> str | None:
     """Return where an experiment's artifacts are, absolute; None for where the server says."""
     if given and "://" not in given:
         return str(Path(given).absolute())
-    if given or uri.startswith(("http://", "https://", "databricks")):
+    if given or is_served(uri):
         return given
     file = sqlite_file(uri)
     return str((file.parent if file else Path.cwd()) / "mlartifacts")
@@ -248,12 +247,37 @@ class Run:
     @_contained
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; the last value of each counts."""
-        self._set("tags", values, 5000)
+        self._set("tags", values, _TAG)
 
     def _set(self, op: str, values: Mapping[str, Any], length: int) -> None:
         texts = {_name(key): _value(str(key), value, length) for key, value in values.items()}
         if texts:
             self.tracker._write(op, run=self.key, values=texts)
+
+    @_contained
+    def note(self, text: str) -> None:
+        """Set the text, Markdown, that is on the run's page; what is too long ends at a line."""
+        if len(text) > _NOTE:
+            text = text[: text.rindex("\n", 0, _NOTE) if "\n" in text[:_NOTE] else _NOTE] + _CUT
+        self.tags({"mlflow.note.content": text})
+
+    @_contained
+    def view(self, by: str, metrics: Sequence[str] = ()) -> None:
+        """Keep a page of the run's children for the UI, which :meth:`page` is the address of.
+
+        Args:
+            by: the parameter by which charts and table put them together.
+            metrics: columns of the table.
+        """
+        names = [_name(metric) for metric in metrics]
+        self.tracker._write("view", run=self.key, by=_name(by), metrics=names)
+
+    def page(self) -> str | None:
+        """Return the address of the page of the run's children; None while it has none."""
+        run_id, experiment_id = self.id(), self.tracker._sender.experiment_id
+        if run_id is None or not experiment_id:
+            return None
+        return page(self.tracker.uri, experiment_id, run_id)
 
     @_contained
     def artifact(self, path: str | Path, folder: str = "") -> None:

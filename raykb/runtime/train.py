@@ -36,6 +36,8 @@ class Result:
         steps: optimizer steps.
         seconds: from the build to the result, over all attempts of this process.
         storage: the training's folder.
+        cost: of its first worker, as :class:`raykb.runtime.meter.Meter` counts it, in the attempt
+            that came to the end; nothing of trainings that an older version left.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Result:
     steps: int
     seconds: float
     storage: Storage = field(repr=False, compare=False)
+    cost: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def details(self) -> dict[str, Any]:
         """Return what its evaluation found beyond figures; nothing if there was no such thing."""
@@ -101,7 +104,8 @@ def finished(storage: Storage, name: str, until: int | None = None) -> Result | 
     if not folder.exists(file):
         return None
     record = json.loads(folder.read(file))
-    return Result(name, record["metrics"], record["steps"], record["seconds"], folder)
+    told = record["metrics"], record["steps"], record["seconds"]
+    return Result(name, *told, folder, record.get("cost", {}))
 
 
 def train(

@@ -9,7 +9,6 @@ checkpoint too, and ``final.pt`` only if it is small.
 
 import functools
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +23,7 @@ from raykb.engine.memory import keep_freed_memory
 from raykb.engine.seeding import seed_everything, stream_seed
 from raykb.runtime.faults import send_failure
 from raykb.runtime.mailbox import Letter
+from raykb.runtime.meter import Meter
 from raykb.runtime.resources import Group, WorkerResources
 from raykb.runtime.run_files import CONFIG, FINAL
 from raykb.runtime.saving import Checkpoints
@@ -128,7 +128,7 @@ def _run(
     mailbox: Any,
     saved: Callable[[int], None],
 ) -> None:
-    began = time.perf_counter()
+    meter = Meter(worker.device)
     torch.set_num_threads(job.resources.cpus)
     keep_freed_memory()
     folder = open_storage(uri).below(job.name)
@@ -147,7 +147,7 @@ def _run(
         seed_everything(stream_seed(job.seed, "rank", worker.rank))
     checkpoints = Checkpoints(folder, worker, saved)
     start = checkpoints.restore(training)
-    ready = time.perf_counter() - began
+    ready = meter.seconds()
 
     def log(step: int, figures: dict[str, float], note: str = "") -> None:
         if worker.rank == 0:
@@ -168,8 +168,8 @@ def _run(
     if worker.rank == 0:
         if not halts and (model := checkpoints.whole_model(training)) is not None:
             folder.write(FINAL, checkpoint.encode(model))
-        seconds = time.perf_counter() - began
         if details and not halts:
             folder.write(DETAILS, json.dumps(details).encode())
-        record = {"metrics": figures, "steps": training.steps, "seconds": seconds}
+        record = {"metrics": figures, "steps": training.steps, "seconds": meter.seconds()}
+        record["cost"] = meter.figures()
         folder.write(record_of(job.until), json.dumps(record, indent=1).encode())

@@ -1,6 +1,6 @@
 import pytest
 
-from raykb.metrics.names import METRICS, Metric, metric
+from raykb.metrics.names import COSTS, METRICS, Metric, metric
 
 
 def test_shares_are_shown_in_percent():
@@ -33,3 +33,13 @@ def test_labels_have_headings_of_their_own():
     heading = "fine-tuned on 0.5 % of labels, top-1 %"
     assert metric("test/fine_tuning/top1_0.5") == Metric(heading, 100)
     assert metric("test/corruption/top1_shot_noise") == Metric("top-1 under shot noise %", 100)
+
+
+def test_the_best_over_the_steps_is_shown_as_the_metric_is():
+    assert metric("best/test/top1") == Metric("best top-1 %", 100)
+    assert metric("best/valid/loss") == Metric("best valid/loss", 1, False)
+
+
+def test_of_costs_less_is_better():
+    assert not any(metric(name).higher_is_better for name in COSTS)
+    assert [metric(name).heading for name in COSTS] == ["seconds", "CPU s", "peak MiB"]

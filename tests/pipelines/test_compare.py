@@ -1,14 +1,23 @@
 """Tracked runs compared from the command line."""
 
+import html.parser
+import math
 import runpy
-import types
 
+import here
 import mlflow
 import pandas as pd
 import pytest
 import running
+import torch
 from databases import new_database
 from mlflow.entities import Metric, Param
+
+from raykb.comparison import Comparison
+from raykb.engine.loop import Evaluated, Training
+from raykb.runtime import runs
+from raykb.runtime.tracking import Tracker
+from raykb.runtime.work import TrainJob
 
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
@@ -111,22 +120,6 @@ def test_trainings_that_are_not_alike_are_pointed_out(script, uri, capsys):
     assert "These trainings are not alike" in capsys.readouterr().out
 
 
-def test_methods_may_have_parameters_of_their_own_but_the_same_over_their_seeds(script):
-    def training(method, seed, **params):
-        params = {"method": method, "seed_number": seed, "recipe.steps": "9"} | params
-        return types.SimpleNamespace(params=params)
-
-    runs = [
-        training("supervised", "0"),
-        training("fixmatch", "0", **{"method.threshold": "0.95"}),
-        training("fixmatch", "1", **{"method.threshold": "0.95"}),
-    ]
-    given = script["parse"](["--by", "method"])
-    assert script["unlike"](runs, given) == []
-    runs += [training("fixmatch", "2", **{"method.threshold": "0.8"})]
-    assert script["unlike"](runs, given) == ["fixmatch: method.threshold: 0.8, 0.95"]
-
-
 def test_labels_are_headed_by_what_was_compared(script, uri, capsys):
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("widths")
@@ -214,13 +207,6 @@ def test_where_all_failed_nothing_can_be_compared(script, failures):
     assert text.endswith("; 2 that failed have")
 
 
-def test_without_one_thing_compared_the_parameter_heads_its_values(script):
-    runs = [types.SimpleNamespace(params={"comparison.over": over}) for over in ("data", "model")]
-    assert script["over_of"](runs, "label") == "label"
-    assert script["over_of"](runs[:1], "label") == "data"
-    assert script["over_of"](runs[:1], "steps") == "steps"
-
-
 def refused(script, *arguments):
     with pytest.raises(SystemExit) as stopped:
         script["main"](list(arguments))
@@ -248,6 +234,133 @@ def test_what_is_not_there_is_said_with_what_there_is(script, uri, tmp_path):
 
 
 def test_no_password_of_a_store_is_shown(script, monkeypatch):
-    monkeypatch.setitem(script["wanted"].__globals__, "tracked_runs", lambda *given, **more: [])
+    monkeypatch.setattr(runs, "tracked_runs", lambda *given, **more: [])
     text = refused(script, "--uri", "http://me:abc@host")
     assert text.startswith("error: http://***@host: of 0 finished runs")
+
+
+# ---------------------------------------------------------------------- one run
+
+
+CONFIG = {"seed": 3, "method": {"name": "own", "factor": 2.0}}
+
+
+def training(worker, *, factor, seed):
+    """A training of one weight, worth more on the way than at its end; a loss of nan ends it."""
+    values = iter([factor / 3, factor / 7 - seed / 100])
+    return Training(
+        step=lambda batch, number: {"loss": torch.tensor(factor * (1 - number / 2))},
+        update=lambda step: {},
+        batches=lambda start: iter([None] * 2),
+        steps=2,
+        parts={"model": torch.nn.Linear(1, 1)},
+        evaluate=lambda split: Evaluated({f"{split}/top1": next(values)}),
+        log_every=1,
+        evaluate_every=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of methods, one of which fails, whose table says so; its folder and its store."""
+    folder = tmp_path_factory.mktemp("whole")
+    uri = new_database(folder)
+    rivals = {"ill": {"factor": math.nan}, "half": {"factor": 1.0}}
+    comparison = Comparison(rivals=rivals, seeds=2, on_failure="hole")
+    session = here.session(folder / "run", CONFIG)
+    session.tracker = Tracker(uri, "own", spool=folder / "run" / "tracking")
+    session.parent = session.tracker.run("parent", name="run")
+    jobs = [
+        (entry, TrainJob(entry.name, training, {"seed": entry.number} | factor_of(entry), 0))
+        for entry in comparison.trainings(CONFIG)
+    ]
+    found = session.compare("trainings", comparison, jobs)
+    rows = [{"label": e.label, "seed": e.number} | result.metrics for e, result in found]
+    mean = {"label": "mean", "seed": 0, "test/top1": 0.123456789}  # of no training: a mean of some
+    told = Comparison(rivals=rivals | {"mean": {}}, seeds=2)
+    session.tell(told, [*rows, mean], ["test/top1"])
+    assert session.tracker.close(wait_s=60) == 0
+    return folder / "run", ["--uri", uri, "--run", "run"]
+
+
+def factor_of(entry):
+    return {"factor": entry.config["method"]["factor"]}
+
+
+def test_the_table_of_a_run_is_made_again_as_its_results_have_it(script, whole, tmp_path, capsys):
+    folder, there = whole
+    results = (folder / "results.md").read_text()
+    assert "3 of 8 trainings have no result: ill/seed-0, ill/seed-1, mean/seed-1" in results
+    assert "| mean   |     1 |   12.35 |" in results
+    script["main"]([*there, "--markdown", str(tmp_path / "again.md")])
+    assert results.strip() in capsys.readouterr().out
+    assert (tmp_path / "again.md").read_text() == results
+
+
+def test_another_subject_and_fewer_trainings_are_another_table(script, whole, capsys):
+    _, there = whole
+    script["main"]([*there, "--against", "half"])
+    assert "half − method" in capsys.readouterr().out
+    script["main"]([*there, "--where", "seed_number=1"])
+    output = capsys.readouterr().out
+    assert "own − method" not in output  # of one seed there is no interval
+    assert "1 of 3 trainings has no result: ill/seed-1" in output
+
+
+def test_the_best_of_the_steps_stands_beside_the_last(script, whole, capsys):
+    script["main"]([*whole[1], "--best"])
+    last, best = capsys.readouterr().out.split("best top-1 %")
+    own = [[c.strip() for c in line.split("|")] for line in (last + best).splitlines()]
+    means = [next(c for c in row if "." in c) for row in own if row[1:2] == ["half"]]
+    assert means == ["13.79", "33.33"]  # of 1/7 and 1/7 - 0.01 at the end, and of 1/3 on the way
+
+
+def test_costs_are_a_table_and_columns_of_the_file(script, whole, tmp_path, capsys):
+    file = tmp_path / "table.csv"
+    script["main"]([*whole[1], "--costs", "--csv", str(file), "--markdown", str(tmp_path / "m.md")])
+    output = capsys.readouterr().out
+    head = [line for line in output.splitlines() if "CPU s" in line]
+    assert [cell.strip() for cell in head[0].split("|")[1:-1]] == [
+        "method",
+        "seconds",
+        "CPU s",
+        "peak MiB",
+    ]
+    assert head[0] in (tmp_path / "m.md").read_text()
+    table = pd.read_csv(file).set_index("run")
+    assert table.loc["own/seed-0", "memory/peak_mib"] > 10
+    assert math.isnan(table.loc["ill/seed-0", "time/wall_s"])
+
+
+class Read(html.parser.HTMLParser):
+    """Takes a page apart: what is open at the end, all tags, sources of pictures, and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.sources, self.text = [], set(), [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_a_picture_and_a_page_that_needs_nothing_else_are_written(script, whole, tmp_path):
+    picture, page = tmp_path / "table.png", tmp_path / "page.html"
+    script["main"]([*whole[1], "--picture", str(picture), "--html", str(page)])
+    assert picture.read_bytes() == (whole[0] / "comparison.png").read_bytes()
+    read = Read(page.read_text())
+    assert read.open == []
+    assert not read.tags & {"script", "link", "iframe"}
+    assert len(read.sources) == 2  # the table's, and train/loss over the steps
+    assert all(source.startswith("data:image/png;base64,") for source in read.sources)
+    for told in ("3 of 8 trainings have no result", "method.factor", "settings of all trainings"):
+        assert told in read.text

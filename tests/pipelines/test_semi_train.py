@@ -122,6 +122,21 @@ def test_methods_are_paired_so_contrast_of_weight_zero_is_fixmatch_bit_for_bit(w
     assert not same(weights(directory / "fixmatch/seed-0"), weights(directory / "fixmatch/seed-1"))
 
 
+def test_its_table_is_made_again_from_mlflow_and_its_last_words_lead_to_its_charts(whole, tmp_path):
+    folder, done = whole
+    again = tmp_path / "again.md"
+    in_process.run("compare", folder, "--run", "run", "--markdown", again)
+    assert again.read_text() == (folder / "run" / "results.md").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("semi-supervised")
+    page = done.stdout.splitlines()[-1]
+    assert page.startswith("its charts      http://127.0.0.1:5000/#/experiments/")
+    run = client.get_run(page.rpartition("=")[2])
+    assert run.data.tags["mlflow.note.content"] == again.read_text().strip()
+    assert "test/top1" in run.data.metrics
+    assert f"mlflow.sharedViewState.{run.info.run_id}" in experiment.tags
+
+
 def test_every_training_is_in_mlflow_with_method_seed_and_figures(whole):
     folder, _ = whole
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")

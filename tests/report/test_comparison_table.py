@@ -80,6 +80,8 @@ def test_means_are_named_by_metric_and_label():
         "test/top1/cutout": pytest.approx(0.855),
         "test/top1/searched_policy": pytest.approx(0.895),
     }
+    assert compared().headline() == {"test/top1": pytest.approx(0.895)}
+    assert compared(SCORES | {"searched_policy": [None]}).headline() == {}
 
 
 # ---------------------------------------------------------------------- text

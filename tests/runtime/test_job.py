@@ -275,8 +275,9 @@ def test_words_to_a_terminal_that_is_gone_are_no_error_and_go_nowhere_from_then_
 
 def test_last_words_say_where_everything_is_without_secrets(capsys):
     place = types.SimpleNamespace(uri="s3://me:abc@bucket/run?region=eu")
-    job._last_words("x", place, [], "postgresql://me:abc@host/db", job.EXIT_FAILED)
+    job._last_words("x", place, [], "postgresql://me:abc@host/db", job.EXIT_FAILED, "/#/1")
     said = capsys.readouterr()
     assert "--resume 's3://***@bucket/run?region=eu'\n(*** is to be given again)" in said.err
     assert "run directory   s3://***@bucket/run?region=eu\nMLflow          postgresql" in said.out
+    assert said.out.endswith("its charts      /#/1\n")
     assert "abc" not in said.out + said.err

@@ -1,10 +1,12 @@
 """Runs are read from the tracking store as they are there."""
 
+import json
+
 import mlflow
 import pytest
 from databases import new_database
 
-from raykb.runtime.runs import tracked_runs
+from raykb.runtime.runs import experiment_of, histories, pictures, run_in, tracked_runs
 
 # MLflow's own use of SQLAlchemy
 pytestmark = pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
@@ -73,3 +75,46 @@ def test_a_store_that_does_not_answer_is_an_error_without_its_password(monkeypat
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ConnectionError, match=r"http://\*\*\*@127\.0\.0\.1:9: cannot be read"):
         tracked_runs("http://user:secret@127.0.0.1:9", "one")
+
+
+def test_a_run_s_experiment_is_found_by_its_name_or_id(store):
+    uri, parent = store
+    assert experiment_of(uri, "parent") == experiment_of(uri, parent) == "one"
+    assert experiment_of(uri, "nobody") is None
+
+
+def test_the_history_of_runs_is_read_by_step(store):
+    uri, _ = store
+    a, b = tracked_runs(uri, "one")[1:]
+    found = histories(uri, [a, b], ["test/top1", "test/none"])
+    assert found.keys() == {a.id, b.id}
+    assert found[a.id] == {"test/top1": [(0, 0.0), (1, 0.25), (2, 0.5)]}
+
+
+def test_how_a_table_was_made_comes_with_the_trainings_unless_it_was_cut_short(store):
+    uri, parent = store
+    client = mlflow.MlflowClient(uri)
+    for tag, told in (('{"rows": []}', {"rows": []}), ('{"seeds"', {}), ("[1]", {})):
+        client.set_tag(parent, "raykb.compared", tag)
+        assert [run.compared for run in tracked_runs(uri, "one")] == [told] * 3
+
+
+def test_the_pictures_of_a_run_are_read_and_nothing_else(tmp_path):
+    uri = new_database(tmp_path)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.create_experiment("own", artifact_location=str(tmp_path / "artifacts"))
+    run = client.create_run(experiment).info.run_id
+    assert pictures(uri, run) == {}
+    for name in ("a.png", "b.md"):
+        client.log_text(run, name, name)
+    assert pictures(uri, run) == {"a.png": b"a.png"}
+
+
+def test_a_run_directory_names_its_run_and_its_store(tmp_path):
+    assert run_in(tmp_path) is None
+    (tmp_path / "run.json").write_text(json.dumps({"key": "k", "tracking_uri": "sqlite:///x"}))
+    (tmp_path / "tracking").mkdir()
+    (tmp_path / "tracking" / "tracking.json").write_text(json.dumps({"ids": {"k": "abc"}}))
+    assert run_in(tmp_path) == ("abc", "sqlite:///x")
+    (tmp_path / "tracking" / "tracking.json").write_text(json.dumps({"ids": {}}))
+    assert run_in(tmp_path) is None

@@ -50,6 +50,7 @@ def jobs(comparison, config):
     ]
 
 
+FOUND = {"half": 0.25, "own": 0.5}
 COMPARED = functools.partial(
     Comparison, rivals={"half": {"name": "own", "factor": 1.0}, "ill": {"factor": math.nan}}
 )
@@ -91,6 +92,8 @@ def test_a_comparison_runs_each_entry_under_its_own_config(opened):
     runs = session.tracker.runs
     assert runs["half/seed-0"].given["method.factor"] == "1.0"
     assert runs["own/seed-0"].given["method.factor"] == "2.0"
+    logged = runs["own/seed-0"].history()
+    assert {"test/top1", "time/wall_s", "time/cpu_s", "memory/peak_mib"} <= logged.keys()
     told = {name: runs["own/seed-0"].given[name] for name in ("label", "seed_number")}
     assert told == {"label": "own", "seed_number": 0}
     assert {run.status for name, run in runs.items() if name != "parent"} == {"FINISHED"}
@@ -128,11 +131,13 @@ def test_all_of_trainings_are_asked_for_or_none(opened):
 
 def test_what_was_found_is_written_printed_and_told_to_the_tracker(opened, tmp_path, capsys):
     session, comparison = opened(), COMPARED()
-    rows = [{"label": "half", "seed": 0, "test/top1": 0.25}]
+    rows = [{"label": label, "seed": 0, "test/top1": top1} for label, top1 in FOUND.items()]
     session.tell(comparison, rows, ["test/top1"], about={"images": 9})
     assert session.written == ["results.json", "results.md", "comparison.png"]
     table = (tmp_path / "results.md").read_text()
-    assert "2 of 3 trainings have no result: ill/seed-0, own/seed-0" in table
+    assert "1 of 3 trainings has no result: ill/seed-0" in table
     assert table in capsys.readouterr().out
+    assert session.parent.noted == table.strip()
     assert '"images": 9' in (tmp_path / "results.json").read_text()
-    assert session.parent.points == [(0, {"test/top1/half": 0.25})]
+    means = {f"test/top1/{label}": top1 for label, top1 in FOUND.items()}
+    assert session.parent.points == [(0, means | {"test/top1": FOUND["own"]})]

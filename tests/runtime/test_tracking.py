@@ -699,6 +699,71 @@ def test_what_cannot_be_replayed_is_told(make, tmp_path, capsys):
     assert "is not the spool of a run" in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------------- what the UI shows
+
+
+def experiment_of(uri: str) -> Any:
+    return MlflowClient(tracking_uri=uri).get_experiment_by_name(EXPERIMENT)
+
+
+def test_an_experiment_is_one_of_trainings_unless_a_user_says_other(make, uri):
+    kind = "mlflow.experimentKind"
+    tracker = make()
+    tracker.run("parent")
+    assert tracker.close() == 0
+    experiment = experiment_of(uri)
+    assert experiment.tags[kind] == "custom_model_development"
+    MlflowClient(tracking_uri=uri).set_experiment_tag(experiment.experiment_id, kind, "other")
+    tracker = make()
+    tracker.run("again")
+    assert tracker.close() == 0
+    assert experiment_of(uri).tags[kind] == "other"
+
+
+def test_a_run_has_a_page_of_its_children_and_a_later_one_counts(make, uri, tmp_path):
+    tracker = make()
+    run = tracker.run("parent")
+    run.view("label")
+    run.view("label", ["test/top1", "a=b"])
+    assert tracker.close() == 0
+    experiment = experiment_of(uri)
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{run.id()}"])
+    assert view["searchFilter"] == f"tags.`mlflow.parentRunId` = '{run.id()}'"
+    assert view["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "label"}]
+    columns = ["params.`label`", "metrics.`test/top1`", "metrics.`a_b`"]
+    assert view["selectedColumns"] == columns
+    assert f"/experiments/{experiment.experiment_id}/runs?" in run.page()
+    assert run.page().endswith(f"viewStateShareKey={run.id()}")
+    (tmp_path / "moved").mkdir()
+    moved = new_database(tmp_path / "moved")
+    assert replay(tmp_path / "spool", uri=moved) == 0  # which takes it along
+    there = run_of(moved, "parent").info.run_id
+    assert there != run.id()
+    assert there in experiment_of(moved).tags[f"mlflow.sharedViewState.{there}"]
+
+
+def test_a_run_without_a_server_has_no_page(make):
+    run = make(uri="http://127.0.0.1:9").run("parent")
+    run.view("label")
+    assert run.page() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("| a |\n| 1 |", "| a |\n| 1 |"),
+        ("x" * 4000 + "\n" + "y" * 4000, "x" * 4000 + "\n\n…"),
+        ("z" * 9000, "z" * 4997 + "\n\n…"),
+        ("at http://me:abc@host", "at http://***@host"),
+    ],
+)
+def test_a_note_is_on_the_run_s_page_up_to_a_whole_line_and_without_secrets(make, uri, text, kept):
+    tracker = make()
+    tracker.run("parent").note(text)
+    assert tracker.close() == 0
+    assert run_of(uri, "parent").data.tags["mlflow.note.content"] == kept
+
+
 # ---------------------------------------------------------------------- URIs and tags
 
 
@@ -748,19 +813,6 @@ def test_bad_arguments_are_refused_before_anything_is_written(make, tmp_path, ar
     with pytest.raises(ValueError, match=message):
         make(**arguments)
     assert not (tmp_path / "spool").exists()
-
-
-@pytest.mark.parametrize(
-    ("uri", "command"),
-    [
-        ("sqlite:////x/mlflow.db", "mlflow ui --backend-store-uri sqlite:////x/mlflow.db"),
-        ("sqlite:////a b/m.db", "mlflow ui --backend-store-uri 'sqlite:////a b/m.db'"),
-        ("http://me:secret@host:5000", "http://***@host:5000"),
-        ("databricks", "databricks"),
-    ],
-)
-def test_the_ui_s_command_or_address(uri, command):
-    assert tracking.ui_command(uri) == command
 
 
 def test_tags_tell_where_a_run_came_from(monkeypatch, tmp_path):
