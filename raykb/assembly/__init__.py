@@ -12,6 +12,7 @@ from raykb.assembly.builder import (
     training,
 )
 from raykb.assembly.predictions import Predictions, predicted, prediction_key, unfit
+from raykb.assembly.recognition import Recognition, recognition_data
 from raykb.assembly.segmentation import (
     Folds,
     Patches,
@@ -42,6 +43,7 @@ __all__ = [
     "PlanSettings",
     "Predictions",
     "PreparedTask",
+    "Recognition",
     "SelfSupervised",
     "SemiSupervised",
     "Supervised",
@@ -57,6 +59,7 @@ __all__ = [
     "predicted",
     "prediction_key",
     "prepared",
+    "recognition_data",
     "rehearse",
     "rehearse_all",
     "segmentation_data",

@@ -27,6 +27,7 @@ METRICS = {
     "test/loss": Metric("loss", higher_is_better=False),
     "test/linear_probe/top1": Metric("linear probe top-1 %", PERCENT),
     "test/knn/top1": Metric("kNN top-1 %", PERCENT),
+    "test/ood/auroc": Metric("AUROC of other images %", PERCENT),
     "test/spread": Metric("spread of features"),
     "pseudo_labels/correct": Metric("correct pseudo-labels %", PERCENT),
     "pseudo_labels/precision": Metric("precision of pseudo-labels %", PERCENT),

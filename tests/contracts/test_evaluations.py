@@ -19,6 +19,7 @@ from raykb.evaluate.classification import Classification
 from raykb.evaluate.features import FrozenFeatures
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
+from raykb.evaluate.outliers import OutlierDetection
 from raykb.evaluate.segmentation import Segmentation
 from raykb.evaluate.sliding_window import SlidingWindow
 from raykb.parts.backbone import LayeredClassifier
@@ -39,6 +40,12 @@ def frozen_features(folder):
     return FrozenFeatures(labelled.examples, labelled.examples, labelled.view, protocols, 4)
 
 
+def outliers(folder):
+    own = classification(folder)
+    others = ImageSet(255 - own.examples.images[:5], np.arange(5) % 2, np.arange(5), ("d", "e"))
+    return OutlierDetection(own.examples, others, own.view, 4)
+
+
 def segmentation(folder):
     (task,) = write_phantoms(folder, tasks=[4], cases=2, size=16)
     volumes = open_volumes(read_task(task), folder / "shards")
@@ -49,6 +56,7 @@ def segmentation(folder):
 MADE = {  # how each is made
     "classification": classification,
     "frozen features": frozen_features,
+    "outliers": outliers,
     "segmentation": segmentation,
 }
 
