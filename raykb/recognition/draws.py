@@ -50,5 +50,6 @@ def outside(boxes: Tensor, size: Sequence[int]) -> Tensor:
     """Return (n, 1, H, W) bool: whether a pixel is outside of its box (n, 4)."""
     y1, x1, y2, x2 = boxes[:, :, None].unbind(1)  # (n, 1)
     y, x = (torch.arange(side, device=boxes.device) for side in size)
-    rows, columns = (y1 <= y) & (y < y2), (x1 <= x) & (x < x2)  # (n, H), (n, W)
-    return ~(rows[:, None, :, None] & columns[:, None, None, :])
+    rows, columns = (y < y1) | (y >= y2), (x < x1) | (x >= x2)  # (n, H), (n, W)
+    rows, columns = (each.view(torch.uint8) for each in (rows, columns))  # 4 times as fast as bool
+    return (rows[:, None, :, None] | columns[:, None, None, :]).view(torch.bool)

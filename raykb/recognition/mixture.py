@@ -39,7 +39,9 @@ class Mixture(NamedTuple):
 
     def donors(self, images: Tensor) -> Tensor:
         """Return d, (N, C, H, W)."""
-        return torch.zeros_like(images) if self.order is None else images[self.order]
+        if self.order is None:
+            return torch.zeros_like(images)
+        return images.index_select(0, self.order)
 
     def blended(self, images: Tensor, donors: Tensor) -> Tensor:
         """Return x', (N, C, H, W); where m is 1 it is x bit for bit, and the input stays."""
