@@ -99,7 +99,7 @@ def train(session: Session, ready: Ready) -> None:
     session.warm(TRAINING, training, ready.each)
     with session.reading("data"):
         sets = ready.data.read()
-    session.tell_data(**{name: images for name, images in sets.items() if images is not None})
+    session.tell_data(**sets)
     session.keep_task(sets["test"])
     recipe = build(Recipe, session.config["recipe"])
     steps = recipe.lengths(len(sets["train"])).steps

@@ -66,11 +66,13 @@ class Recognition:
         classes = len(self.labelled.train.classes)
         filled(objective, mixed_fields({"images": images, "labels": labels}, drawn, classes))
 
-    def read(self) -> dict[str, ImageSet | None]:
-        """Decode ``train``, ``test`` and ``outside``."""
-        (train, test), other = self.labelled.read(), self.outside
-        outside = None if other is None else load(other.test, other.options)
-        return {"train": train, "test": test, "outside": outside}
+    def read(self) -> dict[str, ImageSet]:
+        """Decode ``train``, ``test`` and, where there is one, ``outside``."""
+        train, test = self.labelled.read()
+        images = {"train": train, "test": test}
+        if self.outside is not None:
+            images["outside"] = load(self.outside.test, self.outside.options)
+        return images
 
 
 def recognition_data(
