@@ -43,22 +43,20 @@ def cutmix(
 ) -> Mixed:
     """Return mixed images, both labels and the kept share of the first.
 
+    The settings are those of :class:`CutMix`.
+
     Args:
         images: (N, C, H, W), normalised; they stay as they are.
         labels: (N,) classes, or (N, classes) probabilities.
         generator: of the CPU; it alone decides.
-        probability: of mixing at all.
-        alpha: of lambda's distribution.
-        per_sample: whether each image has a decision, lambda and box of its own.
-        correct_lam: whether lambda is counted again after the border has cut off the box.
 
     Raises:
         ValueError: an argument is not what it must be.
     """
-    drawn = CutMix(
+    mixing = CutMix(
         probability=probability, alpha=alpha, per_sample=per_sample, correct_lam=correct_lam
     )
-    return drawn.draw(images, generator).applied(images, labels)
+    return mixing.draw(images, generator).applied(images, labels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,19 +31,18 @@ def cutout(
 ) -> Mixed:
     """Return images with holes, twice their labels, and shares of 1.
 
+    The settings are those of :class:`Cutout`.
+
     Args:
         images: (N, C, H, W), normalised; they stay as they are.
         labels: (N,) classes, or (N, classes) probabilities.
         generator: of the CPU; it alone decides.
-        size: L in pixels, rounded down to even.
-        probability: of a hole at all.
-        per_sample: whether each image has a decision and a place of its own.
 
     Raises:
         ValueError: an argument is not what it must be.
     """
-    drawn = Cutout(size=size, probability=probability, per_sample=per_sample)
-    return drawn.draw(images, generator).applied(images, labels)
+    mixing = Cutout(size=size, probability=probability, per_sample=per_sample)
+    return mixing.draw(images, generator).applied(images, labels)
 
 
 @dataclass(frozen=True, kw_only=True)

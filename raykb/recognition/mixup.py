@@ -34,20 +34,18 @@ def mixup(
 ) -> Mixed:
     """Return averaged images, both labels and the share of the first.
 
+    The settings are those of :class:`MixUp`.
+
     Args:
         images: (N, C, H, W), normalised; they stay as they are.
         labels: (N,) classes, or (N, classes) probabilities.
         generator: of the CPU; it alone decides.
-        probability: of mixing at all.
-        alpha: of lambda's distribution.
-        per_sample: whether each image has a decision and lambda of its own.
-        dominant: whether an image has at least half of its mixture.
 
     Raises:
         ValueError: an argument is not what it must be.
     """
-    drawn = MixUp(probability=probability, alpha=alpha, per_sample=per_sample, dominant=dominant)
-    return drawn.draw(images, generator).applied(images, labels)
+    mixing = MixUp(probability=probability, alpha=alpha, per_sample=per_sample, dominant=dominant)
+    return mixing.draw(images, generator).applied(images, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
