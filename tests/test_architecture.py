@@ -57,8 +57,12 @@ PLAN: dict[str, tuple[set[str], set[str]]] = {
     "comparison": ({"engine"}, set()),
     # a plan of the room of segmentation says how cases are prepared, and what is built of them; a
     # search is a training of another shape, which the room of nas has; a kind of batch of the room
-    # of self-supervised learning says which view makes it
-    "assembly": (GROUND | {"comparison", "evaluate", "nas", "segmentation", "selfsup"}, TORCH),
+    # of self-supervised learning says which view makes it; what the room of recognition makes of a
+    # batch lies around the feed
+    "assembly": (
+        GROUND | {"comparison", "evaluate", "nas", "recognition", "segmentation", "selfsup"},
+        TORCH,
+    ),
     "runtime": ({"config", "comparison", "report", "engine", "data", "gpipe"}, RUNTIME),
     "pipelines": (
         GROUND | ROOMS | {"assembly", "comparison", "evaluate", "report", "gpipe", "runtime"},

@@ -13,6 +13,7 @@ from raykb.assembly.builder import (
     training,
 )
 from raykb.assembly.predictions import Predictions, predicted, prediction_key, unfit
+from raykb.assembly.recognition import Recognition, recognition_data
 from raykb.assembly.segmentation import (
     Folds,
     Patches,
@@ -52,6 +53,7 @@ __all__ = [
     "PlanSettings",
     "Predictions",
     "PreparedTask",
+    "Recognition",
     "SelfSupervised",
     "SemiSupervised",
     "State",
@@ -69,6 +71,7 @@ __all__ = [
     "predicted",
     "prediction_key",
     "prepared",
+    "recognition_data",
     "rehearse",
     "rehearse_all",
     "segmentation_data",

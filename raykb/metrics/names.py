@@ -37,6 +37,7 @@ METRICS = {
     "test/retrieval/recall_1": Metric("recall at 1 %", PERCENT),
     "test/retrieval/recall_5": Metric("recall at 5 %", PERCENT),
     "test/corruption/top1": Metric("corrupted top-1 %", PERCENT),
+    "test/ood/auroc": Metric("AUROC of other images %", PERCENT),
     "test/spread": Metric("spread of features"),
     "pseudo_labels/correct": Metric("correct pseudo-labels %", PERCENT),
     "pseudo_labels/precision": Metric("precision of pseudo-labels %", PERCENT),

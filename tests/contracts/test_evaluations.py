@@ -22,6 +22,7 @@ from raykb.evaluate.fine_tuning import FineTuning
 from raykb.evaluate.knn import KNN
 from raykb.evaluate.linear_probe import LinearProbe
 from raykb.evaluate.localisation import Localisation
+from raykb.evaluate.outliers import OutlierDetection
 from raykb.evaluate.regions import Regions
 from raykb.evaluate.retrieval import Retrieval
 from raykb.evaluate.segmentation import Segmentation
@@ -58,6 +59,12 @@ def maps(folder):
     return BackboneEvaluation(by, protocols)
 
 
+def outliers(folder):
+    own = classification(folder)
+    others = ImageSet(255 - own.examples.images[:5], np.arange(5) % 2, np.arange(5), ("d", "e"))
+    return OutlierDetection(own.examples, others, own.view, 4)
+
+
 def segmentation(folder):
     (task,) = write_phantoms(folder, tasks=[4], cases=2, size=16)
     volumes = open_volumes(read_task(task), folder / "shards")
@@ -69,6 +76,7 @@ MADE = {  # how each is made
     "classification": classification,
     "backbone": backbone,
     "maps": maps,
+    "outliers": outliers,
     "segmentation": segmentation,
 }
 

@@ -20,6 +20,8 @@ from raykb.engine.seeding import generator
 from raykb.models.vit import VisionTransformer
 from raykb.parts.backbone import LayeredClassifier, freeze_classifier
 from raykb.parts.patches import hidden_count
+from raykb.recognition import METHODS as RECOGNITION
+from raykb.recognition.batch import SoftBatch
 from raykb.segmentation import METHODS as SEGMENTATION
 from raykb.segmentation.losses import VoxelBatch
 from raykb.selfsup import METHODS as SELFSUP
@@ -35,7 +37,13 @@ from raykb.selfsup.batch import (
 from raykb.semi import METHODS as SEMI
 from raykb.semi.batch import SemiBatch
 
-TABLES = {"engine": OBJECTIVES, "segmentation": SEGMENTATION, "selfsup": SELFSUP, "semi": SEMI}
+TABLES = {
+    "engine": OBJECTIVES,
+    "recognition": RECOGNITION,
+    "segmentation": SEGMENTATION,
+    "selfsup": SELFSUP,
+    "semi": SEMI,
+}
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines/configs").glob("*/*.yaml"))
 CLASSES, STEPS = 3, 20
 IDS = torch.arange(5, 105, 7)
@@ -163,6 +171,12 @@ def labelled(size, numbers, objective):
     return LabelledBatch(images, torch.arange(size) % CLASSES)
 
 
+def soft(size, numbers, objective):
+    images, labels = labelled(size, numbers, objective)
+    targets = torch.nn.functional.one_hot(labels, CLASSES).float()
+    return SoftBatch(images, 0.7 * targets + 0.3 * targets.roll(1, 1))
+
+
 def semi(size, numbers, objective):
     rows = 2 * size  # unlabelled ones, for a method may tell them from the labelled by their number
     views = getattr(objective, "strong_views", 1)
@@ -226,6 +240,7 @@ SEEN = {  # how it is made, and a network that it is for
     TilesBatch: (pretext, classifier),
     TurnedBatch: (pretext, classifier),
     ViewsBatch: (several_views, classifier),
+    SoftBatch: (soft, classifier),
     VoxelBatch: (voxels, segmenter),
 }
 

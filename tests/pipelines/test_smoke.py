@@ -19,6 +19,7 @@ SCRIPTS = {
     "gpipe": "gpipe_train",
     "segmentation": "decathlon",
     "nas": "nas_search",
+    "recognition": "train",
     "selfsup": "pretrain",
     "semi": "semi_train",
 }
@@ -98,6 +99,8 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
             tasks = dict.fromkeys(row["task"] for row in results["results"])
             each *= len(tasks) * config["folds"]["splits"]
             pictures = {f"{task}.png" for task in tasks}
+        if room == "recognition":
+            pictures |= {"curves.png", "confusion.png"}
         if room == "selfsup":  # initial weights stand beside what was trained
             labels = ["random", *labels]
             pictures |= {"probe.png"} | {f"neighbours_{label}.png" for label in labels}
@@ -114,7 +117,8 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
         assert {"results.md"} | pictures <= set(session.written)
         assert (tmp_path / "results.md").read_text().strip() in capsys.readouterr().out
     weights = torch.load(finals[-1], weights_only=True)
-    classes, channels = 10, config["data"].get("channels") or 1
+    classes = len(config["data"].get("classes") or range(10))
+    channels = config["data"].get("channels") or 1
     if room == "segmentation":  # the plan decides part of the network, and the training has all
         config, classes = json.loads((finals[-1].parent / "config.json").read_text()), 2
     if room == "nas":  # a rival, whose config stands beside it; of brains
