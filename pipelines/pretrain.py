@@ -23,8 +23,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     answer(__file__, __doc__)  # --help, before the imports below take their seconds
 
 import dataclasses
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,29 +210,7 @@ def tell_results(
     rows = [{"label": each.label, "seed": each.seed} | each.metrics for each in told]
     session.tell(ready.comparison, rows, metrics)
     if len(metrics) > 1 and rows:
-        tell_standings(session, ready.comparison, rows, tasks)
-
-
-def tell_standings(
-    session: Session,
-    comparison: Comparison,
-    rows: Sequence[dict[str, Any]],
-    tasks: dict[str, list[str]],
-) -> None:
-    """Write and print where labels stand over all tasks, and what that costs."""
-    standings = report.Standings(
-        rows,
-        over=comparison.over,
-        tasks=tasks,
-        labels=list(comparison.entries(session.config)),
-        seeds=comparison.seeds,
-    )
-    session.write("standings.json", json.dumps(standings.summary(), indent=1))
-    session.write("standings.md", standings.text() + "\n")
-    session.write("heat_map.png", report.png(standings.heat_map()))
-    if any(math.isfinite(z) for z in standings.standing.overall["z"]):
-        session.write("cost.png", report.png(standings.cost()))
-    print(f"\n{standings.text()}")
+        session.tell_standings(ready.comparison, rows, tasks)
 
 
 def pictures(config: dict[str, Any], told: Any, train: ImageSet, test: ImageSet) -> dict[str, Any]:

@@ -347,6 +347,33 @@ class Session:
         self.parent.view(LABEL, metrics)
         print(f"\n{text}")
 
+    def tell_standings(
+        self,
+        comparison: Comparison,
+        rows: Sequence[Mapping[str, Any]],
+        tasks: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Write and print where the labels of a comparison stand over several tasks.
+
+        Args:
+            comparison: what was compared.
+            rows: as :meth:`tell` takes them, with their ``seconds``.
+            tasks: by name, the metrics that are a task's.
+        """
+        standings = report.Standings(
+            rows,
+            over=comparison.over,
+            tasks=tasks,
+            labels=list(comparison.entries(self.config)),
+            seeds=comparison.seeds,
+        )
+        self.write("standings.json", json.dumps(standings.summary(), indent=1))
+        self.write("standings.md", standings.text() + "\n")
+        self.write("heat_map.png", report.png(standings.heat_map()))
+        if standings.standing.overall["z"].notna().any():
+            self.write("cost.png", report.png(standings.cost()))
+        print(f"\n{standings.text()}")
+
     def search(
         self,
         phase: str,
