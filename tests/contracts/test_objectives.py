@@ -65,7 +65,12 @@ WAITS = {
 """What asks the device for a value in the middle of a step, and why it must."""
 
 
-OVER = {"augment": "augmentation", "nas": "model", "segmentation": "model"}  # where no methods are
+OVER = {  # what rivals are of, where these are no methods
+    "augment": "augmentation",
+    "nas": "model",
+    "recognition": "mixing",
+    "segmentation": "model",
+}
 
 # What is tested: every row with every section `method`, or rival, that a YAML's smoke run has
 
