@@ -1,5 +1,6 @@
 """What a tracking store knows of runs: it is read here and never written."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -63,20 +64,51 @@ def tracked_runs(
         ValueError: there is no such store or experiment, or a value cannot be looked for.
         ConnectionError: the store does not answer.
     """
+    query = _query(status, params or {}, tags or {})
+    with _reading(uri) as client:
+        return _read(client, [_id_of(client, experiment)], query)
+
+
+def runs_of(uri: str, key: str) -> list[TrackedRun]:
+    """Return the runs of one run directory: what its record's ``key`` names, then the children.
+
+    Raises:
+        ValueError: there is no such store.
+        ConnectionError: the store does not answer.
+    """
+    with _reading(uri) as client:
+        everywhere = [one.experiment_id for one in client.search_experiments()]
+        own = _read(client, everywhere, f"tags.`raykb.key` LIKE '%/{key}'")
+        below = [_read(client, everywhere, f"tags.`{_PARENT}` = '{each.id}'") for each in own]
+        return own + [child for children in below for child in children]
+
+
+def history(uri: str, run: TrackedRun, name: str) -> list[tuple[int, float]]:
+    """Return steps and values of a run's metric, by step.
+
+    Raises:
+        ConnectionError: the store does not answer.
+    """
+    with _reading(uri) as client:
+        return sorted((it.step, it.value) for it in client.get_metric_history(run.id, name))
+
+
+@contextlib.contextmanager
+def _reading(uri: str) -> Iterator[MlflowClient]:
+    """Give a client of a store that is there, and have its errors name the store."""
     file = sqlite_file(uri)
     if file is not None and not file.exists():  # MLflow would make one
         raise ValueError(
             f"uri: {uri}: there is no such file, so no run was tracked there; name the store by "
             "--uri or MLFLOW_TRACKING_URI, or go to the folder that the runs were started in"
         )
-    query = _query(status, params or {}, tags or {})
     for variable, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"),
     ):
         os.environ.setdefault(variable, value)
     try:
-        return _read(MlflowClient(tracking_uri=uri), experiment, query)
+        yield MlflowClient(tracking_uri=uri)
     except MlflowException as error:
         raise ConnectionError(f"{redacted(uri)}: cannot be read: {brief(error)}") from error
 
@@ -91,13 +123,17 @@ def _query(status: str, params: Mapping[str, str], tags: Mapping[str, str]) -> s
     return " and ".join(parts)
 
 
-def _read(client: MlflowClient, experiment: str, query: str) -> list[TrackedRun]:
+def _id_of(client: MlflowClient, experiment: str) -> str:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         there = sorted(one.name for one in client.search_experiments())
         raise ValueError(
             f"experiment: {experiment!r} is not there; the store has {', '.join(there) or 'none'}"
         )
+    return str(found.experiment_id)
+
+
+def _read(client: MlflowClient, experiment_ids: list[str], query: str) -> list[TrackedRun]:
     names: dict[str, str] = {}
 
     def name(run_id: str) -> str:
@@ -106,7 +142,7 @@ def _read(client: MlflowClient, experiment: str, query: str) -> list[TrackedRun]
         return names[run_id]
 
     runs = []
-    for run in _pages(client, found.experiment_id, query):
+    for run in _pages(client, experiment_ids, query):
         parent = run.data.tags.get(_PARENT, run.info.run_id)
         runs.append(
             TrackedRun(
@@ -124,11 +160,11 @@ def _read(client: MlflowClient, experiment: str, query: str) -> list[TrackedRun]
     return runs
 
 
-def _pages(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
+def _pages(client: MlflowClient, experiment_ids: list[str], query: str) -> Iterator[Run]:
     token: str | None = None
     while True:
         page = client.search_runs(
-            [experiment_id],
+            experiment_ids,
             query,
             max_results=_PAGE,
             order_by=["attributes.start_time ASC"],
