@@ -267,7 +267,7 @@ def _run(
     """Set up everything around ``script``, run it, and close everything in order."""
     with locked(storage) as held, contextlib.ExitStack() as stack:
         record = _begin(held, name, config)
-        uri, files = record["tracking_uri"], _files(storage, record["key"])
+        uri, files = record["tracking_uri"], files_of(storage, record["key"])
         print(f"{name}: run directory {redacted(storage.uri)}", file=sys.stderr, flush=True)
         experiment = build(Tracking, config["tracking"]).experiment
         tracker = Tracker(uri, experiment, spool=files / "tracking")
@@ -408,7 +408,7 @@ def _begin(storage: Storage, name: str, config: Mapping[str, Any]) -> dict[str, 
     return stored
 
 
-def _files(storage: Storage, key: str) -> Path:
+def files_of(storage: Storage, key: str) -> Path:
     """Return the folder of this host for the tracker: the run directory if it is one."""
     return (
         storage.folder

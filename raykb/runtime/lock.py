@@ -38,6 +38,38 @@ def locked(storage: Storage) -> Iterator[Storage]:
             yield held
 
 
+def holder(storage: Storage) -> str:
+    """Say who holds a run directory, which nobody takes by being asked; empty if no one does.
+
+    Of an object store whose last holder has not said that it ended, that takes up to a minute.
+    """
+    if isinstance(storage, LocalStorage):
+        return _file_holder(storage.folder / ".lock")
+    try:
+        Claim(storage).settled()
+    except Refused as refusal:
+        return str(refusal)
+    return ""
+
+
+def _file_holder(lock: Path) -> str:
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"{lock.parent}: {_owner_of(descriptor)} holds it"
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _owner_of(descriptor: int) -> str:
+    return os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+
+
 @contextlib.contextmanager
 def _file_lock(folder: Path) -> Iterator[None]:
     """Hold a folder by a lock that ends with the process, however it ends."""
@@ -52,9 +84,9 @@ def _file_lock(folder: Path) -> Iterator[None]:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         except BlockingIOError as error:
-            owner = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
             raise Refused(
-                f"{folder}: another run holds it ({owner}); wait for it, or name another directory"
+                f"{folder}: another run holds it ({_owner_of(descriptor)}); wait for it, or name "
+                "another directory"
             ) from error
         except OSError as error:  # a full disk; a network disk that knows no locks
             raise _refusal(folder, error) from error
@@ -141,7 +173,7 @@ class Claim:
         Raises:
             Refused: another process holds the directory, or wants it at the same moment.
         """
-        before = self._settled()  # (1)
+        before = self.settled()  # (1)
         self.number = max(map(number_of, before), default=0) + 1
         self._name = claim(self.number, uuid.uuid4().hex[:12])
         self.renew()  # (2)
@@ -174,7 +206,7 @@ class Claim:
         self._storage.write(f"{FOLDER}/{self._name}", json.dumps(record).encode())
         return True
 
-    def _settled(self) -> dict[str, bytes]:
+    def settled(self) -> dict[str, bytes]:
         """Return the claims that are there once none is alive; raise Refused where one is."""
         before = now = self._claims()
         waited = 0.0

@@ -8,6 +8,7 @@ its own path if that is in the run directory.
 
 import json
 import os
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,15 @@ def checkpoints(where: str) -> Storage:
     return found[0]
 
 
-def trainings(top: Storage, has: Callable[[Storage], bool]) -> list[Storage]:
-    """Return the folders at and below ``top`` that have something; none inside of another one."""
+def trainings(
+    top: Storage, has: Callable[[Storage], bool], *, within: int = DEPTH
+) -> list[Storage]:
+    """Return the folders at and below ``top`` that have something; none inside of another one.
+
+    None is more than ``within`` folders below it.
+    """
     seen, found = dict[str, int](), []
-    folders, links = [(top, DEPTH)], list[tuple[Storage, int]]()
+    folders, links = [(top, within)], list[tuple[Storage, int]]()
     while folders or links:  # links last: what they lead to may have been seen by then
         storage, depth = (folders or links).pop(0)
         place = _real(storage)
@@ -125,13 +131,19 @@ def trainings(top: Storage, has: Callable[[Storage], bool]) -> list[Storage]:
             continue
         if has(storage):
             found.append(storage)
-            depth = DEPTH  # however it is met again, it has been
+            depth = within  # however it is met again, it has been
         elif depth:
             for name in storage.folders():
                 child = storage.below(name)
                 (links if _is_link(child) else folders).append((child, depth - 1))
         seen[place] = depth
     return found
+
+
+def name_below(run: Storage, training: Storage) -> str:
+    """Return the name of a training below its run directory, as ``final/none/seed-0``."""
+    top, folder = (_parted(storage.place)[0] for storage in (run, training))
+    return urllib.parse.unquote(folder.removeprefix(top).strip("/"))
 
 
 def _has_weights(storage: Storage) -> bool:

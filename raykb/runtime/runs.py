@@ -75,7 +75,37 @@ def tracked_runs(
         ConnectionError: the store does not answer.
     """
     query = _query(status, params or {}, tags or {})
-    return _asked(uri, lambda client: _read(client, experiment, query))
+    return _asked(uri, lambda client: _read(client, [_id_of(client, experiment)], query))
+
+
+def runs_of(uri: str, key: str) -> list[TrackedRun]:
+    """Return the runs of one run directory: what its record's ``key`` names, then the children.
+
+    Raises:
+        ValueError: there is no such store.
+        ConnectionError: the store does not answer.
+    """
+
+    def find(client: MlflowClient) -> list[TrackedRun]:
+        everywhere = [one.experiment_id for one in client.search_experiments()]
+        own = _read(client, everywhere, f"tags.`raykb.key` LIKE '%/{key}'")
+        below = [_read(client, everywhere, f"tags.`{_PARENT}` = '{each.id}'") for each in own]
+        return own + [child for children in below for child in children]
+
+    return _asked(uri, find)
+
+
+def history(uri: str, run: TrackedRun, name: str) -> list[tuple[int, float]]:
+    """Return steps and values of a run's metric, by step, each as often as it was logged.
+
+    Raises:
+        ConnectionError: the store does not answer.
+    """
+
+    def read(client: MlflowClient) -> list[tuple[int, float]]:
+        return sorted((it.step, it.value) for it in client.get_metric_history(run.id, name))
+
+    return _asked(uri, read)
 
 
 def experiment_of(uri: str, run: str) -> str | None:
@@ -185,16 +215,20 @@ def _query(status: str, params: Mapping[str, str], tags: Mapping[str, str]) -> s
     return " and ".join(parts)
 
 
-def _read(client: MlflowClient, experiment: str, query: str) -> list[TrackedRun]:
+def _id_of(client: MlflowClient, experiment: str) -> str:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         there = sorted(one.name for one in client.search_experiments())
         raise ValueError(
             f"experiment: {experiment!r} is not there; the store has {', '.join(there) or 'none'}"
         )
+    return str(found.experiment_id)
+
+
+def _read(client: MlflowClient, experiment_ids: list[str], query: str) -> list[TrackedRun]:
     parents: dict[str, Run] = {}
     runs = []
-    for run in _pages(client, found.experiment_id, query):
+    for run in _pages(client, experiment_ids, query):
         parent = run.data.tags.get(_PARENT, run.info.run_id)
         if parent not in parents:
             parents[parent] = client.get_run(parent)
@@ -224,11 +258,11 @@ def _compared(parent: Run) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _pages(client: MlflowClient, experiment_id: str, query: str) -> Iterator[Run]:
+def _pages(client: MlflowClient, experiment_ids: list[str], query: str) -> Iterator[Run]:
     token: str | None = None
     while True:
         page = client.search_runs(
-            [experiment_id],
+            experiment_ids,
             query,
             max_results=_PAGE,
             order_by=["attributes.start_time ASC"],

@@ -74,6 +74,10 @@ class Storage(Protocol):
         """Return the names of the folders directly below ``name``, sorted; odd ones left out."""
         ...
 
+    def files(self, name: str = "") -> list[str]:
+        """Return the names of the files directly below ``name``, sorted; odd ones left out."""
+        ...
+
     def rename(self, name: str, new: str) -> None:
         """Rename a folder."""
         ...
@@ -186,6 +190,13 @@ class LocalStorage:
         with _read(path):
             children = path.iterdir() if path.is_dir() else ()
             return _sound(child.name for child in children if child.is_dir())
+
+    def files(self, name: str = "") -> list[str]:
+        """Return the names of the files directly below ``name``, sorted."""
+        path = self._path(name) if name else self.folder
+        with _read(path):
+            children = path.iterdir() if path.is_dir() else ()
+            return _sound(child.name for child in children if child.is_file())
 
     def rename(self, name: str, new: str) -> None:
         """Rename a folder."""
@@ -305,7 +316,7 @@ class RemoteStorage:
         """Return whether there is an object ``name``."""
         return bool(self._kind(name) == _FILE)
 
-    def files(self, name: str) -> list[str]:
+    def files(self, name: str = "") -> list[str]:
         """Return the names of the objects directly below ``name``, sorted."""
         return self._names(name, _FILE)
 

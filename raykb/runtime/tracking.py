@@ -125,7 +125,7 @@ def _value(key: str, value: Any, length: int) -> str:
     return str(hidden(plain, key))[:length]
 
 
-def _name(key: Any) -> str:
+def tracked_name(key: Any) -> str:
     """Return a key that MLflow takes: letters, digits, ``_ - . space : /``, and a proper path."""
     parts = re.sub(r"[^\w\-. :/]", "_", str(key)).split("/")
     return "/".join(part for part in parts if part not in ("", ".", ".."))[:250] or "_"
@@ -213,7 +213,7 @@ class Run:
         """
         values: dict[str, float] = {}
         for given, value in figures.items():
-            name, number = _name(given), _number(value)
+            name, number = tracked_name(given), _number(value)
             if name != given:
                 self.tracker._warn(f"metric {given!r}: no name for MLflow; logged as {name!r}")
             if number is None:
@@ -250,7 +250,9 @@ class Run:
         self._set("tags", values, _TAG)
 
     def _set(self, op: str, values: Mapping[str, Any], length: int) -> None:
-        texts = {_name(key): _value(str(key), value, length) for key, value in values.items()}
+        texts = {
+            tracked_name(key): _value(str(key), value, length) for key, value in values.items()
+        }
         if texts:
             self.tracker._write(op, run=self.key, values=texts)
 
@@ -269,8 +271,8 @@ class Run:
             by: the parameter by which charts and table put them together.
             metrics: columns of the table.
         """
-        names = [_name(metric) for metric in metrics]
-        self.tracker._write("view", run=self.key, by=_name(by), metrics=names)
+        names = [tracked_name(metric) for metric in metrics]
+        self.tracker._write("view", run=self.key, by=tracked_name(by), metrics=names)
 
     def page(self) -> str | None:
         """Return the address of the page of the run's children; None while it has none."""
@@ -283,12 +285,14 @@ class Run:
     def artifact(self, path: str | Path, folder: str = "") -> None:
         """Store a file or a folder, which must stay where it is until it has been sent."""
         place = str(Path(path).absolute())
-        self.tracker._write("artifact", run=self.key, path=place, folder=folder and _name(folder))
+        self.tracker._write(
+            "artifact", run=self.key, path=place, folder=folder and tracked_name(folder)
+        )
 
     @_contained
     def text(self, text: str, name: str) -> None:
         """Store a text as the file ``name``, without the secrets in it."""
-        self.tracker._write("text", run=self.key, text=document(text), name=_name(name))
+        self.tracker._write("text", run=self.key, text=document(text), name=tracked_name(name))
 
     @_contained
     def finish(self, status: Status = "FINISHED") -> None:
@@ -337,10 +341,10 @@ class Tracker:
         artifact_root: str | None = None,
         backlog_mib: float = 256.0,
     ) -> None:
-        if _name(experiment) != experiment:
+        if tracked_name(experiment) != experiment:
             raise ValueError(
                 f"experiment: {experiment!r}, must be 1 to 250 letters, digits, '_-. :', and '/' "
-                f"between parts; for example {_name(experiment)!r}"
+                f"between parts; for example {tracked_name(experiment)!r}"
             )
         if not backlog_mib > 0:
             raise ValueError(f"backlog_mib: {backlog_mib}, must be above 0")

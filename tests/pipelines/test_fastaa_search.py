@@ -15,6 +15,9 @@ import running
 import yaml
 
 from raykb.runtime import job
+from raykb.runtime.checking import check
+from raykb.runtime.left import uri_of
+from raykb.runtime.storage import LocalStorage
 from raykb.runtime.tracking import replay
 
 pytestmark = [
@@ -132,6 +135,8 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(warm_ray, whole, 
         json.loads((d / "results.json").read_text())["tables"] for d in (directory, folder / "run")
     ]
     assert tables[0] == tables[1]
+    left = LocalStorage(directory)
+    assert check(left, tracking_uri=uri_of(left)) == []
 
 
 @pytest.mark.slow

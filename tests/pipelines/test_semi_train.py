@@ -21,6 +21,8 @@ from databases import new_database
 from raykb.data.datasets import DATASETS
 from raykb.data.labels import Labels, to_json
 from raykb.models import MODELS
+from raykb.runtime.checking import check
+from raykb.runtime.left import uri_of
 from raykb.runtime.session import Refused
 from raykb.runtime.storage import LocalStorage
 from raykb.runtime.streams import BrokenImages
@@ -459,6 +461,8 @@ def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(uninterrupted, tm
     assert same(weights(training), weights(other))
     tables = [json.loads((d / "results.json").read_text()) for d in (directory, uninterrupted)]
     assert tables[0]["tables"] == tables[1]["tables"]
+    left = LocalStorage(directory)
+    assert check(left, tracking_uri=uri_of(left)) == []
 
 
 @pytest.mark.slow

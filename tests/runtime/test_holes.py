@@ -17,8 +17,11 @@ from raykb.comparison import Comparison
 from raykb.config import Section, Value, build
 from raykb.engine.loop import Evaluated, Training
 from raykb.engine.seeding import generator
+from raykb.runtime.checking import check
 from raykb.runtime.job import EXIT_HOLES, launch
+from raykb.runtime.left import uri_of
 from raykb.runtime.resources import Phase, WorkerResources
+from raykb.runtime.storage import LocalStorage
 from raykb.runtime.work import TrainJob
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
@@ -177,6 +180,8 @@ def test_gone_on_with_it_is_trained_again_alone(launched):
     assert again.runs["scaled/seed-1"].info.status == "FINISHED"
     found = again.runs["scaled/seed-1"].data.metrics
     assert found["test/norm"] == again.results["results"][3]["test/norm"]
+    left = LocalStorage(launched.run)
+    assert check(left, tracking_uri=uri_of(left)) == []
 
 
 def test_a_run_is_tracked_with_its_own_config_and_what_was_found_on_the_way(launched):

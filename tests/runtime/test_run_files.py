@@ -4,12 +4,20 @@ import ast
 import json
 import re
 import shutil
+import types
 from pathlib import Path
 
 import pytest
 
 from raykb.runtime import run_files
-from raykb.runtime.run_files import checkpoints, config_of, final_weights, opened, run_of
+from raykb.runtime.run_files import (
+    checkpoints,
+    config_of,
+    final_weights,
+    name_below,
+    opened,
+    run_of,
+)
 from raykb.runtime.storage import LocalStorage, RemoteStorage
 
 
@@ -93,6 +101,27 @@ def test_a_query_goes_along_in_a_bucket(bucket, place):
     assert run.uri == "s3://bucket/run?region=x"
     assert training.uri == "s3://bucket/run/uda/seed-0?region=x"
     assert checkpoints(f"s3://bucket/{place}?region=x").uri == training.uri
+
+
+@pytest.mark.parametrize(
+    ("run", "training"),
+    [
+        ("/tmp/run?x", "/tmp/run?x/a/b/seed 1"),
+        ("s3://bucket/run?region=x", "s3://bucket/run/a/b/seed%201?region=x"),
+    ],
+)
+def test_a_training_has_its_name_below_the_run(run, training):
+    folders = [types.SimpleNamespace(place=place) for place in (run, training)]
+    assert name_below(*folders) == "a/b/seed 1"
+
+
+def test_trainings_are_found_as_deep_as_one_asks(tmp_path):
+    run = make_run(tmp_path / "run", "a/b/c/seed-0")
+    for within, found in ((3, []), (4, [str(run / "a/b/c/seed-0")])):
+        storages = run_files.trainings(
+            LocalStorage(run), lambda it: it.exists("final.pt"), within=within
+        )
+        assert uris(storages) == found
 
 
 def test_no_password_of_a_bucket_is_in_an_error(bucket):

@@ -35,6 +35,15 @@ def test_a_missing_file_is_an_error(storage):
         storage.read("nothing")
 
 
+def test_files_are_listed_without_folders_and_odd_names(storage, tmp_path):
+    for name in ("x/1.txt", "x/0.txt", "x/deep/3.txt", "top.txt"):
+        storage.write(name, b"")
+    (tmp_path / "run" / "x" / ".2.txt.tmp").touch()
+    assert storage.files() == ["top.txt"]
+    assert storage.files("x") == ["0.txt", "1.txt"]
+    assert storage.files("nowhere") == []
+
+
 def test_folders_are_listed_renamed_and_removed(storage):
     for name in ("x/1.txt", "y/2.txt", "y/deep/3.txt"):
         storage.write(name, b"")
@@ -57,6 +66,7 @@ def test_a_name_that_is_none_is_refused_by_every_method(storage, name):
         storage.read,
         storage.exists,
         storage.folders,
+        storage.files,
         storage.remove,
         lambda name: storage.write(name, b""),
         lambda name: storage.append(name, {}),

@@ -1,0 +1,57 @@
+"""Ends what a killed run could not end itself; both hold its directory, so that no run is hurt."""
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from raykb.runtime.left import Left, record_of, spool_of
+from raykb.runtime.lock import locked
+from raykb.runtime.secrets import redacted
+from raykb.runtime.sender import brief
+from raykb.runtime.storage import LocalStorage, Storage
+from raykb.runtime.tracking import replay
+
+
+def clean(storage: Storage) -> list[str]:
+    """Remove what writers that died have left half written; return the names.
+
+    Raises:
+        Refused: a process holds the run directory.
+        ValueError: it is none.
+    """
+    record_of(storage)
+    with locked(storage) as held:
+        names = Left.of(held).half_written
+        for name in names:
+            folder, _, file = name.rpartition("/")
+            if isinstance(held, LocalStorage) and file.endswith(".tmp"):
+                (held.folder / folder / file).unlink(missing_ok=True)
+            else:
+                held.remove(name)
+    return names
+
+
+def close(storage: Storage, uri: str) -> list[str]:
+    """End the runs of a killed run as KILLED in the tracking store; return their names.
+
+    What the run could not send is sent first, if it is on this host.
+
+    Raises:
+        Refused: a process holds the run directory.
+        ValueError: it is none, or there is no such store.
+        ConnectionError: the store does not take all.
+    """
+    spool = spool_of(storage)
+    with locked(storage):
+        if (spool / "tracking.json").exists() and (left := replay(spool, uri=uri)):
+            raise ConnectionError(
+                f"{redacted(uri)}: {left} records could not be sent; nothing is closed, try again "
+                "when it answers"
+            )
+        known = Left.of(storage, uri).tracked
+        running = [run for run in known.runs if run.status == "RUNNING"] if known else []
+        try:
+            for run in running:
+                MlflowClient(tracking_uri=uri).set_terminated(run.id, "KILLED")
+        except MlflowException as error:
+            raise ConnectionError(f"{redacted(uri)}: {brief(error)}") from error
+    return [run.name for run in running]
