@@ -123,8 +123,8 @@ class Judged:
 
 
 def feature_key(network: nn.Module, examples: Examples, view: View) -> str:
-    """Return what features depend on as 32 hexadecimal digits: weights, examples, view."""
-    digest = hashlib.blake2b(f"{type(network).__name__} {view!r}".encode(), digest_size=16)
+    """Return what features depend on as 32 hexadecimal digits: network, examples, view."""
+    digest = hashlib.blake2b(f"{settings_of(network)} {view!r}".encode(), digest_size=16)
     state = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
     for first in range(0, len(examples), HASHED):
         rows = np.arange(first, min(first + HASHED, len(examples)))
@@ -133,6 +133,19 @@ def feature_key(network: nn.Module, examples: Examples, view: View) -> str:
             digest.update(np.ascontiguousarray(array).tobytes())
         state = {}  # it is in the digest now
     return digest.hexdigest()
+
+
+def settings_of(network: nn.Module) -> str:
+    """Return what a network computes as far as its weights do not say it: its pooling, heads, …
+
+    It is each module's type and those of its attributes that are plain values, or tuples.
+    """
+    plain = (bool, int, float, str, tuple)
+    return "\n".join(
+        f"{name} {type(module).__name__} "
+        f"{sorted((key, repr(own)) for key, own in vars(module).items() if isinstance(own, plain))}"
+        for name, module in network.named_modules()
+    )
 
 
 class BackboneProtocol(Protocol):

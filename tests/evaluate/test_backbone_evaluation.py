@@ -7,7 +7,7 @@ from raykb.data.image_views import ClassifierView
 from raykb.data.images import ImageSet
 from raykb.data.views import CropFlipView
 from raykb.engine.loop import Evaluated
-from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy, spread
+from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy, feature_key, spread
 from raykb.models import MODELS
 from raykb.parts.backbone import Backbone, LayeredClassifier, WithMaps
 
@@ -63,6 +63,18 @@ def test_a_backbone_without_what_a_protocol_needs_is_refused():
     network = LayeredClassifier(nn.Flatten(), nn.Linear(144, 6), nn.Linear(6, 3))
     with pytest.raises(ValueError, match=r"has no map.*, which regions needs"):
         BackboneEvaluation(by, {"regions": OfMaps()})(network, CPU)
+
+
+@pytest.mark.parametrize("other", [{"pool": "mean"}, {"heads": 1}])
+def test_networks_of_the_same_weights_that_compute_other_features_have_other_keys(other):
+    settings = {"image_size": 12, "width": 8, "depth": 1, "heads": 2, "pool": "class"}
+    one, same, another = (
+        MODELS["vit"](3, 1, **settings | changed).eval() for changed in ({}, {}, other)
+    )
+    for network in (same, another):
+        network.load_state_dict(one.state_dict())
+    keys = [feature_key(network, images(5, 1), VIEW) for network in (one, same, another)]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_spread_is_one_where_features_point_everywhere_and_zero_where_they_collapsed():
