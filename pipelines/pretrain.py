@@ -70,7 +70,8 @@ DEFAULT = Path(__file__).parent / "configs" / "selfsup" / "fashion_mnist_sample.
 TRAINING = "trainings"
 RANDOM = "random"  # the label of initial weights
 UNLABELLED, FEATURES = "stream.json", "features"
-COLLAPSED = 0.05  # spread of features below which they say the same of all images
+SPREAD = "test/spread"  # of features, whatever protocols are asked
+COLLAPSED = 0.05  # spread below which they say the same of all images
 SCHEMA = SECTIONS | {
     "crops": Section(CROPS, default="simclr"),
     "unlabelled": Section(UnlabelledImages, given=("ratio",)),
@@ -195,9 +196,9 @@ def tell_results(
 ) -> None:
     """Write and print what the features of each method are worth, and what lies next to what."""
     told, tasks = session.told(TRAINING, results), tasks_of(session.config)
-    metrics = [name for own in tasks.values() for name in own]
+    metrics = [name for own in tasks.values() for name in own] or [SPREAD]  # all tell the latter
     for each in told:
-        if each.metrics["test/spread"] < COLLAPSED:
+        if each.metrics[SPREAD] < COLLAPSED:
             session.say(
                 f"{each.label}/seed-{each.seed} has collapsed: its features say nearly the same of "
                 "all images; see train/feature_std over the steps"
@@ -205,8 +206,7 @@ def tell_results(
         if not each.seed:
             for name, figure in pictures(session.config, each, train, test).items():
                 session.write(f"{name}_{each.label}.png", report.png(figure))
-    if metrics:
-        session.write("probe.png", report.png(report.probe_curves(told, metrics[0])))
+    session.write("probe.png", report.png(report.probe_curves(told, metrics[0])))
     rows = [{"label": each.label, "seed": each.seed} | each.metrics for each in told]
     session.tell(ready.comparison, rows, metrics)
     if len(metrics) > 1 and rows:

@@ -149,6 +149,14 @@ def test_a_run_that_collapsed_says_so(script, tmp_path, capsys, monkeypatch):
     assert "simclr/seed-0 has collapsed: its features say nearly the same of all images" in said
 
 
+def test_a_run_that_asks_no_protocol_tells_the_spread_of_features(script, tmp_path):
+    given = ("comparison={seeds: 1, rivals: {}}", "evaluate={at_end: [], on_the_way: []}")
+    here.run(script, "pretrain", here.resolved(script, DEFAULT, *given), tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["tables"].keys() == {"test/spread"}
+    assert results["missing"] == []
+
+
 def test_what_localisation_finds_is_drawn_on_the_scenes_that_it_was_asked_about(script):
     config = here.resolved(script, DEFAULT, "localisation={canvas: 3.0, test_scenes: 2}")
     pixels = np.full((5, 1, 28, 28), 9, np.uint8)
