@@ -43,7 +43,7 @@ class Comparison:
     """What is trained beside the run's own section, and how often; a section of the config.
 
     Args:
-        over: the section that differs: method, augmentation, model, data, …
+        over: the section that differs: method, augmentation, model, …
         seeds: trainings of each entry, numbered from 0; a number means the same data, initial
             weights and order for all of them.
         rivals: further entries by label, each a whole section of that kind:

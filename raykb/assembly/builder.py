@@ -37,6 +37,8 @@ Methods = Mapping[str, Callable[..., Objective]]
 Models = Mapping[str, Callable[..., nn.Module]]
 META = Worker(device=torch.device("meta"))
 RECIPE = Section(Recipe, renamed=RENAMED)
+SHARED = ("data", "labels", "outside", "resources", "tracking", "unlabelled")
+"""Sections that are read once for all trainings of a run, if it has them."""
 SECTIONS: dict[str, Any] = {
     "data": DATASETS,
     "view": VIEWS,
@@ -230,7 +232,16 @@ def rehearse_all(
     """Rehearse every entry of a comparison; return the objectives by label.
 
     ``whole`` adds to the config of an entry what the program decides, as a plan does.
+
+    Raises:
+        ConfigError: what differs is a section that all trainings share.
     """
+    if comparison.rivals and (over := comparison.over).partition(".")[0] in SHARED:
+        problems.add(
+            f"comparison.over: {over!r} is read once for all trainings of a run, so that its "
+            "rivals would be no others; start a run for each, and compare them by compare.py --by"
+        )
+        problems.refuse()
     made: dict[str, Objective | None] = {}
     with problems.at("comparison", ["rivals"]):
         for label, entry in comparison.entries(config).items():

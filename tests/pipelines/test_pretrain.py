@@ -91,6 +91,10 @@ def test_where_networks_are_compared_each_has_initial_weights_of_its_own(script)
         ),
         ("as_they_are.weights={mine: none.pt}", "as_they_are.weights.mine: none.pt: no file"),
         ("as_they_are.models={mine: {name: small_convnet}}", "models: .'mine'. have no weights"),
+        (
+            "comparison={over: data, rivals: {few: {name: fashion_mnist_sample, train_size: 60}}}",
+            "comparison.over: 'data' is read once for all trainings",
+        ),
         ("evaluate.at_end=[knn, probe]", "evaluate.at_end: .*must be a list of some of"),
         ("method.temperature=0", r"method.temperature: 0.0, must be above 0"),
         ("unlabelled.paths=nowhere", "unlabelled: .*nowhere"),
