@@ -53,7 +53,7 @@ def test_weights_of_another_network_are_refused():
         put_weights(network(width=5), network().state_dict())
 
 
-@pytest.mark.parametrize("content", [None, b"no file of weights", [1, 2], {"a": 3}])
+@pytest.mark.parametrize("content", [None, b"no file of weights", b"hello world", [1, 2], {"a": 3}])
 def test_what_holds_no_weights_is_refused_by_name(tmp_path, content):
     file = tmp_path / "other.pt"
     if isinstance(content, bytes):

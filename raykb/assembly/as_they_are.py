@@ -8,7 +8,6 @@ as_they_are:
   views: {imagenet: {name: resized_crop, size: 128, mean: [0.449], std: [0.226]}}
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from raykb.assembly.builder import Config, Data, network_of
 from raykb.config import Problems
 from raykb.data.download import is_refused
 from raykb.engine.arguments import refuse
+from raykb.engine.checkpoint import decode
 from raykb.engine.names import check_name
 from raykb.later import Later
 
@@ -95,9 +95,14 @@ def read_weights(place: str) -> State:
     if (path := Path(place)).suffix != ".pt":
         return _published(place)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{place}: no file of a state dict: {error}") from error
+        state = decode(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{place}: no file of a state dict: {error.strerror}") from error
+    except Exception as error:  # torch may raise anything on what it has not written
+        raise ValueError(
+            f"{place}: no file of a state dict ({type(error).__name__}); must be one as a run's "
+            "final.pt, or as export_checkpoint.py writes it"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{place}: no state dict; must have tensors by name, as final.pt has")
     return state
