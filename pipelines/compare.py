@@ -80,7 +80,7 @@ from raykb.report.tables import markdown
 from raykb.runtime import runs as store
 from raykb.runtime import trainings as choice
 from raykb.runtime.runs import TrackedRun
-from raykb.runtime.secrets import redacted
+from raykb.runtime.secrets import redacted, whole_uri
 from raykb.runtime.tracking import LABEL, resolve_uri
 from raykb.runtime.trainings import FAILED
 
@@ -99,7 +99,7 @@ def located(given: argparse.Namespace) -> str:
     """Return the store; run directories of ``given`` become ids, their experiment is set."""
     found = [store.run_in(Path(run)) for run in given.run]
     recorded = [one[1] for one in found if one is not None]
-    uri = resolve_uri(given.uri or next(filter(None, recorded), None))
+    uri = resolve_uri(given.uri or whole_uri(next(filter(None, recorded), None)))
     given.run = [run if one is None else one[0] for run, one in zip(given.run, found, strict=True)]
     if given.experiment is None:
         known = (store.experiment_of(uri, run) for run in given.run)

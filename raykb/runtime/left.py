@@ -11,8 +11,9 @@ from typing import Any
 from raykb.engine import checkpoint
 from raykb.engine.names import check_part
 from raykb.runtime.job import files_of
-from raykb.runtime.run_files import CONFIG, FINAL, RECORD, name_below, trainings
+from raykb.runtime.run_files import CONFIG, FINAL, RECORD, name_below, tracking_of, trainings
 from raykb.runtime.runs import TrackedRun, history, runs_of
+from raykb.runtime.secrets import whole_uri
 from raykb.runtime.storage import LocalStorage, Storage
 from raykb.runtime.tracking import resolve_uri
 from raykb.runtime.train import Result, finished
@@ -176,9 +177,7 @@ def spool_of(run: Storage) -> Path:
 
 def uri_of(run: Storage, given: str | None = None) -> str:
     """Return where a run is tracked: as given, as its record says, or else the environment."""
-    record = record_of(run)
-    configured = (record["config"].get("tracking") or {}).get("uri")
-    return resolve_uri(given or record.get("tracking_uri") or configured)
+    return resolve_uri(given or whole_uri(tracking_of(record_of(run))))
 
 
 def _is_training(folder: Storage) -> bool:

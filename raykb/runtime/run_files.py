@@ -9,7 +9,7 @@ its own path if that is in the run directory.
 import json
 import os
 import urllib.parse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,13 @@ def config_of(run: Storage, training: Storage | None = None) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{_at(folder)}/{name}: is not the {what}: {error!r}") from error
     return config
+
+
+def tracking_of(record: Mapping[str, Any]) -> str | None:
+    """Return where a record says that its run is tracked, without secrets; None if it does not."""
+    configured = (record.get("config", {}).get("tracking") or {}).get("uri")
+    uri: str | None = record.get("tracking_uri") or configured
+    return uri
 
 
 def config_file(run: Storage, training: Storage | None = None) -> tuple[Storage, str]:

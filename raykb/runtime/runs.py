@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from raykb.runtime.run_files import RECORD
+from raykb.runtime.run_files import RECORD, tracking_of
 from raykb.runtime.secrets import redacted
 from raykb.runtime.sender import brief, sqlite_file
 from raykb.runtime.tracking import COMPARED
@@ -136,8 +136,8 @@ def run_in(folder: Path) -> tuple[str, str | None] | None:
     try:
         record = json.loads((folder / RECORD).read_bytes())
         state = json.loads((folder / "tracking" / "tracking.json").read_bytes())
-        return state["ids"][record["key"]], record["tracking_uri"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return state["ids"][record["key"]], tracking_of(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -201,8 +201,8 @@ def given_again(config: Mapping[str, Any], *, leaving_out: str = "") -> dict[str
         ValueError: it cannot be known; the message says what to set.
     """
     whole, tracking = dict(config), config.get("tracking")
-    if isinstance(tracking, Mapping) and HIDDEN in str(tracking.get("uri")):
-        whole["tracking"] = {**tracking, "uri": _tracking_uri(str(tracking["uri"]))}
+    if isinstance(tracking, Mapping) and isinstance(uri := tracking.get("uri"), str):
+        whole["tracking"] = {**tracking, "uri": whole_uri(uri)}
     for key, value in flatten(whole).items():
         if HIDDEN in value and key != leaving_out:
             raise ValueError(
@@ -213,8 +213,14 @@ def given_again(config: Mapping[str, Any], *, leaving_out: str = "") -> dict[str
     return whole
 
 
-def _tracking_uri(uri: str) -> str:
-    """Return the whole of a redacted tracking URI, as far as the environment has it."""
+def whole_uri(uri: str | None) -> str | None:
+    """Return the whole of a tracking URI that may be redacted, as far as the environment has it.
+
+    Raises:
+        ValueError: it has not; the message says what to set.
+    """
+    if uri is None or HIDDEN not in uri:
+        return uri
     known = os.environ.get("MLFLOW_TRACKING_URI", "")
     if redacted(known) == uri:
         return known

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raykb.runtime import run_files
+from raykb.runtime.left import uri_of
 from raykb.runtime.run_files import (
     checkpoints,
     config_of,
@@ -19,6 +20,21 @@ from raykb.runtime.run_files import (
     run_of,
 )
 from raykb.runtime.storage import LocalStorage, RemoteStorage
+
+
+def test_a_store_whose_password_no_record_keeps_is_taken_from_the_environment(
+    tmp_path, monkeypatch
+):
+    config = {"tracking": {"uri": "postgresql://***@host/runs"}}
+    record = {"key": "k", "tracking_uri": None, "config": config}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    run = LocalStorage(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI to the whole of it"):
+        uri_of(run)
+    assert uri_of(run, "http://other") == "http://other"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@host/runs")
+    assert uri_of(run) == "postgresql://me:secret@host/runs"
 
 
 def make_run(folder, *trainings, record=True, weights=True, saved=True):

@@ -116,5 +116,8 @@ def test_a_run_directory_names_its_run_and_its_store(tmp_path):
     (tmp_path / "tracking").mkdir()
     (tmp_path / "tracking" / "tracking.json").write_text(json.dumps({"ids": {"k": "abc"}}))
     assert run_in(tmp_path) == ("abc", "sqlite:///x")
+    record = {"key": "k", "tracking_uri": None, "config": {"tracking": {"uri": "http://x"}}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert run_in(tmp_path) == ("abc", "http://x")
     (tmp_path / "tracking" / "tracking.json").write_text(json.dumps({"ids": {}}))
     assert run_in(tmp_path) is None
