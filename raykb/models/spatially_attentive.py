@@ -55,20 +55,20 @@ class SpatiallyAttentive(nn.Module):
         self.backbone = require(backbone, WithStages, "a spatially attentive output layer")
         widths = self.backbone.stage_widths[-stages:]
         self.spatial = SpatialOutput(widths, classes, width=head_width)
-        self.stages, self.output = stages, output
+        self.seen, self.output = len(widths), output
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, classes): the linear head's, or log yhat, which goes for them."""
         if self.output == "linear":
             return self.classify(self.features(images))
-        attention, classes = self.spatial(self.backbone.stages(images)[-self.stages :])
+        attention, classes = self.spatial(self.stages(images)[-self.seen :])
         return log_mixture(attention, classes)
 
     def evidence(self, images: Tensor) -> Evidence:
         """Return what both heads say of images."""
-        stages = self.backbone.stages(images)
-        attention, classes = self.spatial(stages[-self.stages :])
-        logits = self.classify(self.backbone.pooled(stages[-1]))
+        stages = self.stages(images)
+        attention, classes = self.spatial(stages[-self.seen :])
+        logits = self.classify(self.pooled(stages[-1]))
         return Evidence(attention, classes, logits, stages[-1])
 
     @property
@@ -80,6 +80,21 @@ class SpatiallyAttentive(nn.Module):
     def map_width(self) -> int:
         """Channels of the backbone's maps."""
         return int(self.backbone.map_width)
+
+    @property
+    def stage_widths(self) -> list[int]:
+        """Channels of the backbone's maps of each resolution."""
+        return list(self.backbone.stage_widths)
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Return the backbone's maps (N, C, h, w) of each resolution."""
+        stages: list[Tensor] = self.backbone.stages(images)
+        return stages
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Return the backbone's features (N, width) of its last maps."""
+        features: Tensor = self.backbone.pooled(maps)
+        return features
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the backbone's last maps (N, C, h, w)."""
