@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from raykb.assembly import (
     RECIPE,
     SECTIONS,
@@ -37,7 +39,9 @@ from raykb.assembly import (
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.datasets import DATASETS
+from raykb.data.images import ImageSet
 from raykb.engine.recipe import Recipe
+from raykb.evaluate.weak_localisation import WeakLocalisation
 from raykb.later import Later
 from raykb.recognition import METHODS, MIXINGS
 from raykb.runtime.job import launch
@@ -49,9 +53,11 @@ from raykb.runtime.work import TrainJob
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "recognition" / "fashion_mnist_sample.yaml"
 TRAINING = "trainings"
-METRICS = ("test/top1", "test/loss", "test/ood/auroc")
+WEAK = [f"test/weak_localisation/{head}/top1_iou50" for head in ("cam", "saol")]
+METRICS = ("test/top1", "test/loss", "test/ood/auroc", *WEAK)
 SCHEMA = SECTIONS | {
     "outside": Section(DATASETS, optional=True),
+    "weak_localisation": Section(WeakLocalisation, optional=True),
     "mixing": Section(MIXINGS, default="none"),
     "method": Section(METHODS, given=("task",), default="cross_entropy"),
     "recipe": RECIPE,
@@ -89,6 +95,8 @@ def prepare(config: dict[str, Any]) -> Ready:
         if (objective := objectives[label]) is not None:
             with problems.at("mixing", entry["mixing"]):
                 data.check_mixed(objective, entry)
+            with problems.at("model", entry["model"]):
+                data.check_localised(entry)
     problems.refuse()
     phases = [Phase(TRAINING, len(comparison.trainings(config)), each)]
     return Ready(data, comparison, each, phases)
@@ -109,7 +117,7 @@ def train(session: Session, ready: Ready) -> None:
         (entry, job(ready, entry, images)) for entry in ready.comparison.trainings(session.config)
     ]
     results = session.compare(TRAINING, ready.comparison, jobs)
-    tell_results(session, ready, results)
+    tell_results(session, ready, results, sets["test"])
 
 
 def job(ready: Ready, entry: Entry, images: dict[str, Any]) -> TrainJob:
@@ -119,14 +127,29 @@ def job(ready: Ready, entry: Entry, images: dict[str, Any]) -> TrainJob:
     )
 
 
-def tell_results(session: Session, ready: Ready, results: Sequence[tuple[Entry, Result]]) -> None:
+def tell_results(
+    session: Session, ready: Ready, results: Sequence[tuple[Entry, Result]], test: ImageSet
+) -> None:
     """Write and print what the trainings are worth, which classes are confused, and how it went."""
     told = session.told(TRAINING, results)
     found = report.told_of(told, ready.data.labelled.train.classes)
     for name, content in found.files.items():
         session.write(name, content)
     session.write("curves.png", report.png(report.probe_curves(told, METRICS[0])))
+    for each in told:
+        if each.seed == 0 and "weak_localisation" in each.details:
+            picture = where_seen(session.config, each, test)
+            session.write(f"{each.label}/attention.png", report.png(picture))
     session.tell(ready.comparison, found.rows, METRICS)
+
+
+def where_seen(config: dict[str, Any], told: Any, test: ImageSet) -> Any:
+    """Return a picture of where a training's network sees the classes of some scenes."""
+    heads = told.details["weak_localisation"]
+    rows = np.arange(len(heads["cam"]["labels"]))
+    scenes = build(WeakLocalisation, config["weak_localisation"]).composed(test).read(rows)
+    title = f"{told.label}: scenes of test images, and where their class is seen"
+    return report.attention(**scenes.arrays, heads=heads, classes=test.classes, title=title)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

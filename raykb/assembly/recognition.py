@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from raykb.assembly.builder import Config, Data
+from raykb.assembly.builder import Config, Data, network_of
 from raykb.assembly.supervised import Supervised, classifier_data
 from raykb.config import Problems, build
 from raykb.data.feed import Unread
@@ -18,6 +18,8 @@ from raykb.engine.assemble import filled
 from raykb.engine.objective import Objective
 from raykb.engine.seeding import generator
 from raykb.evaluate.outliers import OutlierDetection
+from raykb.evaluate.weak_localisation import WeakLocalisation
+from raykb.parts.backbone import WithStages, require
 from raykb.recognition import MIXINGS
 from raykb.recognition.mixed_feed import MixedFeed, mixed_fields
 
@@ -66,6 +68,13 @@ class Recognition:
         classes = len(self.labelled.train.classes)
         filled(objective, mixed_fields({"images": images, "labels": labels}, drawn, classes))
 
+    def check_localised(self, config: Config) -> None:
+        """Raise ValueError if boxes are asked for of a network that has no maps of stages."""
+        if "weak_localisation" in config:
+            with torch.device("meta"):
+                network = network_of(config, self.labelled.stand_in)
+            require(network, WithStages, "weak_localisation")
+
     def read(self) -> dict[str, ImageSet]:
         """Decode ``train``, ``test`` and, where there is one, ``outside``."""
         train, test = self.labelled.read()
@@ -85,7 +94,8 @@ def recognition_data(
     """Return labelled images in shuffled epochs, whose batches are mixed.
 
     Args:
-        config: the sections ``mixing``, and those of :func:`classifier_data`.
+        config: the sections ``mixing``, ``weak_localisation`` if there is one, and those of
+            :func:`classifier_data`.
         seed: of order, views and mixing.
         outside: images that the network should be less sure of; None for no such figure.
         given: what else :func:`classifier_data` takes.
@@ -97,4 +107,7 @@ def recognition_data(
     if outside is not None:
         view = ClassifierView(build(VIEWS, config["view"]))
         evaluations["ood"] = OutlierDetection(given["test"], outside, view)
+    if "weak_localisation" in config:
+        protocol, view = build(WeakLocalisation, config["weak_localisation"]), config["view"]
+        evaluations["weak_localisation"] = protocol.of(given["test"], view["mean"], view["std"])
     return dataclasses.replace(data, feed=feed, evaluations=evaluations)

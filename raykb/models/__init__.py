@@ -18,6 +18,7 @@ from raykb.models.resnet import (
     small_resnet_sequential,
 )
 from raykb.models.small_convnet import small_convnet
+from raykb.models.spatially_attentive import spatially_attentive
 from raykb.models.vit import VisionTransformer, vit_b_16, vit_small_patch16, vit_tiny_patch4
 from raykb.models.wide_resnet import (
     wide_resnet,
@@ -36,6 +37,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wide_resnet_28_10": wide_resnet_28_10,
     "resnet18": resnet18,
     "resnet50": resnet50,
+    "spatially_attentive": spatially_attentive,
     "vit": VisionTransformer,
     "vit_tiny_patch4": vit_tiny_patch4,
     "vit_small_patch16": vit_small_patch16,

@@ -1,7 +1,9 @@
 """torchvision's residual network in parts."""
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from raykb.parts.backbone import conv_width
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualClassifier"]
 
@@ -19,16 +21,34 @@ class ResidualClassifier(ResNet):  # type: ignore[misc]  # torchvision is not ty
         """Channels of the maps."""
         return self.width
 
+    @property
+    def stage_widths(self) -> list[int]:
+        """Channels of the maps of each stage."""
+        return [conv_width([stage]) for stage in self._stages()]
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Return the maps (N, C, h, w) of each of the four stages."""
+        maps, found = self.maxpool(self.relu(self.bn1(self.conv1(images)))), []
+        for stage in self._stages():
+            maps = stage(maps)
+            found.append(maps)
+        return found
+
     def maps(self, images: Tensor) -> Tensor:
         """Return the last maps (N, width, h, w)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        maps: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return maps
+        return self.stages(images)[-1]
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Return the means of the last maps, (N, width)."""
+        features: Tensor = self.avgpool(maps).flatten(1)
+        return features
 
     def features(self, images: Tensor) -> Tensor:
         """Return the maps' means, (N, width)."""
-        features: Tensor = self.avgpool(self.maps(images)).flatten(1)
-        return features
+        return self.pooled(self.maps(images))
+
+    def _stages(self) -> list[nn.Module]:
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits (N, classes) of features."""

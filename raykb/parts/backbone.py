@@ -5,16 +5,21 @@ method can take the features between them, and a method that needs more says whi
 
     features   (N, width)          what the classifier takes of an image, as most methods do
     maps       (N, C, h, w)        with places: regions, attention, class evidence
+    stages     a list of them      of each resolution: an output layer of several scales
+    evidence   at each place       of a network with such a layer
     tokens     (N, T, width)       of a transformer
     patches    embed, encode       of a transformer some of whose patches are hidden from it
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from raykb.parts.spatial_output import Evidence
 
 
 @runtime_checkable
@@ -40,6 +45,32 @@ class WithMaps(Backbone, Protocol):
 
     def maps(self, images: Tensor) -> Tensor:
         """Return the last maps (N, C, h, w) of images."""
+        ...
+
+
+@runtime_checkable
+class WithStages(WithMaps, Protocol):
+    """A backbone with maps of each resolution, which have ``stage_widths`` channels."""
+
+    stage_widths: list[int]
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Return the last maps (N, C, h, w) of each resolution; the last are its ``maps``."""
+        ...
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Return features (N, width) of its last maps."""
+        ...
+
+
+@runtime_checkable
+class WithEvidence(WithMaps, Protocol):
+    """A backbone with a second, ``spatial`` output layer that says which class is where."""
+
+    spatial: nn.Module
+
+    def evidence(self, images: Tensor) -> Evidence:
+        """Return what both layers say of images."""
         ...
 
 
@@ -154,6 +185,27 @@ class LayeredClassifier(nn.Sequential):
         """Return what the pooling takes that comes before the features, (N, C, h, w)."""
         return self._through(images, 0, self._pooling())
 
+    @property
+    def stage_widths(self) -> list[int]:
+        """Channels of the maps of each resolution."""
+        return [conv_width(list(self)[:end]) for end in self._stage_ends()]
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Return the maps before each layer that strides, and the last ones, (N, C, h, w) each."""
+        found, maps = [], images
+        for first, last in pairwise([0, *self._stage_ends()]):
+            maps = self._through(maps, first, last)
+            found.append(maps)
+        return found
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Return features (N, width) of the last maps."""
+        return self._through(maps, self._pooling(), len(self) - 1)
+
+    def _stage_ends(self) -> list[int]:
+        last = self._pooling()
+        return [n for n, layer in enumerate(self) if 0 < n < last and _strides(layer)] + [last]
+
     def _pooling(self) -> int:
         found = [n for n, layer in enumerate(self) if isinstance(layer, nn.AdaptiveAvgPool2d)]
         if not found:
@@ -164,3 +216,14 @@ class LayeredClassifier(nn.Sequential):
         for layer in list(self)[first:last]:
             values = layer(values)
         return values
+
+
+def conv_width(layers: Iterable[nn.Module]) -> int:
+    """Return the channels that the last convolution in layers gives."""
+    inner = (module for layer in layers for module in layer.modules())
+    *_, width = (module.out_channels for module in inner if isinstance(module, nn.Conv2d))
+    return width
+
+
+def _strides(layer: nn.Module) -> bool:
+    return any(getattr(module, "stride", 1) not in (1, (1, 1)) for module in layer.modules())

@@ -4,8 +4,12 @@ Ioffe, Szegedy, "Batch normalization", ICML 2015, arXiv:1502.03167, with the sta
 batch, however many ranks share it.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from raykb.parts.gather import gather, ranks
 from raykb.parts.precision import at_least_float32
@@ -38,3 +42,23 @@ class BatchNorm(nn.BatchNorm1d):
                 own.lerp_(new.to(own.dtype), self.momentum or 0.0)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+
+
+@contextlib.contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Have batch norm normalise by the batch, and its running statistics stay as they are.
+
+    For a second pass in one step, of images that only say what others should be.
+    """
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, _NormBase) and module.track_running_stats and module.training
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

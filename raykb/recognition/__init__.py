@@ -12,8 +12,9 @@ from raykb.recognition.cutmix import CutMix
 from raykb.recognition.cutout import Cutout
 from raykb.recognition.mixture import Mixing, Unmixed
 from raykb.recognition.mixup import MixUp
+from raykb.recognition.saol import SAOL
 
-METHODS: dict[str, type[Objective]] = {"cross_entropy": SoftCrossEntropy}
+METHODS: dict[str, type[Objective]] = {"cross_entropy": SoftCrossEntropy, "saol": SAOL}
 
 MIXINGS: dict[str, Callable[..., Mixing]] = {
     "none": Unmixed,

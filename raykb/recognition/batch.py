@@ -10,3 +10,12 @@ class SoftBatch(NamedTuple):
 
     images: Tensor  # (N, C, H, W) float
     targets: Tensor  # (N, classes) float, rows sum to 1
+
+
+class MixedBatch(NamedTuple):
+    """The same, and where an image is its own, and whose it is elsewhere."""
+
+    images: Tensor  # (N, C, H, W) float
+    targets: Tensor  # (N, classes) float, rows sum to 1
+    masks: Tensor  # (N, 1, H, W) or (N, 1, 1, 1), 1 where an image is its own
+    donors: Tensor  # (N, C, H, W) float, which is there where the masks are 0

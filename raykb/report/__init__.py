@@ -3,6 +3,7 @@
 Figures are made without pyplot, so they need no display and leave no state behind.
 """
 
+from raykb.report.attention import attention
 from raykb.report.cells import cells
 from raykb.report.comparison import ComparisonTable
 from raykb.report.figures import png
@@ -23,6 +24,7 @@ __all__ = [
     "Standings",
     "TaskTable",
     "Told",
+    "attention",
     "cells",
     "neighbours",
     "png",

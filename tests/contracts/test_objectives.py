@@ -17,11 +17,12 @@ from raykb.config.reading import read
 from raykb.engine.checkpoint import decode, encode
 from raykb.engine.objective import OBJECTIVES, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.seeding import generator
+from raykb.models.spatially_attentive import SpatiallyAttentive
 from raykb.models.vit import VisionTransformer
 from raykb.parts.backbone import LayeredClassifier, freeze_classifier
 from raykb.parts.patches import hidden_count
 from raykb.recognition import METHODS as RECOGNITION
-from raykb.recognition.batch import SoftBatch
+from raykb.recognition.batch import MixedBatch, SoftBatch
 from raykb.segmentation import METHODS as SEGMENTATION
 from raykb.segmentation.losses import VoxelBatch
 from raykb.selfsup import METHODS as SELFSUP
@@ -147,6 +148,11 @@ def mapped():
     )
 
 
+def attentive():
+    """Return a network that says of each place what is there."""
+    return SpatiallyAttentive(mapped(), CLASSES, stages=3, head_width=4, output="spatial")
+
+
 def segmenter():
     """Return such a network that says it of each pixel."""
     layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, CLASSES, 1))
@@ -180,6 +186,13 @@ def soft(size, numbers, objective):
     images, labels = labelled(size, numbers, objective)
     targets = torch.nn.functional.one_hot(labels, CLASSES).float()
     return SoftBatch(images, 0.7 * targets + 0.3 * targets.roll(1, 1))
+
+
+def mixed(size, numbers, objective):
+    images, targets = soft(size, numbers, objective)
+    masks = (torch.arange(16).view(1, 1, 4, 4) % 4 < 2).expand(size, -1, -1, -1)
+    donors = images.roll(1, 0)
+    return MixedBatch(torch.where(masks, images, donors), targets, masks, donors)
 
 
 def semi(size, numbers, objective):
@@ -241,6 +254,7 @@ SEEN = {  # how it is made, and a network that it is for
     LabelledBatch: (labelled, classifier),
     MultiCropBatch: (crops, classifier),
     MaskedBatch: (masked, transformer),
+    MixedBatch: (mixed, attentive),
     SemiBatch: (semi, classifier),
     TilesBatch: (pretext, classifier),
     TurnedBatch: (pretext, classifier),
