@@ -151,3 +151,8 @@ def test_model_and_view_are_the_runs_where_none_is_given():
     assert given.sections(CONFIG) == {
         "a": {"model": CONFIG["model"], "view": {"name": "resized_crop", "size": 9}}
     }
+
+
+def test_a_label_whose_weights_are_null_is_left_out():
+    given = AsTheyAre(weights={"imagenet": None, "mine": "a.pt"}, models={"imagenet": {}})
+    assert given.sections(CONFIG).keys() == {"mine"}

@@ -34,12 +34,13 @@ class AsTheyAre:
 
     Args:
         weights: by label, a file of a state dict, as a run's ``final.pt``; or the name that
-            torchvision has for weights, which are downloaded if they are not there.
+            torchvision has for weights, which are downloaded if they are not there; null leaves out
+            one that a file has.
         models: by label, the network of these weights where it is not the run's.
         views: by label, what that network takes of an image where it is not the run's.
     """
 
-    weights: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str | None] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     views: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -60,8 +61,13 @@ class AsTheyAre:
         given = {"model": self.models, "view": self.views}
         return {
             label: {name: rows.get(label, config[name]) for name, rows in given.items()}
-            for label in self.weights
+            for label in self.places
         }
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where the weights are, by label."""
+        return {label: place for label, place in self.weights.items() if place is not None}
 
     def read(
         self, config: Config, data: Data, problems: Problems
@@ -77,7 +83,7 @@ class AsTheyAre:
         for label, sections in self.sections(config).items():
             with problems.at(f"as_they_are.weights.{label}"):
                 try:
-                    read[label] = read_weights(self.weights[label])
+                    read[label] = read_weights(self.places[label])
                 except ConnectionError as error:
                     absent[label] = str(error)
                     continue

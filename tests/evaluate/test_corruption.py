@@ -71,7 +71,7 @@ def test_without_settings_it_is_the_fifteen_at_three_severities():
 
 
 def test_what_becomes_of_an_image_depends_on_its_id_not_on_where_it_is_read():
-    several = Corrupted(TEST, "impulse_noise", 5, 0)
+    several = Corrupted(TEST, "gaussian_noise", 5, 0)
     before = TEST.images.copy()
     whole = several.read(np.arange(15))
     assert (whole.arrays["images"] != before).any((1, 2, 3)).all()

@@ -60,9 +60,10 @@ def test_it_leaves_policy_history_results_and_pictures(whole):
     for name in ("search_history", "operation_use", "contact_sheet", "comparison"):
         assert (directory / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "searched_policy" in done.stdout
-    last = done.stdout.strip().splitlines()[-3:]
+    last = done.stdout.strip().splitlines()[-4:]
     assert str(directory) in last[0]
     assert "mlflow ui --backend-store-uri sqlite:///" in last[2]
+    assert "/#/experiments/" in last[3]
 
 
 def test_every_run_is_in_mlflow_below_one_parent_with_its_parameters(whole):
