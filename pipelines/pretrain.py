@@ -123,8 +123,13 @@ def prepare(config: dict[str, Any]) -> Ready:
     added = initial(comparison, config) | as_they_are.sections(config)
     comparison = dataclasses.replace(comparison, added=added)
     with problems.at("comparison"):
-        for entry in comparison.entries(config).values():
+        for label, entry in comparison.entries(config).items():
             check_offers(entry, given, problems)
+            if tasks_of(entry) != tasks_of(config):
+                problems.add(
+                    f"comparison.rivals.{label}: would be told by other figures than the run's own "
+                    "section; ask all for the same ones, at the end and of the same shares"
+                )
     weights, absent = as_they_are.read(config, given, problems)
     problems.refuse()
     beside = data_workers(config, each) if data.examples is not None else None
@@ -196,6 +201,7 @@ def tell_results(
 ) -> None:
     """Write and print what the features of each method are worth, and what lies next to what."""
     told, tasks = session.told(TRAINING, results), tasks_of(session.config)
+    entries = ready.comparison.entries(session.config)
     metrics = [name for own in tasks.values() for name in own] or [SPREAD]  # all tell the latter
     for each in told:
         if each.metrics[SPREAD] < COLLAPSED:
@@ -204,7 +210,7 @@ def tell_results(
                 "all images; see train/feature_std over the steps"
             )
         if not each.seed:
-            for name, figure in pictures(session.config, each, train, test).items():
+            for name, figure in pictures(entries[each.label], each, train, test).items():
                 session.write(f"{name}_{each.label}.png", report.png(figure))
     session.write("probe.png", report.png(report.probe_curves(told, metrics[0])))
     rows = [{"label": each.label, "seed": each.seed} | each.metrics for each in told]

@@ -95,6 +95,10 @@ def test_where_networks_are_compared_each_has_initial_weights_of_its_own(script)
             "comparison={over: data, rivals: {few: {name: fashion_mnist_sample, train_size: 60}}}",
             "comparison.over: 'data' is read once for all trainings",
         ),
+        (
+            "comparison={over: evaluate, rivals: {other: {at_end: [retrieval]}}}",
+            "comparison.rivals.other: would be told by other figures",
+        ),
         ("evaluate.at_end=[knn, probe]", "evaluate.at_end: .*must be a list of some of"),
         ("method.temperature=0", r"method.temperature: 0.0, must be above 0"),
         ("unlabelled.paths=nowhere", "unlabelled: .*nowhere"),
