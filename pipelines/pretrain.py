@@ -61,7 +61,7 @@ from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResourc
 from raykb.runtime.session import Session
 from raykb.runtime.streamed import data_workers, stream_of, tell_broken
 from raykb.runtime.streams import STREAM
-from raykb.runtime.train import Result
+from raykb.runtime.train import Result, finished
 from raykb.runtime.work import TrainJob
 from raykb.selfsup import METHODS
 
@@ -165,7 +165,7 @@ def pretrain(session: Session, ready: Ready) -> None:
     jobs = [
         (entry, job(session, ready, entry, given, weights.get(entry.label)))
         for entry in ready.comparison.trainings(session.config)
-        if entry.label not in ready.absent
+        if entry.label not in ready.absent or finished(session.storage, entry.name)
     ]
     results = session.compare(TRAINING, ready.comparison, jobs)
     tell_broken(session, [result for _, result in results])

@@ -63,11 +63,15 @@ class Asked:
 
     Args:
         at_end: names of those at the end of a training.
-        on_the_way: names of those every ``recipe.evaluate_every`` steps.
+        on_the_way: names of those every ``recipe.evaluate_every`` steps; other workers wait for the
+            first one meanwhile, so that long ones belong to the end.
+        keep_features: whether the features of the end are kept in the run directory: 4 bytes a
+            feature and image, which an evaluation that was stopped need not compute again.
     """
 
     at_end: Sequence[str] = ("linear_probe", "knn")
     on_the_way: Sequence[str] = ("linear_probe", "knn")
+    keep_features: bool = True
 
     def __post_init__(self) -> None:
         problems = []
@@ -263,7 +267,8 @@ def self_supervised_data(
     feed = unlabelled or InPlace(Source(train, order, view, own, "trainer"))
     plain = ClassifierView(build(VIEWS, config["view"]))
     by = JudgedBy(train, test, plain, len(test.classes), stream_seed(seed, "protocols"))
-    asked, at_end = build(Asked, config["evaluate"]), dataclasses.replace(by, store=store)
+    asked = build(Asked, config["evaluate"])
+    at_end = dataclasses.replace(by, store=store if asked.keep_features else None)
     return Data(
         feed=feed,
         samples=samples,

@@ -14,36 +14,46 @@ from raykb.metrics.names import metric
 from raykb.report.figures import COLOURS, GREEN, GREY, RED, plain_figure
 from raykb.report.told import Told
 
+LINES = ("solid", "dashed", "dotted", "dashdot")
 ROW = 1.25  # height of a row of images and their names, by the side of an image
 
 
 def probe_curves(trainings: Sequence[Told], name: str) -> Figure:
     """Draw a metric over the steps: a line a label, the range of its seeds as a band.
 
-    What took no step is a level, from which the other lines begin if there is one.
+    What took no step is a level, from which the other lines begin if there is one. Where there are
+    more lines than colours, there are no bands, and the legend stands beside, best first.
 
     Args:
         trainings: in any order of labels and seeds.
         name: of the metric, as ``"test/knn/top1"``; on the way it is ``"valid/knn/top1"``.
     """
-    figure, axes = plain_figure(6.4, 3.6)
-    shown, colours = metric(name), iter(itertools.cycle(COLOURS))
+    shown, styles = metric(name), itertools.product(LINES, COLOURS)
     initial = [told for told in trainings if not told.steps]
     starts = {told.seed: told.metrics[name] for told in initial}
+    trained = _by_label([told for told in trainings if told.steps])
+    crowd = len(trained) > len(COLOURS)
+    figure, axes = plain_figure(7.6, 4.4) if crowd else plain_figure(6.4, 3.6)
     for label, own in _by_label(initial):
         level = shown.scale * float(np.mean([told.metrics[name] for told in own]))
         axes.axhline(level, color=GREY, linestyle="dashed", linewidth=1.2, label=label)
     one = len(_by_label(initial)) == 1
-    for label, own in _by_label([told for told in trainings if told.steps]):
+    for (label, own), (line, colour) in zip(trained, itertools.cycle(styles), strict=False):
         curves = {told.seed: _curve(told, name, starts if one else {}) for told in own}
         table = shown.scale * pd.DataFrame(curves)  # a row a step, a column a seed
-        colour, mean = next(colours), table.mean(axis=1)
-        axes.plot(mean.index, mean, "o-", color=colour, markersize=3, label=label)
-        low, high = table.min(axis=1), table.max(axis=1)
-        axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
+        mean = table.mean(axis=1)
+        axes.plot(mean.index, mean, "o", ls=line, color=colour, markersize=3, label=label)
+        if not crowd:
+            low, high = table.min(axis=1), table.max(axis=1)
+            axes.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="step", ylabel=shown.heading)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    lines = axes.get_lines()
+    if crowd:
+        best = -1.0 if shown.higher_is_better else 1.0
+        lines = sorted(lines, key=lambda line: best * float(np.asarray(line.get_ydata())[-1]))
+    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if crowd else {}
+    axes.legend(handles=lines, fontsize=8, **beside)
     return figure
 
 

@@ -33,6 +33,16 @@ def test_curves_go_from_the_initial_weights_over_all_evaluations_to_the_end():
     assert "kNN top-1 %" in found
 
 
+def test_more_lines_than_colours_have_no_bands_and_a_legend_beside_with_the_best_first():
+    names = [f"m{number}" for number in range(9)]
+    trainings = [told(name, 0, 0.1 * place, [(5, 0.5)]) for place, name in enumerate(names)]
+    axes = probe_curves(trainings, NAME).axes[0]
+    assert not axes.collections
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == names[::-1]
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+    assert len(looks) == len(names)
+
+
 def test_where_there_are_several_initial_weights_each_has_a_level():
     trainings = [told(f"random_{n}", 0, 0.1 * n, steps=0) for n in (1, 2)]
     figure = probe_curves([*trainings, told("wide", 0, 0.7, [(5, 0.5)])], NAME)
