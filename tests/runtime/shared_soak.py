@@ -21,34 +21,38 @@ EPOCHS, STORE_MIB = 20, 80
 LIBC = ctypes.CDLL(None)
 
 
+def told(pid, name):
+    """Return what the system tells of a process; nothing of one that has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
+
+
 def resident_mib(pid):
     """Return a process's own memory, without what it shares with others as the object store."""
-    with open(f"/proc/{pid}/status") as status:
-        [line] = [line for line in status if line.startswith("RssAnon")]
-    return int(line.split()[1]) / 1024
+    lines = [line for line in told(pid, "status").splitlines() if line.startswith("RssAnon")]
+    return sum(int(line.split()[1]) for line in lines) / 1024
 
 
 def descendants():
     """Return the processes that this one has brought up: those that make views, and Ray's own."""
     parents = {}
     for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue  # it has ended
-            parents[int(folder.name)] = int(fields[1])
+        if folder.name.isdigit() and (stat := told(folder.name, "stat")):
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
     found, more = set(), {os.getpid()}
     while more:
         more = {pid for pid, parent in parents.items() if parent in more}
         found |= more
-    makers = {pid for pid in found if "MapWorker" in Path(f"/proc/{pid}/cmdline").read_text()}
+    makers = {pid for pid in found if "MapWorker" in told(pid, "cmdline")}
     return makers, found - makers - {os.getpid()}
 
 
 def main():
     torch.set_num_threads(1)
     os.environ |= {"RAY_free_objects_period_milliseconds": "0"}  # freed at once, so that it is seen
+    os.environ |= {"RAY_worker_niceness": "0"}  # else a busy neighbour leaves its workers nothing
     ray.init(
         address="local",
         num_cpus=2,
@@ -61,7 +65,7 @@ def main():
     cheap = WeakStrong(operations=0, strong_views=3)  # what travels counts here, not what makes it
     view = WeakStrongView(cheap, CropFlipView(mean=[0.3], std=[0.4]))
     source = unlabelled.source(unlabelled.examples(0), view, 48, 0)
-    feed = RayData(source)
+    feed = RayData(source, timeout_s=600.0)
     batches, epochs = feed.batches(0, Worker()), []
     for _ in range(EPOCHS):
         stores = []
