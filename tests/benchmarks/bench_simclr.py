@@ -4,9 +4,10 @@ python tests/benchmarks/bench_simclr.py --steps 40
 
 Both train the same network on the same images in batches of one size with views of the same kind:
 raykb makes them by the batch, in its training or in workers beside it; lightly's transform makes
-them one at a time in a DataLoader of two workers. The two take turns, a round each. The first round
-of each is not counted, and neither are the first steps of a round: their batches were made ahead
-while the other one had its turn.
+them one at a time in a DataLoader of two workers. Each has as many threads of torch and workers as
+made it fastest on two cores. The two take turns, a round each. The first round of each is not
+counted, and neither are the first steps of a round: their batches were made ahead while the other
+one had its turn.
 
 Images per second are those of a machine that has nothing else to do, for who shares its cores gets
 what the scheduler gives to its processes. Images per CPU second, of the training and its workers,
@@ -121,15 +122,16 @@ def theirs(images: ImageSet, batch: int) -> Iterator[None]:
 class Turns:
     """Steps of a training that takes turns with another, and what they cost it and its workers."""
 
-    def __init__(self, steps: Iterator[None], batch: int) -> None:
+    def __init__(self, steps: Iterator[None], batch: int, threads: int) -> None:
         before = set(multiprocessing.active_children())
-        self.steps, self.batch = steps, batch
+        self.steps, self.batch, self.threads = steps, batch, threads
         next(steps)  # starts the workers
         started = set(multiprocessing.active_children()) - before
         self.processes = [os.getpid(), *(worker.pid for worker in started)]
 
     def rates(self, count: int) -> tuple[float, float]:
         """Return images per second, and per CPU second, after the steps that were made ahead."""
+        torch.set_num_threads(self.threads)
         self._take(AHEAD)
         start, used = time.perf_counter(), self._cpu_s()
         self._take(count)
@@ -156,22 +158,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="of a round")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of torch, in each training")
-    parser.add_argument("--workers", type=int, default=1, help="that make raykb's views")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, in raykb's training")
+    parser.add_argument("--workers", type=int, default=0, help="that make raykb's views")
+    parser.add_argument("--their-threads", type=int, default=1, help="in lightly's loop")
     args = parser.parse_args()
 
-    torch.set_num_threads(args.threads)
     records, _, options = open_records(name="fashion_mnist_sample", channels=3)
     images = load(records, options)
     running = [
-        Turns(ours(images, args.batch, args.workers), args.batch),
-        Turns(theirs(images, args.batch), args.batch),
+        Turns(ours(images, args.batch, args.workers), args.batch, args.threads),
+        Turns(theirs(images, args.batch), args.batch, args.their_threads),
     ]
     rounds = [[turns.rates(args.steps) for turns in running] for _ in range(args.rounds + 1)][1:]
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "
-        f"{torch.__version__} on {args.threads} thread(s), lightly {lightly.__version__}; batches "
-        f"of {args.batch} images of 3 x {SIDE} x {SIDE}, {args.rounds} rounds of {args.steps} steps"
+        f"{torch.__version__}, lightly {lightly.__version__}; {args.threads} and "
+        f"{args.their_threads} thread(s), {args.workers} and 2 workers; batches of "
+        f"{args.batch} images of 3 x {SIDE} x {SIDE}, {args.rounds} rounds of {args.steps} steps"
     )
     for kind, unit in enumerate(("second", "CPU second")):
         here, there = ([rates[who][kind] for rates in rounds] for who in (0, 1))
