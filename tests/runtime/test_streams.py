@@ -369,7 +369,7 @@ def run(folder, feed, workers, fault=None):
     return [letter.figures["train/loss"] for letter in letters if "train/loss" in letter.figures]
 
 
-@pytest.mark.slow  # to the bit of its weights: test_semi_train.py, the stream of Ray
+@pytest.mark.slow  # to the bit of its weights: test_semi_train.py, killed with Ray's stream
 def test_a_training_by_ray_sees_what_one_at_home_sees(files, tmp_path):
     by_ray = run(tmp_path, RayData(source(files), workers=1), 1)
     torch.manual_seed(0)  # as the job's seed says
