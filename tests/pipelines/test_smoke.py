@@ -73,7 +73,7 @@ def test_a_configuration_is_right_without_its_smoke_part_and_says_no_more_than_i
     here.resolved(script, path, smoke=False)
     written = yaml.safe_load(path.read_text())
     written.pop("smoke")
-    assert leaves(written) - leaves(written.get("comparison", {}).get("rivals", {})) <= 40
+    assert leaves(written) - leaves(written.get("comparison", {}).get("rivals", {})) <= 36
 
 
 @pytest.mark.parametrize("room", SCRIPTS)
