@@ -209,7 +209,7 @@ def test_it_goes_on_with_other_stages_and_nothing_else_may_change(script, whole,
 
 @pytest.mark.slow
 def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(whole):
-    """With as many stages, and from the same checkpoint with fewer; killed on Ray, ended without."""
+    """With as many stages, and from the same checkpoint with fewer; Ray's workers are killed."""
     folder, _ = whole
     costs = Costs.of_state(json.loads((folder / "run" / "costs.json").read_text()))
     same_cut = costs.balance("time", 2, checkpoint="never")  # it would measure other times
@@ -227,7 +227,8 @@ def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(whole):
     assert status == -signal.SIGKILL
     shutil.copytree(folder / "killed-2", folder / "killed-1")
     run_on_pool(folder, "--resume", "killed-2")
-    run_on_pool(folder, "--resume", "killed-1", "--set=pipeline.stages=1", "--set=pipeline.balance=time")
+    fewer = ["--set=pipeline.stages=1", "--set=pipeline.balance=time"]
+    run_on_pool(folder, "--resume", "killed-1", *fewer)
     uninterrupted, same, fewer = (
         torch.load(folder / name / "training" / "final.pt", weights_only=True)
         for name in ("run", "killed-2", "killed-1")
