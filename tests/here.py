@@ -128,6 +128,16 @@ HERE = Machine(
 )
 
 
+def on(machine, function):
+    """Return a script's function that has a session's work done by another machine than Ray."""
+
+    def run(session, ready):
+        session.machine = machine
+        return function(session, ready)
+
+    return run
+
+
 def schema_of(script):
     """Return the whole schema of a script, as ``launch`` knows it."""
     common = {"seed": Value(int, 0), "storage": Value(str, "runs"), "tracking": Tracking}

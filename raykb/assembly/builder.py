@@ -44,7 +44,7 @@ SECTIONS: dict[str, Any] = {
     "view": VIEWS,
     "model": Section(MODELS, given=("classes", "channels")),
     "optimizer": Section(OPTIMIZERS, given=("model",)),
-    "schedule": SCHEDULES,
+    "schedule": Section(SCHEDULES, default="cosine"),
 }
 
 

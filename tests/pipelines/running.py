@@ -1,6 +1,5 @@
 """Scripts as their users run them: from the command line, in a folder, and killed."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -34,36 +33,6 @@ def run(script, folder, *arguments, status=0):
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done
-
-
-@contextlib.contextmanager
-def begun(script, folder, *arguments):
-    """Begin a script, which goes on beside the tests; give what waits for its end, as ``run`` does.
-
-    What it costs counts for the tests that it goes on beside, so these are to be of one folder.
-    """
-    out, err = folder / "stdout.txt", folder / "stderr.txt"
-    with (
-        out.open("w") as stdout,
-        err.open("w") as stderr,
-        subprocess.Popen(
-            [sys.executable, str(PIPELINES / f"{script}.py"), *map(str, arguments)],
-            cwd=folder,
-            stdout=stdout,
-            stderr=stderr,
-        ) as process,
-    ):
-
-        def end(status=0):
-            code = process.wait(timeout=LIMIT_S)
-            done = subprocess.CompletedProcess(process.args, code, out.read_text(), err.read_text())
-            assert done.returncode == status, done.stdout + done.stderr
-            return done
-
-        try:
-            yield end
-        finally:
-            process.kill()  # nobody has waited for it
 
 
 def stopped(script, folder, *arguments, when, number):

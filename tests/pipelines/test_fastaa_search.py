@@ -5,6 +5,7 @@ import json
 import runpy
 import signal
 
+import fastaa_search
 import here
 import in_process
 import mlflow
@@ -13,6 +14,7 @@ import pytest
 import ray
 import running
 import yaml
+from databases import new_database
 
 from raykb.runtime import job
 from raykb.runtime.checking import check
@@ -37,9 +39,13 @@ def history(directory):
 
 
 @pytest.fixture(scope="module")
-def whole(begun_search):
-    folder, end = begun_search
-    done = end()
+def whole(warm_ray, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    new_database(folder)
+    with pytest.MonkeyPatch.context() as patch:  # what Ray searches is below, in the slow run
+        in_this_process = here.on(here.HERE, fastaa_search.fastaa_search)
+        patch.setattr(fastaa_search, "fastaa_search", in_this_process)
+        done = in_process.run("fastaa_search", folder, *TINY, "--out", "run")
     assert replay(folder / "run" / "tracking") == 0  # what a slow disk did not take in time
     return folder, done
 

@@ -8,9 +8,11 @@ import shutil
 import signal
 import types
 
+import gpipe_train
 import here
 import in_process
 import mlflow
+import pooled
 import pytest
 import running
 import torch
@@ -35,11 +37,19 @@ TINY = ["--smoke", "--set=data.train_size=100", "--set=recipe.batch_size=32"]
 run = functools.partial(in_process.run, "gpipe_train")
 
 
+def run_on_pool(folder, *arguments):
+    """Run the script in this process, its stages in those of gloo."""
+    with pytest.MonkeyPatch.context() as patch:
+        on_pool = here.on(pooled.POOLED, gpipe_train.gpipe_train)
+        patch.setattr(gpipe_train, "gpipe_train", on_pool)
+        return run(folder, *arguments)
+
+
 @pytest.fixture(scope="module")
-def whole(warm_ray, tmp_path_factory):
+def whole(warm_ray, gloo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     new_database(folder)
-    done = run(folder, *TINY, "--out", "run")
+    done = run_on_pool(folder, *TINY, "--out", "run")  # what Ray trains is below, in the slow run
     assert replay(folder / "run" / "tracking") == 0  # what a slow disk did not take in time
     return folder, done
 
@@ -199,7 +209,7 @@ def test_it_goes_on_with_other_stages_and_nothing_else_may_change(script, whole,
 
 @pytest.mark.slow
 def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(whole):
-    """With as many stages, and from the same checkpoint with fewer."""
+    """With as many stages, and from the same checkpoint with fewer; Ray's workers are killed."""
     folder, _ = whole
     costs = Costs.of_state(json.loads((folder / "run" / "costs.json").read_text()))
     same_cut = costs.balance("time", 2, checkpoint="never")  # it would measure other times
@@ -216,8 +226,9 @@ def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(whole):
     )
     assert status == -signal.SIGKILL
     shutil.copytree(folder / "killed-2", folder / "killed-1")
-    run(folder, "--resume", "killed-2")
-    run(folder, "--resume", "killed-1", "--set=pipeline.stages=1", "--set=pipeline.balance=time")
+    run_on_pool(folder, "--resume", "killed-2")
+    fewer = ["--set=pipeline.stages=1", "--set=pipeline.balance=time"]
+    run_on_pool(folder, "--resume", "killed-1", *fewer)
     uninterrupted, same, fewer = (
         torch.load(folder / name / "training" / "final.pt", weights_only=True)
         for name in ("run", "killed-2", "killed-1")

@@ -47,7 +47,7 @@ run = functools.partial(in_process.run, "semi_train")
 def whole(warm_ray, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     new_database(folder)
-    here = "--set=stream={name: in_place}"  # Ray's is below
+    here = "--set=stream={name: in_place}"  # Ray's is below, in the slow run
     done = run(
         folder, *TINY, here, WITHOUT_CONTRAST, RIVALS, "--set=comparison.seeds=2", "--out", "run"
     )
@@ -101,15 +101,6 @@ def test_it_leaves_weights_labels_tables_and_pictures(whole):
     assert "correct pseudo-labels %" in done.stdout
     assert (directory / "results.md").read_text().strip() in done.stdout
     assert "40 labelled, 10,000 unlabelled, 200 test images of 10 classes" in done.stderr
-
-
-def test_the_stream_of_ray_brings_the_same_and_tells_of_itself(whole, tmp_path):
-    new_database(tmp_path)
-    run(tmp_path, *TINY, WITHOUT_CONTRAST, "--out", "run")
-    place = "contrastive_regularization/seed-0"
-    assert same(weights(tmp_path / "run" / place), weights(whole[0] / "run" / place))
-    points = (tmp_path / "run" / "tracking" / "tracking.jsonl").read_text()
-    assert "train/stream/spilled_mib" in points
 
 
 def test_methods_are_paired_so_contrast_of_weight_zero_is_fixmatch_bit_for_bit(whole):
@@ -461,6 +452,8 @@ def test_killed_it_goes_on_and_ends_as_if_nothing_had_happened(uninterrupted, tm
     assert same(weights(training), weights(other))
     tables = [json.loads((d / "results.json").read_text()) for d in (directory, uninterrupted)]
     assert tables[0]["tables"] == tables[1]["tables"]
+    points = (directory / "tracking" / "tracking.jsonl").read_text()
+    assert ("train/stream/spilled_mib" in points) == (stream == "ray")
     left = LocalStorage(directory)
     assert check(left, tracking_uri=uri_of(left)) == []
 

@@ -1,6 +1,7 @@
 """The feed by Ray Data: what one in place brings, in order, within its budget."""
 
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -73,11 +74,14 @@ def whole(files):
 
 
 @pytest.mark.parametrize("executions", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_it_resumes_at_any_step_and_goes_on_for_ever(files, whole, monkeypatch, executions):
+def test_it_resumes_at_any_step_and_goes_on_for_ever_and_knows_no_images(monkeypatch, executions):
+    """Of curves, whose fields differ in type and number of axes, in batches of unequal size."""
     monkeypatch.setattr(streams, "_PIECES", 2)  # of one execution, of two steps each
-    feed = RayData(source(files), workers=1, block_steps=2)
+    order = functools.partial(Shuffled, keep_last=True)
+    curves = series(order=order, views_by="trainer")
+    feed = RayData(curves, workers=1, block_steps=2)
     count = 1 + 4 * (executions - 1) + 1  # the first is made here, and the last one is begun
-    assert same(take(feed, count, start=3), whole[3 : 3 + count])
+    assert same(take(feed, count, start=3), take(InPlace(curves), count, start=3))
 
 
 def test_two_ranks_see_what_one_sees_end_where_they_are_told_to_and_leave_nothing(files, whole):
@@ -89,21 +93,12 @@ def test_two_ranks_see_what_one_sees_end_where_they_are_told_to_and_leave_nothin
     all_cpus_are_free()
 
 
-@pytest.mark.parametrize(
-    ("order", "views_by"),
-    [
-        (lambda *of: Shuffled(*of, keep_last=True), "trainer"),
-        pytest.param(
-            lambda count, size, seed: ByShard([5, 15], batch_size=size, seed=seed),
-            "workers",
-            marks=pytest.mark.slow,  # as all others are, of images
-        ),
-    ],
-    ids=["shuffled", "by shard"],
-)
-def test_it_knows_no_images(order, views_by):
-    """Curves, whose fields differ in type and number of axes, in batches of unequal size."""
-    curves = series(order=order, views_by=views_by)
+@pytest.mark.slow  # as all others are, of images
+def test_whole_shards_are_brought_in_their_order():
+    curves = series(
+        order=lambda count, size, seed: ByShard([5, 15], batch_size=size, seed=seed),
+        views_by="workers",
+    )
     feed = RayData(curves, workers=1, block_steps=3)
     assert same(take(feed, 9, start=2), take(InPlace(curves), 9, start=2))
 
@@ -369,7 +364,7 @@ def run(folder, feed, workers, fault=None):
     return [letter.figures["train/loss"] for letter in letters if "train/loss" in letter.figures]
 
 
-@pytest.mark.slow  # to the bit of its weights: test_semi_train.py, the stream of Ray
+@pytest.mark.slow  # to the bit of its weights: test_semi_train.py, killed with Ray's stream
 def test_a_training_by_ray_sees_what_one_at_home_sees(files, tmp_path):
     by_ray = run(tmp_path, RayData(source(files), workers=1), 1)
     torch.manual_seed(0)  # as the job's seed says
