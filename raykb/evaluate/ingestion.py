@@ -102,7 +102,7 @@ class Metadata:
 
 @dataclass(frozen=True, eq=False)
 class GameData:
-    """What a game is played on: a part to learn from, and one to predict whose labels are hidden."""
+    """What a game is played on: a part to learn from, one to predict whose labels are hidden."""
 
     train: Part
     test: Part
