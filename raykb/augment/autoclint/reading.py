@@ -32,7 +32,8 @@ def input_size(
     if long <= 32:
         return kept, height, width
     small = bound * short / long
-    return kept, *(_multiple(bound if length == long else small) for length in (height, width))
+    tall, wide = (_multiple(bound if each == long else small) for each in (height, width))
+    return kept, tall, wide
 
 
 def _multiple(length: float) -> int:
