@@ -18,13 +18,13 @@ CONFIG = {"model": {"name": "small_convnet", "width": 2}}
 
 
 class Ticks:
-    """A clock that goes on by a hundredth of a second whenever it is looked at."""
+    """A clock that goes on by a fiftieth of a second whenever it is looked at."""
 
     def __init__(self):
         self.now = 0.0
 
     def __call__(self):
-        self.now += 0.01
+        self.now += 0.02
         return self.now
 
 
@@ -38,7 +38,13 @@ def script(monkeypatch):
 
 
 def config(script, *overrides):
-    small = ["comparison.seeds=1", "comparison.rivals={}", "budget.seconds=1", *overrides]
+    small = [
+        "comparison.seeds=1",
+        "comparison.rivals={}",
+        "budget.seconds=0.6",
+        "strategy.candidates=0",
+        *overrides,
+    ]
     return here.resolved(script, script["DEFAULT"], *small)
 
 
