@@ -69,7 +69,8 @@ def test_a_game_that_was_stopped_is_played_anew_from_its_first_second_and_one_th
     assert tested[2] == pytest.approx(tested[0])  # whatever the first game spent
     (details,) = tmp_path.rglob("details.json")
     ledger = json.loads(details.read_text())["ledger"]
-    assert len(ledger) == len(tested) - 2  # nothing of the first game
+    late = json.loads(details.with_name("result.json").read_text())["metrics"]["test/late"]
+    assert len(ledger) + late == len(tested) - 2  # nothing of the first game
     count = len(tested)
     here.run(script, "autoclint", settings, tmp_path)
     assert len(tested) == count
