@@ -1,5 +1,6 @@
 """From a resolved config to a training, and what each kind of training reads."""
 
+from raykb.assembly.anytime import Budget, anytime_network, game
 from raykb.assembly.as_they_are import AsTheyAre, State
 from raykb.assembly.builder import (
     RECIPE,
@@ -47,6 +48,7 @@ __all__ = [
     "SECTIONS",
     "AsTheyAre",
     "Asked",
+    "Budget",
     "Data",
     "Folds",
     "Patches",
@@ -59,10 +61,12 @@ __all__ = [
     "State",
     "Supervised",
     "Tasks",
+    "anytime_network",
     "check_offers",
     "check_packages",
     "classifier_data",
     "compared",
+    "game",
     "methods_named",
     "network_of",
     "objective_of",

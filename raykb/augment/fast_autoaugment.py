@@ -250,19 +250,25 @@ class PolicyEvaluator:
         The pieces of several chunks, joined along the second axis, are what
         :func:`density_matching_scores` takes.
         """
-        losses, hits = [], []
+        logits = self.logits(policy, k)  # (R, chunk, classes)
+        labels = self._labels[torch.from_numpy(self.chunks[k]).to(self.device)]
+        labels = labels.expand(self.copies, -1)
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        hits = logits.argmax(2) == labels
+        return losses.view(self.copies, -1).cpu(), hits.cpu()
+
+    @torch.inference_mode()
+    def logits(self, policy: Policy | None, k: int) -> Tensor:
+        """Return what theta says of the copies of chunk ``k``, (R, chunk, classes)."""
+        found = []
         for start in range(0, len(self.chunks[k]), self._block):
             positions = self.chunks[k][start : start + self._block]
             batch = self._read(positions).repeat(self.copies, 1, 1, 1)  # (R * block, C, H, W)
             if policy is not None:
                 batch = apply_draws(batch, self._draws(policy, positions))
             uniforms = self._view_uniforms[:, positions].flatten(0, 1)
-            logits = self._logits(batch, uniforms)  # (R * block, classes)
-            labels = self._labels[positions].repeat(self.copies)
-            loss = F.cross_entropy(logits, labels, reduction="none")
-            losses.append(loss.view(self.copies, -1))
-            hits.append((logits.argmax(1) == labels).view(self.copies, -1))
-        return torch.cat(losses, dim=1).cpu(), torch.cat(hits, dim=1).cpu()
+            found.append(self._logits(batch, uniforms).unflatten(0, (self.copies, -1)))
+        return torch.cat(found, dim=1)
 
     def _logits(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """What theta says of the views of images; on a CPU, of as many at once as stay cached."""

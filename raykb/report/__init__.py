@@ -3,6 +3,7 @@
 Figures are made without pyplot, so they need no display and leave no state behind.
 """
 
+from raykb.report.anytime import learning_curves
 from raykb.report.attention import attention
 from raykb.report.cells import cells
 from raykb.report.comparison import ComparisonTable
@@ -26,6 +27,7 @@ __all__ = [
     "Told",
     "attention",
     "cells",
+    "learning_curves",
     "neighbours",
     "png",
     "probe_curves",

@@ -1,0 +1,162 @@
+"""Play the any-time game: classify unknown images with a prediction at every moment.
+
+AutoCLINT reads a data set once, chooses the size of its input, trains a small network and hands in
+predictions as often as is worth it; the score is the area under the learning curve over log time,
+so the first seconds count most. It plays beside others that leave a part of it out, under the same
+clock and over several seeds. With no option it does so on the images that come with raykb, with two
+minutes a game.
+
+  autoclint.py --set budget.seconds=60 --set comparison.seeds=5
+  autoclint.py --set data.name=cifar10 --set comparison.over=data --set comparison.rivals={}
+
+A wall clock decides what is trained when, so a run is not the same twice; a game that was stopped
+is played anew from its first second.
+
+Paper: Baek et al., "AutoCLINT: The Winning Method in AutoCV Challenge 2019", arXiv:2005.04373.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run from a checkout that need not be installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from raykb.runtime.command_line import answer
+
+    answer(__file__, __doc__)  # --help, before the imports below take their seconds
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from raykb.assembly import SECTIONS, Budget, anytime_network, compared, game
+from raykb.augment.autoclint.player import Player
+from raykb.augment.autoclint.settings import AutoClint
+from raykb.comparison import Comparison, Entry
+from raykb.config import Problems, Section, Value, build
+from raykb.data.datasets import open_records
+from raykb.later import Later
+from raykb.runtime.job import launch
+from raykb.runtime.resources import Phase, WorkerResources
+from raykb.runtime.session import Session
+from raykb.runtime.train import Result
+from raykb.runtime.work import TrainJob
+
+report, vision = Later("raykb.report"), Later("torchvision.models")
+DEFAULT = Path(__file__).parent / "configs" / "anytime" / "autoclint_fashion_mnist_sample.yaml"
+GAMES = "games"
+METRICS = ("test/alc", "test/nauc", "test/top1", "test/first_s", "test/predictions")
+PLAYERS = {"autoclint": AutoClint}
+PRETRAINED = "resnet18"  # the network that torchvision's weights are for
+SCHEMA = {
+    "data": SECTIONS["data"],
+    "model": SECTIONS["model"],
+    "budget": Budget,
+    "pretrained": Value(bool, True),
+    "strategy": Section(PLAYERS, default="autoclint"),
+    "comparison": compared(over="strategy"),
+    # two games on one machine would take each other's time
+    "resources.game": Section(functools.partial(WorkerResources, side_by_side=1)),
+}
+
+
+@dataclass
+class Ready:
+    """What a run is made of before anything starts."""
+
+    comparison: Comparison
+    each: WorkerResources
+    phases: list[Phase]
+
+
+def prepare(config: dict[str, Any]) -> Ready:
+    """Open the data of each entry and build its network.
+
+    Raises:
+        ValueError: all that is wrong is named.
+    """
+    problems = Problems()
+    each = build(WorkerResources, config["resources"]["game"])
+    comparison = build(Comparison, config["comparison"])
+    with problems.at("resources.game", config["resources"]["game"]):
+        if each.workers > 1:
+            raise ValueError(f"workers: {each.workers}, must be 1: a game is played by one process")
+    for entry in comparison.entries(config).values():
+        with problems.at("data", entry["data"]):
+            open_records(**entry["data"])
+        with problems.at("model", entry["model"]):
+            anytime_network(entry, None, classes=2, channels=1, video=False)
+        with problems.at("strategy", entry["strategy"]):
+            build(PLAYERS, entry["strategy"])
+    problems.refuse()
+    return Ready(comparison, each, [Phase(GAMES, len(comparison.trainings(config)), each)])
+
+
+def autoclint(session: Session, ready: Ready) -> None:
+    """Play all games; those of an earlier run of the directory that ended are not played again."""
+    weights = session.share(weights=pretrained(session))["weights"]
+    jobs = [
+        (entry, job(ready, entry, weights)) for entry in ready.comparison.trainings(session.config)
+    ]
+    tell_results(session, ready, session.compare(GAMES, ready.comparison, jobs))
+
+
+def pretrained(session: Session) -> dict[str, Tensor] | None:
+    """Return torchvision's weights for ImageNet, if they are wanted and can be had."""
+    model = session.config["model"]
+    if not session.config["pretrained"]:
+        return None
+    if model["name"] != PRETRAINED or model["stem"] != "large":
+        session.say(
+            f"model: not {PRETRAINED} with stem 'large', so that it starts from random weights"
+        )
+        return None
+    try:
+        weights: dict[str, Tensor] = vision.ResNet18_Weights.DEFAULT.get_state_dict()
+    except (OSError, RuntimeError) as error:
+        session.say(f"pretrained: no weights ({error}); networks start from random ones")
+        return None
+    return {name: value for name, value in weights.items() if not name.startswith("fc.")}
+
+
+def job(ready: Ready, entry: Entry, weights: Any) -> TrainJob:
+    """Return the game of an entry, whose config has its data."""
+    return TrainJob.of(entry, game, ready.each, players=PLAYERS, player=Player, weights=weights)
+
+
+def tell_results(session: Session, ready: Ready, results: Sequence[tuple[Entry, Result]]) -> None:
+    """Write and print what games are worth; the tracker has each prediction at its millisecond."""
+    budget = build(Budget, session.config["budget"])
+    ledgers = [(entry.label, result.details()["ledger"]) for entry, result in results]
+    for (_, ledger), (_, result) in zip(ledgers, results, strict=True):
+        run = session.child(result.name, phase=GAMES)
+        for line in ledger:
+            figures = {f"game/{name}": value for name, value in line.items()}
+            run.log(round(1000 * line["seconds"]), figures)
+    picture = report.learning_curves(ledgers, budget.seconds, budget.scale_s)
+    session.write("curves.png", report.png(picture))
+    rows = [
+        {"label": entry.label, "seed": entry.number, "steps": result.steps} | result.metrics
+        for entry, result in results
+    ]
+    session.tell(ready.comparison, rows, METRICS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    return launch(
+        autoclint,
+        description=__doc__ or "",
+        default=DEFAULT,
+        schema=SCHEMA,
+        experiment="any-time game",
+        prepare=prepare,
+        may_change=("resources",),
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

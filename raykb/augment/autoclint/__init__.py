@@ -1,0 +1,1 @@
+"""AutoCLINT: any-time classification of unknown images and videos, see ``player.py``."""
