@@ -12,6 +12,7 @@ from raykb.assembly.builder import (
     rehearse_all,
     training,
 )
+from raykb.assembly.pairs import Captions, Pairs, pair_data
 from raykb.assembly.predictions import Predictions, predicted, prediction_key, unfit
 from raykb.assembly.recognition import Recognition, recognition_data
 from raykb.assembly.segmentation import (
@@ -47,8 +48,10 @@ __all__ = [
     "SECTIONS",
     "AsTheyAre",
     "Asked",
+    "Captions",
     "Data",
     "Folds",
+    "Pairs",
     "Patches",
     "PlanSettings",
     "Predictions",
@@ -67,6 +70,7 @@ __all__ = [
     "network_of",
     "objective_of",
     "opened",
+    "pair_data",
     "planned",
     "predicted",
     "prediction_key",
