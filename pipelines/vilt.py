@@ -1,10 +1,10 @@
 """Learn from images with captions, and say what finds which.
 
 ViLT, which sees an image and a text together, is trained beside two towers of the same size, which
-see them apart, from the same initial weights on the same pairs in the same order, over several seeds.
-What was learnt is measured on pictures that were held out: images found by text and texts by image
-(R@1, 5, 10), classes by their names as texts, and a copy that is fine-tuned as a classifier. With no
-option it trains on the emoji that come with raykb, in a few minutes on two cores.
+see them apart, from the same initial weights on the same pairs in the same order, over several
+seeds. What was learnt is measured on pictures that were held out: images found by text and texts by
+image (R@1, 5, 10), classes by their names as texts, and a copy that is fine-tuned as a classifier.
+With no option it trains on the emoji that come with raykb, in a few minutes on two cores.
 
   vilt.py --set 'data={name: parquet, train: datasets/emoji/train, test: datasets/emoji/test}'
   vilt.py --set captions.vocabulary=vocab.txt --set model.vocabulary=30522

@@ -3,7 +3,7 @@
     npm install --prefix npm emoji-datasource-google emoji-datasource-twitter
 
 A package has a file ``emoji.json`` and a picture of 64 x 64 pixels for each emoji. A caption is
-made of the emoji's names, subcategory and category: ``dog face, dog, animal mammal, animals & nature``.
+made of its names, subcategory and category: ``dog face, dog, animal mammal, animals & nature``.
 Their code is under the MIT licence; the pictures of Google are under Apache-2.0, those of Twitter
 under CC-BY 4.0: whoever passes them on names them.
 """

@@ -47,7 +47,7 @@ class PairRetrieval:
         belongs = own[None] == torch.arange(len(texts), device=device)[:, None]
         figures = recalls(scores, belongs, "image") | recalls(scores.T, belongs.T, "text")
         queries = torch.from_numpy(np.linspace(0, len(images) - 1, _SHOWN).astype(int))
-        first = scores[own[queries.to(device)]].argsort(1, descending=True, stable=True)
+        first = scores[own[queries.to(device)]].argsort(dim=1, descending=True, stable=True)
         nearest = first[:, :_SHOWN].tolist()
         return Evaluated(figures, {"queries": queries.tolist(), "nearest": nearest})
 
@@ -60,5 +60,5 @@ def recalls(scores: Tensor, belongs: Tensor, what: str) -> dict[str, float]:
         belongs: (Q, N) bool.
         what: is looked for.
     """
-    found = belongs.gather(1, scores.argsort(1, descending=True, stable=True))
+    found = belongs.gather(1, scores.argsort(dim=1, descending=True, stable=True))
     return {f"{what}_recall_{k}": found[:, :k].any(1).float().mean().item() for k in CUTS}

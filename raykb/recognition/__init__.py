@@ -19,7 +19,10 @@ from raykb.recognition.vilt import ViLTObjective
 
 METHODS: dict[str, type[Objective]] = {"cross_entropy": SoftCrossEntropy, "saol": SAOL}
 
-PAIR_METHODS: dict[str, type[Objective]] = {"vilt": ViLTObjective, "two_towers": TwoTowers}
+PAIR_METHODS: dict[str, type[ViLTObjective] | type[TwoTowers]] = {
+    "vilt": ViLTObjective,
+    "two_towers": TwoTowers,
+}
 
 MIXINGS: dict[str, Callable[..., Mixing]] = {
     "none": Unmixed,

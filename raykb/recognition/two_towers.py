@@ -14,6 +14,7 @@ alone. The network's head for pairs is not used, and kept from the optimizer.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ class TwoTowers(Objective):
     """
 
     sees = PairBatch
+    scored_by: ClassVar[str] = "cosine"  # of the scores in raykb/evaluate
 
     def __init__(self, task: Task, *, temperature: float = 0.07) -> None:
         super().__init__(task)

@@ -23,6 +23,8 @@ Departures: a text without hidden tokens counts as none in L_MLM, so that a batc
 loss of 0; the pooled heads are the network's, so that what remains of a training can be asked.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,6 +65,7 @@ class ViLTObjective(Objective):
     """
 
     sees = PairBatch
+    scored_by: ClassVar[str] = "matching"  # of the scores in raykb/evaluate
 
     def __init__(
         self,
