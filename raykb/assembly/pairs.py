@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from raykb.data.source import Source
 from raykb.data.views import VIEWS
 from raykb.data.wordpiece import WordPiece
 from raykb.engine.arguments import at_least, misfits, or_none, refuse, within
+from raykb.engine.loop import Evaluation
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
 from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy
@@ -136,19 +136,18 @@ def pair_data(
     names = [asked.prompt.format(name.lower()) for name in test.classes]
     prompts = torch.from_numpy(vocabulary.encode(names, test.tokens.shape[1]).tokens)
     shown = test.subset(np.arange(len(test))[: asked.pictures])
-    own = {
+    own: dict[str, Evaluation] = {
         "retrieval": PairRetrieval(shown, plain, scores),
         "prompts": Prompted(test, plain, prompts, scores),
     }
     by = JudgedBy(train, test, plain, len(test.classes), stream_seed(seed, "protocols"))
     tuned = BackboneEvaluation(by, {"fine_tuning": build(FineTuning, config["fine_tuning"])})
-    evaluations: dict[str, Any] = own | {"": tuned}
     return Data(
         feed=InPlace(Source(train, order, view, seed, "trainer")),
         samples=len(train),
         classes=len(test.classes),
         channels=train.images.images.shape[1],
-        evaluations=evaluations,
+        evaluations=own | {"": tuned},
         on_the_way=own,
         supervised=False,
     )

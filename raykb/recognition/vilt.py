@@ -80,15 +80,11 @@ class ViLTObjective(Objective):
         refuse(misfits(self, alignment_weight=at_least(0), beta=above(0), iterations=at_least(1)))
         network = require(task.network, WithText, "vilt")
         width, vocabulary = network.width, network.textual.words.num_embeddings
-        self.words = nn.Sequential(
-            nn.Linear(width, width),
-            nn.GELU(),
-            nn.LayerNorm(width, eps=1e-12),
-            nn.Linear(width, vocabulary),
-        )
-        for layer in (self.words[0], self.words[3]):
+        transform, decoder = nn.Linear(width, width), nn.Linear(width, vocabulary)
+        for layer in (transform, decoder):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+        self.words = nn.Sequential(transform, nn.GELU(), nn.LayerNorm(width, eps=1e-12), decoder)
 
     def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, its parts, and how often words and pairs are told rightly."""
@@ -99,8 +95,14 @@ class ViLTObjective(Objective):
         both = seen.joint(images, batch.tokens)
         logits = at_least_float32(seen.matching(both.pooled))  # (N, 2)
         patches = torch.ones_like(both.image[:, :, 0], dtype=torch.bool)
-        present, how = batch.words >= 0, {"beta": self.beta, "iterations": self.iterations}
-        distances = transport_distance(both.text, both.image, present, patches, **how)
+        distances = transport_distance(
+            both.text,
+            both.image,
+            batch.words >= 0,
+            patches,
+            beta=self.beta,
+            iterations=self.iterations,
+        )
         parts = {
             "loss_words": hidden_loss(words, batch.hidden),
             "loss_matching": F.cross_entropy(logits, true),
