@@ -4,7 +4,7 @@
 
 Both have a transformer of the paper's size (12 blocks of 768) without trained weights. ViLT-B/32
 has the patches of an image of 480 x 640 as it scales it; the other one has 36 regions of
-torchvision's Faster R-CNN on a ResNet-50 with a pyramid, which sees the image with a shorter side of
+torchvision's Faster R-CNN on a ResNet-50 with a pyramid, which sees it with a shorter side of
 800. What is compared runs interleaved; the median and the range are told.
 """
 

@@ -239,7 +239,7 @@ def test_help_lists_the_arguments_of_each_set(
 
 
 def test_volumes_have_their_own_arguments(script: ModuleType, capsys: pytest.CaptureFixture[str]):
-    for name in script.VOLUMES:
+    for name in script.MAKERS:
         with pytest.raises(SystemExit, match="0"):
             script.main([name, "--help"])
         printed = capsys.readouterr().out
