@@ -24,10 +24,11 @@ examples:
   prepare_data.py cifar10 out/reduced-cifar10 --train-size 4000
   prepare_data.py image_folder out/flowers --root photos --test-fraction 0.2 --image-size 64
   prepare_data.py colin27 out/colin27
+  prepare_data.py emoji out/emoji --root npm/node_modules
   prepare_data.py image_folder --help
 """
 DATA = Path(__file__).resolve().parents[1] / "raykb" / "data"
-VOLUMES = ("colin27",)
+MAKERS = ("colin27", "emoji")  # of what is no set of images alone; each has a file of its name
 TYPES = {"int": (int, "N"), "float": (float, "X"), "str": (str, "TEXT")}
 
 Declared = ast.FunctionDef | ast.ClassDef
@@ -49,9 +50,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             "--shard-mib", type=int, default=32, help="size of a shard, 16 to 64 (default: 32)"
         )
         add_options(command, source, options)
-    for source in declared("colin27.py"):
-        if source.name in VOLUMES:
-            add_options(add_command(sets, source), source)
+    for name in MAKERS:
+        (maker,) = (node for node in declared(f"{name}.py") if node.name == name)
+        add_options(add_command(sets, maker), maker)
     namespace = parser.parse_args(arguments)
     if not 16 <= getattr(namespace, "shard_mib", 16) <= 64:
         parser.error(f"--shard-mib {namespace.shard_mib}: must be in 16..64")
@@ -136,6 +137,7 @@ from raykb.data.colin27 import colin27
 from raykb.data.datasets import SOURCES
 from raykb.data.decathlon import read_task
 from raykb.data.decoding import BadImageError, Encoded, decode_all, encode_png
+from raykb.data.emoji import emoji
 from raykb.data.loading import check_bad_images
 from raykb.data.options import Options
 from raykb.data.parquet import write_shards
@@ -208,7 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise FileExistsError(f"{output}: must be new or an empty folder; choose another")
-        told = (volumes if given["name"] in VOLUMES else images)(given, output)
+        told = {"colin27": volumes, "emoji": pairs}.get(given["name"], images)(given, output)
     except (ImportError, ValueError, OSError) as error:
         sys.exit(redacted(f"error: {error}"))
     print(f"\n{told}")
@@ -238,6 +240,17 @@ def volumes(given: dict[str, Any], output: Path) -> str:
         f"{len(task.training)} labelled volumes of {len(task.labels)} labels, with the background, "
         f"are in {task.folder}. In a config of decathlon.py:\n\n"
         f"data:\n  root: {output}"
+    )
+
+
+def pairs(given: dict[str, Any], output: Path) -> str:
+    """Write shards of images with captions, and return what there is then."""
+    own = {name: given[name] for name in inspect.signature(emoji).parameters if name != "output"}
+    counts = emoji(output, **own)
+    return (
+        f"{counts['train']} training and {counts['test']} test pictures with captions are in "
+        f"{output}. In a config of vilt.py:\n\n"
+        f"data:\n  name: parquet\n  train: {output / 'train'}\n  test: {output / 'test'}"
     )
 
 

@@ -13,6 +13,7 @@ from raykb.assembly.builder import (
     rehearse_all,
     training,
 )
+from raykb.assembly.pairs import Captions, Pairs, pair_data
 from raykb.assembly.predictions import Predictions, predicted, prediction_key, unfit
 from raykb.assembly.recognition import Recognition, recognition_data
 from raykb.assembly.segmentation import (
@@ -49,8 +50,10 @@ __all__ = [
     "AsTheyAre",
     "Asked",
     "Budget",
+    "Captions",
     "Data",
     "Folds",
+    "Pairs",
     "Patches",
     "PlanSettings",
     "Predictions",
@@ -71,6 +74,7 @@ __all__ = [
     "network_of",
     "objective_of",
     "opened",
+    "pair_data",
     "planned",
     "predicted",
     "prediction_key",

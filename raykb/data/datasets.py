@@ -11,6 +11,12 @@ The embedded sample is a real, balanced part of Fashion-MNIST (Zalando SE, MIT; 
 
 and is ``sample/train/00000.parquet`` and ``sample/test/00000.parquet``. An image's id is its
 position in the IDX file.
+
+The other one is a part of the emoji of Google's Noto (Apache-2.0; see ``samples/LICENSE.emoji``),
+as the npm package emoji-datasource-google 16.0.0 has them::
+
+    npm install --prefix npm emoji-datasource-google@16.0.0
+    python pipelines/prepare_data.py emoji sample --root npm/node_modules --count 800
 """
 
 import inspect
@@ -58,6 +64,14 @@ def fashion_mnist_sample() -> Pair:
     train, test = (
         parquet_records(str(_SAMPLES / f"fashion_mnist_{part}.parquet"))
         for part in ("train", "test")
+    )
+    return train, test
+
+
+def emoji_sample() -> Pair:
+    """Emoji of Google's Noto, 64 x 64, 8 categories, with captions, that come with this package."""
+    train, test = (
+        parquet_records(str(_SAMPLES / f"emoji_{part}.parquet")) for part in ("train", "test")
     )
     return train, test
 
@@ -192,6 +206,7 @@ def image_folder(*, root: str, test_fraction: float | None = None, split_seed: i
 
 SOURCES: dict[str, Callable[..., Pair]] = {
     "fashion_mnist_sample": fashion_mnist_sample,
+    "emoji_sample": emoji_sample,
     "fashion_mnist": fashion_mnist,
     "cifar10": cifar10,
     "cifar100": cifar100,

@@ -1,7 +1,8 @@
 """Images in Parquet shards: int64 ``id``, binary ``image`` (a file's bytes), int64 ``label``.
 
-The names of the classes stand in the schema's metadata as a JSON list under ``classes``. Every
-page carries a checksum, which is verified when it is read.
+A column ``caption`` of text may say what each shows. The names of the classes stand in the
+schema's metadata as a JSON list under ``classes``. Every page carries a checksum, which is verified
+when it is read.
 """
 
 import json
@@ -19,6 +20,9 @@ from raykb.data.decoding import Encoded
 from raykb.data.records import Records, bullets
 
 _SCHEMA = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64())])
+Row = tuple[int, bytes, int] | tuple[int, bytes, int, str]
+"""Id, image and label of a row that is written, and its caption if there are captions."""
+
 _READABLE: dict[str, Callable[[pa.DataType], bool]] = {
     "id": pa.types.is_integer,
     "image": lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
@@ -64,12 +68,14 @@ def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = 
     """
     shards: list[_Shard] = []
     columns: dict[str, list[np.ndarray]] = {"id": [], "label": []}
+    captions: list[str | None] = []
     named = {tuple(classes): "the names given, or those of the training set"} if classes else {}
     start = 0
     for path in parquet_files([paths] if isinstance(paths, str) else paths):
         table, names = _read_columns(path)
         for name, column in columns.items():
             column.append(whole_numbers(path, table, name))
+        captions += table.column("caption").to_pylist() if "caption" in table.column_names else ()
         if names:
             named.setdefault(names, str(path))
         shards.append(_Shard(path, start, start := start + len(table)))
@@ -92,8 +98,17 @@ def parquet_records(paths: str | Sequence[str], classes: Sequence[str] | None = 
             if inside.stop > inside.start:
                 yield from shard.images(rows[inside])
 
+    def caption(row: int) -> str:
+        return captions[row] or ""
+
     return Records(
-        np.arange(len(ids)), labels, ids, next(iter(named), tuple(numbered)), read, origin
+        np.arange(len(ids)),
+        labels,
+        ids,
+        next(iter(named), tuple(numbered)),
+        read,
+        origin,
+        caption if len(captions) == len(ids) else None,
     )
 
 
@@ -138,7 +153,8 @@ def _read_columns(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
         schema = pq.read_schema(path)
     check_schema(path, schema, tuple(_READABLE))
     with named_errors(path):
-        table = pq.read_table(path, columns=["id", "label"], page_checksum_verification=True)
+        wanted = [name for name in ("id", "label", "caption") if name in schema.names]
+        table = pq.read_table(path, columns=wanted, page_checksum_verification=True)
         return table, _class_names(schema)
 
 
@@ -195,19 +211,19 @@ def named_errors(path: Path) -> Iterator[None]:
 
 def write_shards(
     folder: Path,
-    rows: Iterable[tuple[int, bytes, int]],
+    rows: Iterable[Row],
     classes: Sequence[str],
     *,
     shard_bytes: int = 32 * 2**20,
 ) -> list[Path]:
-    """Write (id, image, label) rows as ``folder/00000.parquet``, ... and return the paths.
+    """Write rows as ``folder/00000.parquet``, ... and return the paths.
 
     A shard is closed by the image that fills it up to ``shard_bytes``. It appears under its name
     only when it is whole and on the disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[Path] = []
-    pending: list[tuple[int, bytes, int]] = []
+    pending: list[Row] = []
     filled = 0
 
     def close() -> None:
@@ -226,13 +242,10 @@ def write_shards(
     return shards
 
 
-def _write_shard(
-    path: Path, rows: Sequence[tuple[int, bytes, int]], classes: Sequence[str]
-) -> None:
-    table = pa.table(
-        dict(zip(_SCHEMA.names, zip(*rows, strict=True), strict=True)),
-        schema=_SCHEMA.with_metadata({"classes": json.dumps(list(classes))}),
-    )
+def _write_shard(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> None:
+    fields = [*_SCHEMA, pa.field("caption", pa.string())][: len(rows[0])]
+    schema = pa.schema(fields, metadata={"classes": json.dumps(list(classes))})
+    table = pa.table(dict(zip(schema.names, zip(*rows, strict=True), strict=True)), schema=schema)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         pq.write_table(

@@ -24,6 +24,7 @@ class Records:
         classes: names of the classes, in the order of the labels.
         read: yields the images of such rows, in that order.
         origin: says in words where a row is from, for messages.
+        caption: says what the image of a row shows; None where nobody wrote that.
 
     Raises:
         ValueError: there are none, or labels have no class, or ids are not unique; the rows are
@@ -36,6 +37,7 @@ class Records:
     classes: tuple[str, ...]
     read: Callable[[np.ndarray], Iterable[Encoded]]
     origin: Callable[[int], str]
+    caption: Callable[[int], str] | None = None
 
     def __post_init__(self) -> None:
         if not len(self):

@@ -19,6 +19,7 @@ from raykb.models.resnet import (
 )
 from raykb.models.small_convnet import small_convnet
 from raykb.models.spatially_attentive import spatially_attentive
+from raykb.models.vilt import ViLT, vilt_b_32
 from raykb.models.vit import VisionTransformer, vit_b_16, vit_small_patch16, vit_tiny_patch4
 from raykb.models.wide_resnet import (
     wide_resnet,
@@ -43,6 +44,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_small_patch16": vit_small_patch16,
     "vit_b_16": vit_b_16,
 }
+
+IMAGE_TEXT: dict[str, Callable[..., nn.Module]] = {"vilt": ViLT, "vilt_b_32": vilt_b_32}
 
 SEQUENTIALS: dict[str, Callable[..., nn.Sequential]] = {
     "small_resnet_sequential": small_resnet_sequential,

@@ -42,11 +42,16 @@ class Encoder(nn.Module):
             self.pos_embedding.requires_grad_(False).zero_()
             self.pos_embedding[:, 1:] = sine_cosine_positions(side, side, width)
 
-    def forward(self, x: Tensor, blocks: Sequence[int] = ()) -> Tensor:
-        """Return the norm of the mean of the outputs of ``blocks``, or of the last one alone."""
+    def forward(
+        self, x: Tensor, blocks: Sequence[int] = (), padding: Tensor | None = None
+    ) -> Tensor:
+        """Return the norm of the mean of the outputs of ``blocks``, or of the last one alone.
+
+        No token heeds those where ``padding`` (N, S) is true.
+        """
         outputs = []
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, padding)
             outputs.append(x)
         if blocks:
             x = torch.stack([outputs[number - 1] for number in blocks]).mean(0)

@@ -8,6 +8,7 @@ method can take the features between them, and a method that needs more says whi
     stages     a list of them      of each resolution: an output layer of several scales
     evidence   at each place       of a network with such a layer
     tokens     (N, T, width)       of a transformer
+    text       joint, matching     of a network that takes texts, too, beside images or alone
     patches    embed, encode       of a transformer some of whose patches are hidden from it
 """
 
@@ -80,6 +81,30 @@ class WithTokens(Backbone, Protocol):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Return the last tokens (N, T, width) of images."""
+        ...
+
+
+@runtime_checkable
+class WithText(Backbone, Protocol):
+    """A backbone that takes texts, too: tokens (N, L), 0 where there are none.
+
+    Attributes:
+        textual: embeds tokens; ``textual.words`` has a row for each of the vocabulary.
+        matching: from pooled tokens to logits of not belonging together, and of belonging.
+    """
+
+    textual: nn.Module
+    matching: nn.Module
+
+    def joint(self, images: Tensor, tokens: Tensor) -> Any:
+        """Return tokens of ``text`` (N, L, width), of the ``image`` (N, T, width), and ``pooled``.
+
+        The latter, (N, width), is what ``matching`` takes.
+        """
+        ...
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """Return features (N, width) of texts alone."""
         ...
 
 

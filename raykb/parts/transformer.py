@@ -48,10 +48,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(layers))  # torchvision's have dropout between
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (N, S, width)."""
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Return tokens (N, S, width); no token heeds those where ``padding`` (N, S) is true."""
         normed = self.ln_1(x)
-        attended, _ = self.self_attention(normed, normed, normed, need_weights=False)
+        attended, _ = self.self_attention(
+            normed, normed, normed, key_padding_mask=padding, need_weights=False
+        )
         x = x + self.drop_path(attended)
         out: Tensor = x + self.drop_path(self.mlp(self.ln_2(x)))
         return out

@@ -19,3 +19,15 @@ class MixedBatch(NamedTuple):
     targets: Tensor  # (N, classes) float, rows sum to 1
     masks: Tensor  # (N, 1, H, W) or (N, 1, 1, 1), 1 where an image is its own
     donors: Tensor  # (N, C, H, W) float, which is there where the masks are 0
+
+
+class PairBatch(NamedTuple):
+    """A rank's share of a step of images and texts that belong together, or do not."""
+
+    images: Tensor  # (N, C, H, W) float
+    false_images: Tensor  # (N, C, H, W) float, of other pairs drawn at random
+    tokens: Tensor  # (N, L) int64, 0 is padding
+    words: Tensor  # (N, L) int64, the number of the word that a token is of, -1 of none
+    masked: Tensor  # (N, L) int64, tokens some of whose words are hidden
+    hidden: Tensor  # (N, L) int64, what was hidden, -100 elsewhere
+    lots: Tensor  # (N,) float, which pairs are made false ones: the last

@@ -18,11 +18,13 @@ from raykb.engine.checkpoint import decode, encode
 from raykb.engine.objective import OBJECTIVES, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.seeding import generator
 from raykb.models.spatially_attentive import SpatiallyAttentive
+from raykb.models.vilt import ViLT
 from raykb.models.vit import VisionTransformer
 from raykb.parts.backbone import LayeredClassifier, freeze_classifier
 from raykb.parts.patches import hidden_count
 from raykb.recognition import METHODS as RECOGNITION
-from raykb.recognition.batch import MixedBatch, SoftBatch
+from raykb.recognition import PAIR_METHODS
+from raykb.recognition.batch import MixedBatch, PairBatch, SoftBatch
 from raykb.segmentation import METHODS as SEGMENTATION
 from raykb.segmentation.losses import VoxelBatch
 from raykb.selfsup import METHODS as SELFSUP
@@ -40,6 +42,7 @@ from raykb.semi.batch import SemiBatch
 
 TABLES = {
     "engine": OBJECTIVES,
+    "pairs": PAIR_METHODS,
     "recognition": RECOGNITION,
     "segmentation": SEGMENTATION,
     "selfsup": SELFSUP,
@@ -153,6 +156,12 @@ def attentive():
     return SpatiallyAttentive(mapped(), CLASSES, stages=3, head_width=4, output="spatial")
 
 
+def reader():
+    """Return a network that takes texts, too."""
+    sizes = {"image_size": 8, "patch": 4, "width": 8, "depth": 2, "heads": 2}
+    return ViLT(CLASSES, 1, vocabulary=20, text_length=6, **sizes)
+
+
 def segmenter():
     """Return such a network that says it of each pixel."""
     layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, CLASSES, 1))
@@ -168,7 +177,7 @@ def learner(case, seed=0):
         pytest.fail(f"{sees.__name__}: SEEN has no way to make one; add it")
     torch.manual_seed(seed)
     own = SEEN[sees][1]()
-    if table == "selfsup":  # as every training without labels
+    if table in ("pairs", "selfsup"):  # as every training without labels
         freeze_classifier(own)
     truths = torch.arange(len(IDS)) % CLASSES
     return Learner(own, build(TABLES[table], row, task=Task(own, STEPS, CLASSES, IDS, truths)))
@@ -241,6 +250,16 @@ def corrupted(size, numbers, objective):
     return CorruptedBatch(images, torch.where(mask, noise, images), mask, alien, torch.arange(size))
 
 
+def pairs(size, numbers, objective):
+    images, others = 2.0 * torch.randn(2, size, 1, 8, 8, generator=numbers)
+    tokens = torch.randint(5, 20, (size, 6), generator=numbers)
+    words = torch.tensor([-1, 0, 0, 1, 2, -1]).expand(size, -1)
+    places = (words == 0).expand(size, -1)
+    masked, hidden = tokens.masked_fill(places, 4), tokens.masked_fill(~places, -100)
+    lots = torch.rand(size, generator=numbers)
+    return PairBatch(images, others, tokens, words, masked, hidden, lots)
+
+
 def boxes(size, numbers, objective):
     views = 2.0 * torch.randn(size, 2, 1, 4, 4, generator=numbers)
     first = 2.0 * torch.rand(size, 2, objective.count, 2, generator=numbers)
@@ -255,6 +274,7 @@ SEEN = {  # how it is made, and a network that it is for
     MultiCropBatch: (crops, classifier),
     MaskedBatch: (masked, transformer),
     MixedBatch: (mixed, attentive),
+    PairBatch: (pairs, reader),
     SemiBatch: (semi, classifier),
     TilesBatch: (pretext, classifier),
     TurnedBatch: (pretext, classifier),

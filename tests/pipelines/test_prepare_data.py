@@ -238,12 +238,16 @@ def test_help_lists_the_arguments_of_each_set(
     assert "--on-bad-image" in printed
 
 
-def test_volumes_have_their_own_arguments(script: ModuleType, capsys: pytest.CaptureFixture[str]):
-    for name in script.VOLUMES:
+def test_volumes_and_pairs_have_their_own_arguments(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+):
+    own = {"colin27": "--templates TEXT", "emoji": "--count N"}
+    assert own.keys() == set(script.MAKERS)
+    for name, option in own.items():
         with pytest.raises(SystemExit, match="0"):
             script.main([name, "--help"])
         printed = capsys.readouterr().out
-        assert "--templates TEXT" in printed
+        assert option in printed
         assert "--shard-mib" not in printed
 
 

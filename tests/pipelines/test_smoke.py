@@ -12,7 +12,7 @@ import yaml
 
 from raykb import config as configuration
 from raykb.config import build
-from raykb.models import MODELS, SEGMENTERS, SEQUENTIALS
+from raykb.models import IMAGE_TEXT, MODELS, SEGMENTERS, SEQUENTIALS
 
 SCRIPTS = {
     "anytime": "autoclint",
@@ -20,6 +20,7 @@ SCRIPTS = {
     "gpipe": "gpipe_train",
     "segmentation": "decathlon",
     "nas": "nas_search",
+    "pairs": "vilt",
     "recognition": "train",
     "selfsup": "pretrain",
     "semi": "semi_train",
@@ -124,6 +125,8 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
             tasks = dict.fromkeys(row["task"] for row in results["results"])
             each *= len(tasks) * config["folds"]["splits"]
             pictures = {f"{task}.png" for task in tasks}
+        if room == "pairs":
+            pictures |= {f"found_{label}.png" for label in labels}
         if room == "recognition":
             pictures |= {"curves.png", "confusion.png"}
         if room == "selfsup":  # initial weights stand beside what was trained
@@ -148,6 +151,8 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
     channels = config["data"].get("channels") or 1
     if room == "segmentation":  # the plan decides part of the network, and the training has all
         config, classes = json.loads((finals[-1].parent / "config.json").read_text()), 2
+    if room == "pairs":  # the emoji's categories
+        classes, channels = 8, 3
     if room == "nas":  # a rival, whose config stands beside it; of brains
         finals = sorted(tmp_path.rglob("unet_3d/*/final.pt"))
         config, classes = json.loads((finals[-1].parent / "config.json").read_text()), 4
@@ -159,6 +164,6 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
             if name.startswith("backbone.")
         }
         channels = 3  # a backbone takes colour, whatever the data have
-    tables = MODELS | SEQUENTIALS | SEGMENTERS
+    tables = MODELS | SEQUENTIALS | SEGMENTERS | IMAGE_TEXT
     model = build(tables, config["model"], classes=classes, channels=channels)
     model.load_state_dict(weights)

@@ -1,0 +1,153 @@
+"""Images with captions: what ViLT and its rivals read, and how they are judged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raykb.assembly.builder import Config, Data
+from raykb.assembly.supervised import Supervised
+from raykb.config import Problems, build
+from raykb.data.feed import InPlace
+from raykb.data.image_views import ClassifierView
+from raykb.data.order import Shuffled
+from raykb.data.pair_views import PairView
+from raykb.data.pairs import PairSet, captions_of
+from raykb.data.source import Source
+from raykb.data.views import VIEWS
+from raykb.data.wordpiece import WordPiece
+from raykb.engine.arguments import at_least, misfits, or_none, refuse, within
+from raykb.engine.loop import Evaluation
+from raykb.engine.recipe import Recipe
+from raykb.engine.seeding import stream_seed
+from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy
+from raykb.evaluate.fine_tuning import FineTuning
+from raykb.evaluate.pair_retrieval import PairRetrieval
+from raykb.evaluate.pair_scores import SCORES
+from raykb.evaluate.prompts import Prompted
+from raykb.recognition import PAIR_METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """What becomes of captions; a section of the config.
+
+    Their length is ``model.text_length``, and their vocabulary has ``model.vocabulary`` tokens.
+
+    Args:
+        vocabulary: file of a WordPiece vocabulary, as BERT's vocab.txt; null to learn one from the
+            training captions.
+        hidden: share of the words that are hidden, whole, in [0, 1).
+        prompt: text for the class ``{}``.
+        pictures: of the test that are retrieved; null for all. Scores of pairs take as long as the
+            square of them.
+    """
+
+    vocabulary: str | None = None
+    hidden: float = 0.15
+    prompt: str = "{}"
+    pictures: int | None = None
+
+    def __post_init__(self) -> None:
+        refuse(misfits(self, hidden=within(0, 1), pictures=or_none(at_least(1))))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A data set with captions that was opened, and the vocabulary of these.
+
+    Attributes:
+        labelled: the images; none is decoded yet, but for one.
+        vocabulary: of the captions.
+    """
+
+    labelled: Supervised
+    vocabulary: WordPiece
+
+    @classmethod
+    def opened(cls, config: Config, problems: Problems) -> "Pairs":
+        """Open the data set, and learn or read the vocabulary.
+
+        Args:
+            config: the sections ``data``, ``captions`` and ``model``.
+            problems: take what is wrong.
+
+        Raises:
+            ConfigError: something cannot be opened; all that is wrong is named.
+        """
+        texts: Sequence[str] = ()
+        with problems.at("data", config["data"]):
+            labelled = Supervised.opened(config["data"])
+            texts = captions_of(labelled.train)
+            captions_of(labelled.test)  # there must be some
+        problems.refuse()
+        with problems.at("captions", config["captions"]):
+            size, asked = config["model"]["vocabulary"], build(Captions, config["captions"])
+            path = asked.vocabulary
+            found = WordPiece.learnt(texts, size) if path is None else WordPiece.read(path)
+            if len(found) > size:
+                raise ValueError(
+                    f"vocabulary: has {len(found)} tokens, and the model {size}; set "
+                    f"model.vocabulary to {len(found)}"
+                )
+        problems.refuse()
+        return cls(labelled, found)
+
+    def kept(self, text: str) -> "Pairs":
+        """Return the same with the vocabulary that a run began with, a token a line."""
+        return Pairs(self.labelled, WordPiece(text.splitlines()))
+
+    @property
+    def stand_in(self) -> Data:
+        """What a rehearsal has to know of it."""
+        own = self.labelled.stand_in
+        return Data(
+            samples=own.samples, classes=own.classes, channels=own.channels, supervised=False
+        )
+
+    def read(self, length: int) -> dict[str, PairSet]:
+        """Decode ``train`` and ``test``, with captions of ``length`` tokens."""
+        parts = {"train": self.labelled.train, "test": self.labelled.test}
+        return {
+            part: PairSet.loaded(records, self.labelled.options, self.vocabulary, length)
+            for part, records in parts.items()
+        }
+
+
+def pair_data(
+    *, config: Config, seed: int, train: PairSet, test: PairSet, vocabulary: WordPiece
+) -> Data:
+    """Return images with captions in shuffled epochs, and what a network of both is judged by.
+
+    Args:
+        config: the sections ``view``, ``recipe``, ``captions``, ``method`` and ``fine_tuning``.
+        seed: of order, views, hidden words and false images.
+        train: pairs to learn from.
+        test: pairs to be judged by.
+        vocabulary: of the captions.
+    """
+    recipe, form = build(Recipe, config["recipe"]), build(VIEWS, config["view"])
+    asked = build(Captions, config["captions"])
+    plain_tokens = vocabulary.first_plain, len(vocabulary)
+    view = PairView(form, train, vocabulary.mask, plain_tokens, asked.hidden)
+    order = Shuffled(len(train), recipe.batch_size, seed, keep_last=recipe.keep_last)
+    scores, plain = SCORES[PAIR_METHODS[config["method"]["name"]].scored_by], ClassifierView(form)
+    names = [asked.prompt.format(name.lower()) for name in test.classes]
+    prompts = torch.from_numpy(vocabulary.encode(names, test.tokens.shape[1]).tokens)
+    shown = test.subset(np.arange(len(test))[: asked.pictures])
+    own: dict[str, Evaluation] = {
+        "retrieval": PairRetrieval(shown, plain, scores),
+        "prompts": Prompted(test, plain, prompts, scores),
+    }
+    by = JudgedBy(train, test, plain, len(test.classes), stream_seed(seed, "protocols"))
+    tuned = BackboneEvaluation(by, {"fine_tuning": build(FineTuning, config["fine_tuning"])})
+    return Data(
+        feed=InPlace(Source(train, order, view, seed, "trainer")),
+        samples=len(train),
+        classes=len(test.classes),
+        channels=train.images.images.shape[1],
+        evaluations=own | {"": tuned},
+        on_the_way=own,
+        supervised=False,
+    )

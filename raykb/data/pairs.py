@@ -1,0 +1,77 @@
+"""Images with captions: one more kind of examples."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raykb.data.images import ImageSet
+from raykb.data.loading import load
+from raykb.data.options import Options
+from raykb.data.records import Records
+from raykb.data.source import Read
+from raykb.data.wordpiece import WordPiece
+
+
+@dataclass(frozen=True, eq=False)
+class PairSet:
+    """N images with captions; :class:`raykb.data.source.Examples`, labelled ones, too.
+
+    Attributes:
+        images: (N, C, H, W), and their labels and ids.
+        captions: of each.
+        tokens: (N, L) int64, the captions as tokens.
+        words: (N, L) int64, the number of the word that a token is of, -1 of none.
+    """
+
+    images: ImageSet
+    captions: tuple[str, ...]
+    tokens: np.ndarray
+    words: np.ndarray
+
+    @classmethod
+    def loaded(
+        cls, records: Records, options: Options, vocabulary: WordPiece, length: int
+    ) -> "PairSet":
+        """Decode images, and cut their captions into ``length`` tokens."""
+        images = load(records, options)
+        good = records.subset(np.flatnonzero(np.isin(records.ids, images.ids)))
+        captions = captions_of(good)
+        return cls(images, captions, *vocabulary.encode(captions, length))
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of the images, (N,) int64."""
+        return self.images.ids
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.images.classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, rows: np.ndarray) -> Read:
+        """Return ``images``, ``labels``, ``tokens`` and ``words`` of rows (n,)."""
+        found = self.images.read(rows)
+        own = {"tokens": self.tokens[rows], "words": self.words[rows]}
+        return found._replace(arrays=found.arrays | own)
+
+    def subset(self, rows: np.ndarray) -> "PairSet":
+        """Return the pairs at ``rows``, copied, in that order."""
+        captions = tuple(self.captions[row] for row in rows)
+        return PairSet(self.images.subset(rows), captions, self.tokens[rows], self.words[rows])
+
+
+def captions_of(records: Records) -> tuple[str, ...]:
+    """Return what each of records shows.
+
+    Raises:
+        ValueError: nobody has written that.
+    """
+    if records.caption is None:
+        raise ValueError(
+            f"{records.origin(int(records.rows[0]))}: has no captions; take emoji_sample, or "
+            "Parquet shards with a column 'caption', as prepare_data.py emoji writes them"
+        )
+    return tuple(map(records.caption, records.rows.tolist()))
