@@ -1,19 +1,45 @@
-"""Losses of a frozen network on hard inputs: what a predictor of losses reads."""
+"""Losses of a frozen network on hard inputs: how they are tabled, and what reads the tables.
 
+    images ─▶ pieces, each made once by a worker ─▶ tables ─▶ training of a predictor ─▶ choices
+
+Departures: the predictor learns from all training images, where the official code keeps a fifth of
+them to choose by: nothing is chosen here. The box of grey lies on the thumbnail.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from raykb.assembly.builder import Config, Data
-from raykb.augment.choices import Choices, Conditions
+from raykb.assembly.as_they_are import State, put_weights, read_weights
+from raykb.assembly.builder import (
+    Config,
+    Data,
+    Methods,
+    Models,
+    network_of,
+    rehearse,
+    rehearse_all,
+)
+from raykb.assembly.supervised import Supervised
+from raykb.augment.choices import CLEAN, Choices, Conditions
+from raykb.augment.hard_inputs import HARDENINGS
 from raykb.augment.loss_prediction import NAMES
-from raykb.augment.loss_tables import Arrays
-from raykb.config import build
+from raykb.augment.loss_tables import Arrays, Target, losses_piece, views_piece
+from raykb.comparison import Comparison, Entry
+from raykb.config import Problems, build
+from raykb.data.corruptions import CORRUPTIONS, SEVERITIES
 from raykb.data.feed import InPlace
+from raykb.data.images import ImageSet
 from raykb.data.order import Shuffled
 from raykb.data.source import Fields, Read, Source
-from raykb.data.views import VIEWS, ImageView
+from raykb.data.splits import stratified_subset
+from raykb.data.views import VIEWS, ImageView, normalise
 from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import keyed_uniform, stream_seed
@@ -35,15 +61,15 @@ class Selection:
 
     thumbnail: int = 64
     threshold: float = 0.0
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    severities: Sequence[int] = tuple(SEVERITIES)
     test_images: int = 1000
     chunk: int = 500
 
     def __post_init__(self) -> None:
         whole = dict.fromkeys(("thumbnail", "test_images", "chunk"), at_least(1))
         problems = misfits(self, threshold=at_least(0), **whole)
-        if not self.severities or set(self.severities) - {1, 2, 3, 4, 5}:
-            problems.append(f"severities: {self.severities!r}, must be some of 1, 2, 3, 4, 5")
+        if not self.severities or set(self.severities) - {*SEVERITIES}:
+            problems.append(f"severities: {self.severities!r}, must be some of {SEVERITIES}")
         refuse(problems)
 
 
@@ -105,12 +131,8 @@ class ThumbnailView:
 
     def plain(self, arrays: Fields) -> Fields:
         """Return normalised thumbnails without a box, and losses."""
-        return arrays | {"thumbnails": self.form.plain(arrays["thumbnails"])}
-
-
-def predictor_stand_in(channels: int, samples: int) -> Data:
-    """Return what a rehearsal has to know of a table of so many samples."""
-    return Data(samples=samples, classes=len(NAMES), channels=channels)
+        values = arrays["thumbnails"].float() / 255
+        return arrays | {"thumbnails": normalise(values, self.form.mean, self.form.std)}
 
 
 def loss_prediction_data(
@@ -135,3 +157,163 @@ def loss_prediction_data(
         channels=table["thumbnails"].shape[1],
         evaluations={"": Choices(conditions, view, selection.threshold, seed)},
     )
+
+
+# ---------------------------------------------------------------------- rehearsals
+
+
+def target_config(config: Config) -> dict[str, Any]:
+    """Return the configuration of a target network's training."""
+    own = {name: part for name, part in config["target"].items() if name != "weights"}
+    return {**config, **own}
+
+
+def rehearse_target(
+    config: Config, methods: Methods, data: Supervised, problems: Problems, workers: int
+) -> State | None:
+    """Build the target network's training without memory; return the weights that were named."""
+    whole = target_config(config)
+    sections = ("model", "optimizer", "schedule", "method", "recipe")
+    places = {name: f"target.{name}" for name in sections}
+    given = data.stand_in
+    rehearse(whole, methods, given, data.shape, problems, places=places, workers=workers)
+    if (place := config["target"]["weights"]) is None:
+        return None
+    with problems.at("target.weights"):
+        state = read_weights(place)
+        put_weights(network_of(whole, given), state)
+        return state
+    return None
+
+
+def rehearse_predictors(
+    config: Config,
+    methods: Methods,
+    models: Models,
+    data: Supervised,
+    comparison: Comparison,
+    problems: Problems,
+) -> None:
+    """Build every predictor's training without memory."""
+    channels, side = data.shape[0], build(Selection, config["selection"]).thumbnail
+    for entry in comparison.entries(config).values():
+        with problems.at("hardening", entry["hardening"]):
+            samples = len(data.train) * build(HARDENINGS, entry["hardening"]).samples
+    given = Data(samples=samples, classes=len(NAMES), channels=channels)
+    rehearse_all(
+        comparison, config, methods, given, (channels, side, side), problems, models=models
+    )
+
+
+# ---------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file of a table that a worker is to make.
+
+    Attributes:
+        name: of the file below the run directory.
+        make: ``make(**arguments)`` returns what is in it.
+        arguments: what ``make`` gets.
+        key: stands for all that it is made of.
+    """
+
+    name: str
+    make: Callable[..., bytes]
+    arguments: dict[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Which pieces the tables of a run have, of what.
+
+    Attributes:
+        config: of the run.
+        data: what the target network has to know of the data.
+        state: weights of the target network that were read; None where it is trained.
+        device: where it runs.
+        threads: of torch, for each piece.
+    """
+
+    config: Config
+    data: Data
+    state: State | None
+    device: str
+    threads: int
+
+    @property
+    def selection(self) -> Selection:
+        """How the predictor is asked and judged."""
+        selection: Selection = build(Selection, self.config["selection"])
+        return selection
+
+    @property
+    def severities(self) -> list[tuple[str, int]]:
+        """Every corruption at every severity, and none first."""
+        each = [(name, one) for name in CORRUPTIONS for one in self.selection.severities]
+        return [(CLEAN, 0), *each]
+
+    def pieces(self, images: int, comparison: Comparison) -> int:
+        """Return the number of pieces of all tables, for so many training images."""
+        chunks = -(-images // self.selection.chunk)
+        learnt = len(comparison.trainings(self.config)) * chunks
+        seen = len(self.severities) * (comparison.seeds if self.state is None else 1)
+        return learnt + seen
+
+    def selected(self, test: ImageSet) -> ImageSet:
+        """Return the test images that are asked about, of every class alike."""
+        count = min(self.selection.test_images, len(test))
+        return test.subset(np.sort(stratified_subset(test.labels, count)))
+
+    def target(self, state: State) -> Target:
+        """Return a target network of these weights."""
+        return Target(
+            network=functools.partial(network_of, target_config(self.config), self.data),
+            state=state,
+            view=build(VIEWS, self.config["view"]),
+            device=self.device,
+            threads=self.threads,
+        )
+
+    def conditions(self, target: Target, test: ImageSet) -> dict[str, Piece]:
+        """Return a piece for each corruption and severity of the test images, by their name."""
+        seed = stream_seed(self.config["seed"], "test corruptions")
+        made = {}
+        for corruption, severity in self.severities:
+            about = {"corruption": corruption, "severity": severity, "seed": seed}
+            name = f"{corruption}/{severity}"
+            made[name] = self._piece(f"seen/{name}", views_piece, target, test, about, {})
+        return made
+
+    def losses(self, target: Target, train: ImageSet, entry: Entry) -> dict[str, Piece]:
+        """Return the pieces of the table that an entry of the comparison learns from."""
+        hardening, made = entry.config["hardening"], {}
+        for number, first in enumerate(range(0, len(train), self.selection.chunk)):
+            part = train.subset(np.arange(first, min(first + self.selection.chunk, len(train))))
+            given = {"hardening": build(HARDENINGS, hardening)}
+            about, name = {"seed": entry.seed}, f"{entry.name}/{number:05d}"
+            made[name] = self._piece(
+                f"losses/{name}", losses_piece, target, part, about, given, hardening
+            )
+        return made
+
+    def _piece(
+        self,
+        name: str,
+        make: Callable[..., bytes],
+        target: Target,
+        images: ImageSet,
+        about: dict[str, Any],
+        given: dict[str, Any],
+        hardening: Any = None,
+    ) -> Piece:
+        about = about | {"side": self.selection.thumbnail}
+        own = [target.key, self.config["data"], self.config["view"], about, hardening]
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
+        digest.update(images.ids.tobytes())
+        digest.update(images.images.tobytes())
+        arguments = {"target": target, "images": images, **about, **given}
+        place = f"tables/{target.key}/{name}.npz"
+        return Piece(place, make, arguments, digest.hexdigest()[:16])

@@ -16,6 +16,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ class Choices:
     seed: int
 
     def __call__(self, network: nn.Module, device: torch.device) -> Evaluated:
-        """Return errors by way to choose, ``<way>/error``, ``clean_error``, and ``mce``.
+        """Return ``error``, ``clean_error`` and ``mce`` of learnt_1, and ``<way>/error``, ….
 
         The details have the errors by condition, and how often each transformation was chosen.
         """
@@ -104,7 +105,7 @@ class Choices:
                 errors.setdefault(name, {})[condition] = found
             first = choices["learnt_1"][:, 0].bincount(minlength=len(NAMES))
             used[condition] = (first / len(labels)).tolist()
-        figures = {
+        figures = summary(errors["learnt_1"]) | {
             f"{name}/{kind}": value
             for name, row in errors.items()
             for kind, value in summary(row).items()
@@ -136,3 +137,39 @@ def rows(errors: Mapping[str, float]) -> dict[str, Sequence[float]]:
         if corruption != CLEAN:
             found.setdefault(corruption, []).append(error)
     return dict(found)
+
+
+FIXED = ("identity", *(f"random_{k}" for k in COUNTS), *BASELINES, "oracle")
+PASSES = {"identity": 1, "oracle": len(NAMES)} | {
+    name: len(columns) for name, columns in BASELINES.items()
+}
+"""Forward passes of the target network for an image, of ways that have no number in their name."""
+
+
+def ways_to_choose(rivals: Sequence[str], subject: str) -> list[str]:
+    """Return the rows of the table beside those of one learnt choice, which have a run's labels."""
+    learnt = [f"{label}_{k}" for label in (*rivals, subject) for k in COUNTS[1:]]
+    return [*FIXED, *learnt]
+
+
+def told_rows(
+    found: Sequence[tuple[str, int, Mapping[str, float]]], subject: str
+) -> list[dict[str, Any]]:
+    """Return a row for each way to choose and seed.
+
+    Args:
+        found: label, seed number and figures of each predictor; ways without one are as its subject
+            has them, for all of a seed saw the same tables.
+        subject: the label of the run's own predictor.
+    """
+    told = []
+    for label, seed, figures in found:
+        ways = {label: "learnt_1"} | {f"{label}_{k}": f"learnt_{k}" for k in COUNTS[1:]}
+        ways |= {name: name for name in FIXED} if label == subject else {}
+        for own, way in ways.items():
+            row: dict[str, Any] = {"label": own, "seed": seed}
+            kinds = ("error", "clean_error", "mce")
+            row |= {f"test/{kind}": figures.get(f"test/{way}/{kind}") for kind in kinds}
+            passes = PASSES.get(way) or int(way.rpartition("_")[2])
+            told.append(row | {"test/passes": passes})
+    return told

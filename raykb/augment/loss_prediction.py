@@ -79,8 +79,11 @@ def predicted(network: nn.Module, thumbnails: Tensor) -> Tensor:
         network: g.
         thumbnails: (N, C, h, w) float, normalised.
     """
-    plain = network(thumbnails).float().softmax(1)
-    return (plain + network(mirrored(thumbnails)).float().softmax(1)[:, _SWAPPED]) / 2
+    plain, mirror = (
+        network(form).float().softmax(1) for form in (thumbnails, mirrored(thumbnails))
+    )
+    mean: Tensor = (plain + mirror[:, _SWAPPED]) / 2
+    return mean
 
 
 def chosen(probabilities: Tensor, count: int, *, threshold: float = 0.0) -> Tensor:

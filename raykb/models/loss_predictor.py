@@ -61,11 +61,10 @@ class MultiLevelEfficientNet(nn.Module):
             if number not in _LEVELS:
                 maps = stage(maps)
                 continue
-            first, *others = stage
-            maps = first(maps)
-            found.append(self.levels[str(number)](maps.mean((2, 3))))
-            for block in others:
+            for place, block in enumerate(stage.children()):
                 maps = block(maps)
+                if not place:
+                    found.append(self.levels[str(number)](maps.mean((2, 3))))
         return torch.cat([*found, maps.mean((2, 3))], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
