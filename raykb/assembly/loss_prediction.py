@@ -256,7 +256,7 @@ class Tables:
         return [(CLEAN, 0), *each]
 
     def pieces(self, images: int, comparison: Comparison) -> int:
-        """Return the number of pieces of all tables, for so many training images."""
+        """Return the number of pieces of all tables at most, for so many training images."""
         chunks = -(-images // self.selection.chunk)
         learnt = len(comparison.trainings(self.config)) * chunks
         seen = len(self.severities) * (comparison.seeds if self.state is None else 1)
@@ -288,12 +288,16 @@ class Tables:
         return made
 
     def losses(self, target: Target, train: ImageSet, entry: Entry) -> dict[str, Piece]:
-        """Return the pieces of the table that an entry of the comparison learns from."""
+        """Return the pieces of the table that an entry of the comparison learns from.
+
+        Entries that differ in what does not make the table have the same pieces.
+        """
         hardening, made = entry.config["hardening"], {}
+        table = hashlib.sha256(json.dumps([hardening, entry.seed]).encode()).hexdigest()[:12]
         for number, first in enumerate(range(0, len(train), self.selection.chunk)):
             part = train.subset(np.arange(first, min(first + self.selection.chunk, len(train))))
             given = {"hardening": build(HARDENINGS, hardening)}
-            about, name = {"seed": entry.seed}, f"{entry.name}/{number:05d}"
+            about, name = {"seed": entry.seed}, f"{table}/{number:05d}"
             made[name] = self._piece(
                 f"losses/{name}", losses_piece, target, part, about, given, hardening
             )
