@@ -33,7 +33,7 @@ from raykb.augment.loss_prediction import NAMES
 from raykb.augment.loss_tables import Arrays, Target, losses_piece, views_piece
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, build
-from raykb.data.corruptions import CORRUPTIONS, SEVERITIES
+from raykb.data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES
 from raykb.data.feed import InPlace
 from raykb.data.images import ImageSet
 from raykb.data.order import Shuffled
@@ -54,13 +54,15 @@ class Selection:
     Args:
         thumbnail: side in pixels of what the predictor sees.
         threshold: share of the identity's probability below which a choice is the identity.
-        severities: of the corruptions of the test images, from 1 to 5.
+        corruptions: names of those of the test images; all of ImageNet-C by default.
+        severities: of each of them, from 1 to 5.
         test_images: how many of these there are.
         chunk: training images of one piece of the table.
     """
 
     thumbnail: int = 64
     threshold: float = 0.0
+    corruptions: Sequence[str] = tuple(CORRUPTIONS)
     severities: Sequence[int] = tuple(SEVERITIES)
     test_images: int = 1000
     chunk: int = 500
@@ -68,8 +70,11 @@ class Selection:
     def __post_init__(self) -> None:
         whole = dict.fromkeys(("thumbnail", "test_images", "chunk"), at_least(1))
         problems = misfits(self, threshold=at_least(0), **whole)
-        if not self.severities or set(self.severities) - {*SEVERITIES}:
-            problems.append(f"severities: {self.severities!r}, must be some of {SEVERITIES}")
+        for name, known in (("corruptions", (*CORRUPTIONS, *EXTRA)), ("severities", SEVERITIES)):
+            given = getattr(self, name)
+            if isinstance(given, str) or not given or set(given) - {*known}:
+                allowed = ", ".join(map(str, known))
+                problems.append(f"{name}: {given!r}, must be a list of some of {allowed}")
         refuse(problems)
 
 
@@ -251,8 +256,9 @@ class Tables:
 
     @property
     def severities(self) -> list[tuple[str, int]]:
-        """Every corruption at every severity, and none first."""
-        each = [(name, one) for name in CORRUPTIONS for one in self.selection.severities]
+        """What test images are corrupted by and how much: by nothing first."""
+        asked = self.selection
+        each = [(name, one) for name in asked.corruptions for one in asked.severities]
         return [(CLEAN, 0), *each]
 
     def pieces(self, images: int, comparison: Comparison) -> int:
