@@ -1,11 +1,10 @@
 """Learn which transformation each test image wants, and say what such a choice is worth.
 
 A small network predicts, from a thumbnail, after which of twelve transformations a frozen target
-network would lose least on this very image; that one alone is then classified. The target networks
-are trained first, or one is read; their losses on hard training images are tabled by workers, side
-by side, a piece each, and a predictor learns from each table. It is held against no transformation,
-random ones, mirror, five crops and an oracle, on corrupted images. With no option it does so on the
-images that come with raykb, in minutes on two cores.
+network would lose least on this very image. Targets are trained first, or one is read; workers
+table their losses on hard training images, side by side, and predictors learn from the tables. They
+are held against no transformation, random ones, mirror, five crops and an oracle, on corrupted
+images. With no option it does so on the images that come with raykb, in minutes on two cores.
 
   tta.py --set target.weights=runs/train-1/cutmix/seed-0/final.pt --set comparison.seeds=3
   tta.py --set selection.severities=[5] --set selection.threshold=1.5
@@ -27,7 +26,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raykb.assembly import RECIPE, SECTIONS, Supervised, classifier_data, compared, training
+from raykb.assembly import (
+    RECIPE,
+    SECTIONS,
+    State,
+    Supervised,
+    classifier_data,
+    compared,
+    training,
+)
 from raykb.assembly.loss_prediction import (
     Selection,
     Tables,
@@ -125,63 +132,54 @@ def tta(session: Session, ready: Ready) -> None:
     tell_results(session, ready, results)
 
 
-def target_states(
-    session: Session, ready: Ready, train: ImageSet, test: ImageSet
-) -> list[dict[str, Any]]:
+def target_states(session: Session, ready: Ready, train: ImageSet, test: ImageSet) -> list[State]:
     """Return the target network's weights of each seed: those that were read, or trained ones."""
     seeds = ready.comparison.seeds_of(session.config)
     if ready.tables.state is not None:
-        return [dict(ready.tables.state)] * len(seeds)
-    images, config = session.share(train=train, test=test), target_config(session.config)
-    each = ready.resources["target"]
-    entries = [Entry("target", number, seed, number, config) for number, seed in enumerate(seeds)]
+        return [ready.tables.state] * len(seeds)
+    given: dict[str, Any] = {"methods": OBJECTIVES, "data": classifier_data}
+    given |= session.share(train=train, test=test) | {"config": target_config(session.config)}
+    each, own = ready.resources["target"], target_config(session.recorded)
     jobs = [
-        TrainJob.of(e, training, each, methods=OBJECTIVES, data=classifier_data, **images)
-        for e in entries
+        TrainJob(f"target/seed-{n}", training, given | {"seed": seed}, seed, each, config=own)
+        for n, seed in enumerate(seeds)
     ]
-    own = target_config(session.recorded)
-    jobs = [dataclasses.replace(job, config=own) for job in jobs]
     return [result.state() for result in session.train_all(TARGETS, jobs)]
 
 
 def predictors(
-    session: Session,
-    ready: Ready,
-    states: Sequence[dict[str, Any]],
-    train: ImageSet,
-    test: ImageSet,
+    session: Session, ready: Ready, states: Sequence[State], train: ImageSet, test: ImageSet
 ) -> list[tuple[Entry, TrainJob]]:
     """Make the tables of all seeds; return the trainings that read them."""
     entries = ready.comparison.trainings(session.config)
     targets = [ready.tables.target(state) for state in states]
-    seen = {n: ready.tables.conditions(target, test) for n, target in enumerate(targets)}
+    seen = [ready.tables.conditions(target, test) for target in targets]
     learnt = {e.name: ready.tables.losses(targets[e.number], train, e) for e in entries}
-    pieces = [*seen.values(), *learnt.values()]
-    jobs = {each.name: FileJob(**vars(each)) for one in pieces for each in one.values()}
+    pieces = [piece for own in (*seen, *learnt.values()) for piece in own.values()]
+    jobs = {piece.name: FileJob(**vars(piece)) for piece in pieces}  # some are of several tables
     make_files(session, TABLES, list(jobs.values()), each=ready.resources["tables"])
     read = session.storage.read
+    seen_by = [{name: joined([read(p.name)]) for name, p in own.items()} for own in seen]
+    conditions = [session.machine.share(each) for each in seen_by]
     tables = {
-        number: session.machine.share({name: joined([read(p.name)]) for name, p in own.items()})
-        for number, own in seen.items()
+        name: session.machine.share(joined(read(piece.name) for piece in own.values()))
+        for name, own in learnt.items()
     }
-    return [
-        (
-            entry,
-            TrainJob.of(
-                entry,
-                training,
-                ready.resources["predictor"],
-                methods=PREDICTION,
-                models=PREDICTORS,
-                data=loss_prediction_data,
-                table=session.machine.share(
-                    joined(read(piece.name) for piece in learnt[entry.name].values())
-                ),
-                conditions=tables[entry.number],
-            ),
-        )
-        for entry in entries
-    ]
+    return [(e, job(ready, e, tables[e.name], conditions[e.number])) for e in entries]
+
+
+def job(ready: Ready, entry: Entry, table: Any, conditions: Any) -> TrainJob:
+    """Return the training of a predictor on a table, judged on those of the test images."""
+    return TrainJob.of(
+        entry,
+        training,
+        ready.resources["predictor"],
+        methods=PREDICTION,
+        models=PREDICTORS,
+        data=loss_prediction_data,
+        table=table,
+        conditions=conditions,
+    )
 
 
 def tell_results(session: Session, ready: Ready, results: list[tuple[Entry, Result]]) -> None:
