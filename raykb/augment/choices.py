@@ -2,6 +2,7 @@
 
     identity    f(x)                                      1 pass
     random_k    k drawn of the twelve                     k
+    autocontrast  of every image                          1
     flip        x and its mirror                          2
     five_crops  7/8 of the side, at the middle, corners   5
     learnt_k    the k that the predictor chose            k, and its own two on a thumbnail

@@ -6,7 +6,7 @@ arXiv 2010.11422, and its official code.
     l_a = CE(f(t_a(x)), y)                          loss of the frozen target network, a = 1..A
     s   = softmin(l / tau)                          relative target: only the order in x matters
     p   = softmax(g(x64))                           prediction, of a thumbnail
-    r_a(v) = (A - argsort(argsort(v))_a) / A        rank: 1/A of the largest, 1 of the smallest
+    r_a(v) = 1/A (1/2 + sum_b [v_b > v_a] + 1/2 [v_b = v_a])       rank: 1/A of the largest
     L   = mean over (x, a) of (r~_a(p) - r_a(s))^2
 
     r~_a(v) = 1/A (1/2 + sum_b sigmoid((v_b - v_a) / T))            pairwise soft rank
@@ -21,8 +21,10 @@ Symbols:
 Departures: the soft rank is pairwise, where the code has a recurrent network that was taught to
 sort (SoDeep), whose weights were not published. The prediction at inference is the mean over a
 thumbnail and its mirror left to right, where the code mirrors top to bottom by mistake. Samples of
-one image need not meet in a batch. Squared differences of ranks up to 0.05 count nothing in the
-code; here that is an option, for it lets the first three of twelve change places for free.
+one image need not meet in a batch. Equal losses share a rank, as those of identity and saturation
+do on grey images; else a constant would decide between them. Squared differences of ranks up to
+0.05 count nothing in the code; here that is an option, for it lets the first three of twelve change
+places for free.
 """
 
 from typing import NamedTuple
@@ -45,10 +47,9 @@ def relative_targets(losses: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Return ranks (N, A) from 1/A of the largest value to 1 of the smallest, ties by position."""
-    count = values.shape[1]
-    ascending = values.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    return (count - ascending).to(values.dtype) / count
+    """Return ranks (N, A) from 1/A of the largest value to 1 of the smallest; equals share them."""
+    difference = values[:, None, :] - values[:, :, None]  # (N, A, A): v_b - v_a at [a, b]
+    return (0.5 + (difference.sign() + 1).sum(2) / 2) / values.shape[1]
 
 
 def soft_ranks(values: Tensor, temperature: float) -> Tensor:
@@ -58,7 +59,7 @@ def soft_ranks(values: Tensor, temperature: float) -> Tensor:
 
 
 def ranking_loss(
-    predicted: Tensor, targets: Tensor, *, temperature: float = 0.01, tolerance: float = 0.0
+    predicted: Tensor, targets: Tensor, *, temperature: float = 0.05, tolerance: float = 0.0
 ) -> Tensor:
     """Return L of distributions (N, A); differences of squares up to ``tolerance`` count nothing.
 
@@ -129,7 +130,7 @@ class LossPrediction(Objective):
         task: Task,
         *,
         temperature: float = 1.0,
-        rank_temperature: float = 0.01,
+        rank_temperature: float = 0.05,
         tolerance: float = 0.0,
     ) -> None:
         super().__init__(task)

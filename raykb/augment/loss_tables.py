@@ -24,7 +24,12 @@ from raykb.data.images import ImageSet
 from raykb.data.views import ImageView
 
 Arrays = dict[str, np.ndarray]
-BASELINES = {"flip": (0, len(CANDIDATES)), "five_crops": tuple(range(13, 13 + len(CROPS)))}
+NAMES = tuple(CANDIDATES)
+BASELINES = {
+    "autocontrast": (NAMES.index("c"),),
+    "flip": (NAMES.index("n"), len(NAMES)),
+    "five_crops": tuple(range(len(NAMES) + 1, len(NAMES) + 1 + len(CROPS))),
+}
 """Columns of a test table whose mean is a rival that needs no predictor."""
 _ROWS = 64  # images whose views are in memory at once
 

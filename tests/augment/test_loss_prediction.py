@@ -31,6 +31,11 @@ def test_the_largest_value_has_the_smallest_rank():
     torch.testing.assert_close(found, torch.tensor([[1 / 3, 1.0, 2 / 3]]))
 
 
+def test_equal_values_share_a_rank():
+    found = ranks(torch.tensor([[2.0, 3.0, 2.0, 1.0]]))
+    torch.testing.assert_close(found, torch.tensor([[2.5, 1.0, 2.5, 4.0]]) / 4)
+
+
 def test_soft_ranks_are_ranks_as_the_temperature_goes_to_zero():
     torch.testing.assert_close(soft_ranks(LOSSES, 1e-6), ranks(LOSSES))
     assert soft_ranks(LOSSES, 1e6).std(1).max() < 1e-3
@@ -47,7 +52,7 @@ def test_the_loss_is_zero_in_the_right_order_and_does_not_see_a_constant():
     assert ranking_loss(targets.square(), targets, temperature=1e-7).item() < 1e-9
     wrong = (-targets).softmax(1)
     loss = ranking_loss(wrong, targets)
-    assert loss > 0.1
+    assert loss > 0.05
     moved = ranking_loss(wrong, relative_targets(LOSSES + 3))
     torch.testing.assert_close(moved, loss)
 
