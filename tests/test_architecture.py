@@ -58,9 +58,10 @@ PLAN: dict[str, tuple[set[str], set[str]]] = {
     # a plan of the room of segmentation says how cases are prepared, and what is built of them; a
     # search is a training of another shape, which the room of nas has; a kind of batch of the room
     # of self-supervised learning says which view makes it; what the room of recognition makes of a
-    # batch lies around the feed
+    # batch lies around the feed; the room of augmentation says how a table of losses is made
     "assembly": (
-        GROUND | {"comparison", "evaluate", "nas", "recognition", "segmentation", "selfsup"},
+        GROUND
+        | {"augment", "comparison", "evaluate", "nas", "recognition", "segmentation", "selfsup"},
         TORCH,
     ),
     "runtime": ({"config", "comparison", "report", "engine", "data", "gpipe"}, RUNTIME),

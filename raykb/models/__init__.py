@@ -2,6 +2,7 @@
 
 ``SEQUENTIALS`` are those that a pipeline may cut between any two layers. The U-Net is not among
 them: it is no classifier. ``SEGMENTERS`` classify voxels, and are built from the same two numbers.
+So are ``PREDICTORS``, which say of a thumbnail what is best done with the image.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from torch import nn
 
 from raykb.models.amoebanet import amoebanet_d
+from raykb.models.loss_predictor import MultiLevelEfficientNet
 from raykb.models.planned_unet import PlannedUNet, unet_3d
 from raykb.models.resnet import (
     resnet18,
@@ -58,4 +60,9 @@ SEQUENTIALS: dict[str, Callable[..., nn.Sequential]] = {
 SEGMENTERS: dict[str, Callable[..., nn.Module]] = {
     "planned_unet": PlannedUNet,
     "unet_3d": unet_3d,
+}
+
+PREDICTORS: dict[str, Callable[..., nn.Module]] = {
+    "small_convnet": small_convnet,
+    "multi_level_efficientnet": MultiLevelEfficientNet,
 }

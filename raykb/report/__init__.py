@@ -6,6 +6,7 @@ Figures are made without pyplot, so they need no display and leave no state behi
 from raykb.report.anytime import learning_curves
 from raykb.report.attention import attention
 from raykb.report.cells import cells
+from raykb.report.choices import chosen, errors_by_corruption
 from raykb.report.comparison import ComparisonTable
 from raykb.report.figures import png
 from raykb.report.probes import neighbours, probe_curves
@@ -28,6 +29,8 @@ __all__ = [
     "attention",
     "cells",
     "learning_curves",
+    "chosen",
+    "errors_by_corruption",
     "neighbours",
     "png",
     "probe_curves",

@@ -12,7 +12,7 @@ import yaml
 
 from raykb import config as configuration
 from raykb.config import build
-from raykb.models import IMAGE_TEXT, MODELS, SEGMENTERS, SEQUENTIALS
+from raykb.models import IMAGE_TEXT, MODELS, PREDICTORS, SEGMENTERS, SEQUENTIALS
 
 SCRIPTS = {
     "anytime": "autoclint",
@@ -24,6 +24,7 @@ SCRIPTS = {
     "recognition": "train",
     "selfsup": "pretrain",
     "semi": "semi_train",
+    "tta": "tta",
 }
 CONFIGS = sorted((running.PIPELINES / "configs").glob("*/*.yaml"))
 LONG = "gpipe_imagenet_resnet101"  # 370 layers, half a minute
@@ -38,6 +39,11 @@ def stands_in(written):
     """Return whether a file's smoke run has other data than the file names."""
     data, smoke = written["data"], written["smoke"].get("data", {})
     return any(key in smoke and smoke[key] != data.get(key) for key in ("name", "root"))
+
+
+def room_of(path):
+    """Return whose script a file is for: its folder's, unless it begins with another's name."""
+    return "tta" if path.stem.startswith("tta_") else path.parent.name
 
 
 def rehearsals():
@@ -84,7 +90,7 @@ def leaves(part):
 def test_a_configuration_is_right_without_its_smoke_part_and_says_no_more_than_it_must(
     scripts, path
 ):
-    script = scripts[path.parent.name]
+    script = scripts[room_of(path)]
     here.resolved(script, path, smoke=False)
     written = yaml.safe_load(path.read_text())
     written.pop("smoke")
@@ -109,7 +115,7 @@ def test_every_default_of_a_script_can_be_written_in_a_file(scripts, room):
 
 @pytest.mark.parametrize("path", rehearsals(), ids=lambda path: path.stem)
 def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_path, path, capsys):
-    room = path.parent.name
+    room = room_of(path)
     config = here.resolved(scripts[room], path, *HERE.get(room, []))
     session = here.run(scripts[room], SCRIPTS[room], config, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
@@ -134,6 +140,10 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
             pictures |= {"probe.png"} | {f"neighbours_{label}.png" for label in labels}
         if room == "anytime":
             pictures |= {"curves.png"}
+        if room == "tta":  # beside predictors stand ways to choose without one, or more
+            labels = list(dict.fromkeys(row["label"] for row in results["results"]))
+            assert {"identity", "oracle", *config["comparison"]["rivals"]} < {*labels}
+            pictures |= {"chosen.png", "corruptions.md"}
         if room == "nas":  # what was found is in the table, and the best of it is the subject
             found = json.loads((tmp_path / "genotypes.json").read_text())["genotypes"]
             stopped = {row["label"] for row in results["stopped"]}  # at a rung
@@ -153,6 +163,9 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
         config, classes = json.loads((finals[-1].parent / "config.json").read_text()), 2
     if room == "pairs":  # the emoji's categories
         classes, channels = 8, 3
+    if room == "tta":  # of a predictor, which tells transformations apart
+        finals = sorted(tmp_path.rglob("same_fifteen/*/final.pt"))
+        weights, classes = torch.load(finals[-1], weights_only=True), 12
     if room == "nas":  # a rival, whose config stands beside it; of brains
         finals = sorted(tmp_path.rglob("unet_3d/*/final.pt"))
         config, classes = json.loads((finals[-1].parent / "config.json").read_text()), 4
@@ -164,6 +177,6 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
             if name.startswith("backbone.")
         }
         channels = 3  # a backbone takes colour, whatever the data have
-    tables = MODELS | SEQUENTIALS | SEGMENTERS | IMAGE_TEXT
+    tables = MODELS | SEQUENTIALS | SEGMENTERS | IMAGE_TEXT | PREDICTORS
     model = build(tables, config["model"], classes=classes, channels=channels)
     model.load_state_dict(weights)
