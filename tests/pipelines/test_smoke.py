@@ -103,7 +103,7 @@ STAND_INS = [path for path in CONFIGS if stands_in(yaml.safe_load(path.read_text
 @pytest.mark.parametrize("path", STAND_INS, ids=lambda path: path.stem)
 def test_what_runs_in_the_slow_tests_can_be_built(scripts, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    script = scripts[path.parent.name]
+    script = scripts[room_of(path)]
     ready = script["prepare"](here.resolved(script, path))
     assert all(phase.units > 0 for phase in ready.phases)
 
