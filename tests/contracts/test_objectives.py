@@ -70,6 +70,7 @@ WAITS = {
 
 
 OVER = {  # what rivals are of, where these are no methods
+    "anytime": "strategy",
     "augment": "augmentation",
     "nas": "model",
     "recognition": "mixing",
@@ -94,7 +95,7 @@ def written():
         if comparison.get("over", OVER.get(path.parent.name, "method")) == "method":
             rows += comparison.get("rivals", {}).values()
         table = path.parent.name if path.parent.name in TABLES else "engine"
-        yield from ((table, row) for row in rows if row)
+        yield from ((table, row) for row in rows if "name" in row)  # or of one kind
 
 
 def cases():
