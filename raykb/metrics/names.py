@@ -40,6 +40,7 @@ METRICS = {
     "test/retrieval/map": Metric("mAP %", PERCENT),
     "test/retrieval/recall_1": Metric("recall at 1 %", PERCENT),
     "test/retrieval/recall_5": Metric("recall at 5 %", PERCENT),
+    "test/corruption/error": Metric("error under corruption %", PERCENT, higher_is_better=False),
     "test/corruption/top1": Metric("corrupted top-1 %", PERCENT),
     "test/ood/auroc": Metric("AUROC of other images %", PERCENT),
     "test/spread": Metric("spread of features"),

@@ -117,7 +117,7 @@ def spatially_attentive(
     channels: int = 3,
     *,
     backbone: str = "small_convnet",
-    options: Mapping[str, float | str | bool] | None = None,
+    options: Mapping[str, int | float | str | bool] | None = None,
     stages: int = 3,
     head_width: int = 64,
     output: str = "linear",
