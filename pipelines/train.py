@@ -140,21 +140,21 @@ def tell_results(
     for name, content in found.files.items():
         session.write(name, content)
     session.write("curves.png", report.png(report.probe_curves(told, METRICS[0])))
+    how = ready.data.scenes
     for each in told:
-        if each.seed == 0 and "weak_localisation" in each.details:
-            picture = where_seen(ready, session.config, each, test)
+        if each.seed == 0 and how is not None and "weak_localisation" in each.details:
+            picture = where_seen(session.config, each, Scenes(test, how), test.classes)
             session.write(f"{each.label}/attention.png", report.png(picture))
     session.tell(ready.comparison, found.rows, METRICS)
 
 
-def where_seen(ready: Ready, config: dict[str, Any], told: Any, test: ImageSet) -> Any:
-    """Return a picture of where a training's network sees the classes of some scenes."""
+def where_seen(config: dict[str, Any], told: Any, test: Scenes, classes: Sequence[str]) -> Any:
+    """Return a picture of where a training's network sees the classes of some test scenes."""
     heads = told.details["weak_localisation"]
     rows = np.arange(len(heads["cam"]["labels"]))
-    protocol = build(WeakLocalisation, config["weak_localisation"])
-    scenes = protocol.asked(Scenes(test, ready.data.scenes)).read(rows)
+    scenes = build(WeakLocalisation, config["weak_localisation"]).asked(test).read(rows)
     title = f"{told.label}: scenes of test images, and where their class is seen"
-    return report.attention(**scenes.arrays, heads=heads, classes=test.classes, title=title)
+    return report.attention(**scenes.arrays, heads=heads, classes=classes, title=title)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

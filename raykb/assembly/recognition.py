@@ -29,7 +29,6 @@ from raykb.parts.backbone import WithStages, require
 from raykb.recognition import MIXINGS
 from raykb.recognition.mixed_feed import MixedFeed, mixed_fields
 
-
 SEEN = ("train", "test")
 
 

@@ -70,9 +70,7 @@ class Robustness:
 
 
 @torch.inference_mode()
-def share_wrong(
-    network: nn.Module, examples: Examples, view: View, device: torch.device
-) -> float:
+def share_wrong(network: nn.Module, examples: Examples, view: View, device: torch.device) -> float:
     """Return the share of examples whose class is not the one of the largest logit."""
     batches = plain_batches(examples, view, device, batch_size=500)
     wrong = [network(of["images"]).argmax(1) != of["labels"] for of in batches]

@@ -182,8 +182,18 @@ def test_where_nothing_is_pasted_the_loss_of_the_donor_is_zero():
     torch.testing.assert_close(donor_loss(classes, donors, pasted), one)
 
 
+@pytest.mark.parametrize(("kept", "weight"), [(1.0, 1.0), (0.0, 0.0)])
+def test_donors_that_do_not_matter_are_not_looked_at(kept, weight):
+    network, batch = attentive(), fields()
+    batch |= {"donors": batch["donors"] * math.nan, "masks": torch.full((6, 1, 1, 1), kept)}
+    objective = SAOL(Task(network, 1, CLASSES), donor_weight=weight)
+    terms = objective(network, filled(objective, batch), 0)
+    assert terms["loss_donor"] == 0
+    assert terms["loss"].isfinite()
+
+
 def test_the_divergence_teaches_the_linear_head_and_not_the_spatial_one():
-    network = attentive()
+    network = attentive().requires_grad_(True)
     seen = network.evidence(fields()["images"])
     loss = distillation_loss(seen.logits, log_mixture(seen.attention, seen.classes))
     loss.backward()
