@@ -55,7 +55,9 @@ from raykb.runtime.work import TrainJob
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "recognition" / "fashion_mnist_sample.yaml"
 TRAINING = "trainings"
-WEAK = [f"test/weak_localisation/{head}/top1_iou50" for head in ("cam", "saol")]
+WEAK = [
+    f"test/weak_localisation/{name}" for name in ("saol/top1", "cam/top1_iou50", "saol/top1_iou50")
+]
 METRICS = ("test/top1", "test/loss", "test/corruption/error", "test/ood/auroc", *WEAK)
 SCHEMA = SECTIONS | {
     "outside": Section(DATASETS, optional=True),

@@ -33,6 +33,7 @@ METRICS = {
     "test/localisation/top1_iou50": Metric("class right and IoU from 0.5 on %", PERCENT),
     "test/localisation/iou": Metric("IoU of boxes %", PERCENT),
     "test/localisation/top1": Metric("class of the object %", PERCENT),
+    "test/weak_localisation/saol/top1": Metric("SAOL: class right %", PERCENT),
     "test/weak_localisation/cam/top1_iou50": Metric("CAM: class right, IoU from 0.5 on %", PERCENT),
     "test/weak_localisation/saol/top1_iou50": Metric(
         "SAOL: class right, IoU from 0.5 on %", PERCENT

@@ -276,7 +276,7 @@ def levels(size, seed):
 
 def four_layers():
     """Return a network of four convolutions whose last maps are 8 x 8."""
-    widths, layers = (1, 8, 16, 16, 16), []
+    widths, layers = (1, 4, 16, 16, 16), []
     for n, (inputs, outputs) in enumerate(pairwise(widths)):
         layers += [
             nn.Conv2d(inputs, outputs, 3, 1 + (n in (1, 2)), padding=1, bias=False),
@@ -293,7 +293,7 @@ def attentive_layers():
 
 
 @torch.enable_grad()
-def trained(seed, *, of=blobs, mixing, network=attentive_layers, method=SAOL, epochs=8, **settings):
+def trained(seed, *, of=blobs, mixing, network=attentive_layers, method=SAOL, epochs=6, **settings):
     """Return a network and its objective after a training on 512 images."""
     torch.manual_seed(seed)
     network = network()
@@ -338,7 +338,8 @@ def test_a_class_that_is_at_one_place_is_seen_better_and_attention_lies_there():
 def mask_loss_after(weight):
     """Return L_SS1 on other images after a training with this weight, and that of a constant."""
     mixing = MIXINGS["cutmix"](probability=1.0, per_sample=True)
-    network, objective = trained(0, of=levels, mixing=mixing, epochs=12, mask_weight=weight)
+    weights = {"mask_weight": weight, "donor_weight": 0.0}
+    network, objective = trained(0, of=levels, mixing=mixing, **weights)
     batch = mixed(*levels(256, 100), 5, per_sample=True)
     maps = network.evidence(batch["images"]).maps
     pasted = pasted_cells(batch["masks"], (SIDE, SIDE), maps.shape[2:])
