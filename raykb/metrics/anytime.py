@@ -23,7 +23,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
+
+from raykb.later import Later
+
+pandas = Later("pandas")
 
 
 def nauc(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -49,7 +52,7 @@ def nauc(scores: np.ndarray, truth: np.ndarray) -> float:
     both = pairs > 0
     if not both.any():
         return math.nan
-    ranks = pd.DataFrame(scores[:, both]).rank().to_numpy()  # ties have their mean
+    ranks = pandas.DataFrame(scores[:, both]).rank().to_numpy()  # ties have their mean
     sums = (ranks * truth[:, both]).sum(axis=0)
     own = positives[both]
     areas = (sums - own * (own + 1) / 2) / pairs[both]
