@@ -40,7 +40,9 @@ from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
+from raykb.data.scenes import Composition, Scenes
 from raykb.engine.recipe import Recipe
+from raykb.evaluate.robustness import Robustness
 from raykb.evaluate.weak_localisation import WeakLocalisation
 from raykb.later import Later
 from raykb.recognition import METHODS, MIXINGS
@@ -53,10 +55,14 @@ from raykb.runtime.work import TrainJob
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "recognition" / "fashion_mnist_sample.yaml"
 TRAINING = "trainings"
-WEAK = [f"test/weak_localisation/{head}/top1_iou50" for head in ("cam", "saol")]
-METRICS = ("test/top1", "test/loss", "test/ood/auroc", *WEAK)
+WEAK = [
+    f"test/weak_localisation/{name}" for name in ("saol/top1", "cam/top1_iou50", "saol/top1_iou50")
+]
+METRICS = ("test/top1", "test/loss", "test/corruption/error", "test/ood/auroc", *WEAK)
 SCHEMA = SECTIONS | {
     "outside": Section(DATASETS, optional=True),
+    "scenes": Section(Composition, given=("objects",), optional=True),
+    "corruption": Section(Robustness, optional=True),
     "weak_localisation": Section(WeakLocalisation, optional=True),
     "mixing": Section(MIXINGS, default="none"),
     "method": Section(METHODS, given=("task",), default="cross_entropy"),
@@ -86,7 +92,7 @@ def prepare(config: dict[str, Any]) -> Ready:
     each = build(WorkerResources, config["resources"]["training"])
     comparison = build(Comparison, config["comparison"])
     data = Recognition.opened(config, problems)
-    shape, given = data.labelled.shape, data.labelled.stand_in
+    shape, given = data.shape, data.labelled.stand_in
     objectives = rehearse_all(
         comparison, config, METHODS, given, shape, problems, workers=each.workers
     )
@@ -108,7 +114,7 @@ def train(session: Session, ready: Ready) -> None:
     with session.reading("data"):
         sets = ready.data.read()
     session.tell_data(**sets)
-    session.keep_task(sets["test"])
+    session.keep_task(ready.data.seen(sets["test"]))
     recipe = build(Recipe, session.config["recipe"])
     steps = recipe.lengths(len(sets["train"])).steps
     session.say(f"{steps} steps of {recipe.batch_size} images")
@@ -136,20 +142,21 @@ def tell_results(
     for name, content in found.files.items():
         session.write(name, content)
     session.write("curves.png", report.png(report.probe_curves(told, METRICS[0])))
+    how = ready.data.scenes
     for each in told:
-        if each.seed == 0 and "weak_localisation" in each.details:
-            picture = where_seen(session.config, each, test)
+        if each.seed == 0 and how is not None and "weak_localisation" in each.details:
+            picture = where_seen(session.config, each, Scenes(test, how), test.classes)
             session.write(f"{each.label}/attention.png", report.png(picture))
     session.tell(ready.comparison, found.rows, METRICS)
 
 
-def where_seen(config: dict[str, Any], told: Any, test: ImageSet) -> Any:
-    """Return a picture of where a training's network sees the classes of some scenes."""
+def where_seen(config: dict[str, Any], told: Any, test: Scenes, classes: Sequence[str]) -> Any:
+    """Return a picture of where a training's network sees the classes of some test scenes."""
     heads = told.details["weak_localisation"]
     rows = np.arange(len(heads["cam"]["labels"]))
-    scenes = build(WeakLocalisation, config["weak_localisation"]).composed(test).read(rows)
+    scenes = build(WeakLocalisation, config["weak_localisation"]).asked(test).read(rows)
     title = f"{told.label}: scenes of test images, and where their class is seen"
-    return report.attention(**scenes.arrays, heads=heads, classes=test.classes, title=title)
+    return report.attention(**scenes.arrays, heads=heads, classes=classes, title=title)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -27,9 +27,12 @@ def images(count, seed):
 
 
 TRAIN, TEST = images(24, 0), images(15, 1)
+OTHER = {"linear": "spatial.", "spatial": "backbone.8."}  # layer, by the one that is put out
 
 
-def made(mixing="cutmix", *, worker=None, seed=3, outside=None, settings=None, **recipe):
+def made(
+    mixing="cutmix", *, worker=None, seed=3, outside=None, settings=None, sections=None, **recipe
+):
     options = {} if mixing == "none" else {"probability": 0.8}
     seed_everything(0)
     return training(
@@ -42,7 +45,8 @@ def made(mixing="cutmix", *, worker=None, seed=3, outside=None, settings=None, *
             "method": {"name": "cross_entropy"},
             "recipe": {"steps": 6, "batch_size": 8, "save_every": 0} | recipe,
             "view": {"name": "crop_flip", "mean": [0.5], "std": [0.25]},
-        },
+        }
+        | (sections or {}),
         methods=METHODS,
         seed=seed,
         data=recognition_data,
@@ -86,8 +90,8 @@ def test_mixings_get_the_same_images_in_the_same_order():
         assert torch.equal(after.targets, before.targets)
 
 
-def half(settings):
-    whole = made(worker=Worker(dist.get_rank(), 2), settings=settings)
+def half(settings, sections=None):
+    whole = made(worker=Worker(dist.get_rank(), 2), settings=settings, sections=sections)
     run(whole)
     return copy.deepcopy(dict(whole.parts["model"].named_parameters()))
 
@@ -99,12 +103,41 @@ def test_two_workers_stay_alike(gloo, settings):
         torch.testing.assert_close(parameter, twin[name])
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("output", ["linear", "spatial"])
+def test_two_workers_train_the_output_layers_that_a_method_asks(gloo, method, output):
+    network = {"name": "spatially_attentive", "backbone": "wide_resnet", "output": output}
+    network |= {"options": {"depth": 10, "width": 1}}  # whose last maps have more than one place
+    sections = {"model": network, "method": {"name": method}}
+    begun = dict(made(sections=sections).parts["model"].named_parameters())
+    found, twin = gloo.run(half, {}, sections, size=2)
+    for name, parameter in found.items():
+        torch.testing.assert_close(parameter, twin[name])
+        asked = method == "saol" or OTHER[output] not in name
+        assert torch.equal(parameter, begun[name]) != asked, name
+
+
 def test_images_of_other_kinds_are_a_figure_of_their_own():
     bright = ImageSet(255 - TEST.images, TEST.labels, TEST.ids, CLASSES)
     figures, details = made(outside=bright).evaluate("test")
     plain, same = made().evaluate("test")
     assert figures == plain | {"test/ood/auroc": figures["test/ood/auroc"]}
     assert details["confusion"] == same["confusion"]
+
+
+def test_scenes_are_what_is_learnt_and_tested_and_their_boxes_are_those_of_the_test():
+    sections = {"scenes": {"canvas": 2.0}, "weak_localisation": {"scenes": 15}}
+    made_of = made("none", sections=sections)
+    seen = next(iter(made_of.batches(0))).images
+    assert seen.shape[2:] == (24, 24)
+    figures = made_of.evaluate("test").figures
+    assert figures["test/weak_localisation/cam/top1"] == pytest.approx(figures["test/top1"])
+
+
+def test_boxes_of_images_that_are_no_scenes_are_refused():
+    config = {"data": {"name": "fashion_mnist_sample"}, "weak_localisation": {}}
+    with pytest.raises(ConfigError, match="weak_localisation: images have no known boxes"):
+        Recognition.opened(config, Problems())
 
 
 def test_all_data_that_cannot_be_opened_are_told_at_once():

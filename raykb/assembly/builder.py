@@ -37,7 +37,7 @@ Methods = Mapping[str, Callable[..., Objective]]
 Models = Mapping[str, Callable[..., nn.Module]]
 META = Worker(device=torch.device("meta"))
 RECIPE = Section(Recipe, renamed=RENAMED)
-SHARED = ("data", "labels", "outside", "resources", "tracking", "unlabelled")
+SHARED = ("data", "labels", "outside", "resources", "scenes", "tracking", "unlabelled")
 """Sections that are read once for all trainings of a run, if it has them."""
 SECTIONS: dict[str, Any] = {
     "data": DATASETS,

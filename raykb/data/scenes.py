@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from raykb.data.crops import resized_crops
+from raykb.data.images import ImageSet
 from raykb.data.source import Examples, Read, Selected
 from raykb.engine.arguments import Rule, among, misfits, refuse
 from raykb.engine.seeding import keyed_uniform, stream_seed
@@ -169,6 +170,14 @@ class Scenes:
         count = math.ceil(size / patch) ** 2
         places = self._uniform("patches", ids, 2 * count).unflatten(1, (2, count))
         return shuffled(torch.from_numpy(others), places, patch)[..., :size, :size]
+
+
+def as_scenes(images: ImageSet, how: Composition, seed: int = 0) -> ImageSet:
+    """Return scenes in the place of images, each with the label of its first object."""
+    found = Scenes(images, how, seed).read(np.arange(len(images))).arrays
+    return ImageSet(
+        found["images"], found["labels"][:, 0], images.ids, images.classes, images.skipped
+    )
 
 
 def pasted(scenes: Tensor, images: Tensor, boxes: Tensor) -> Tensor:

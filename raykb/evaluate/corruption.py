@@ -52,12 +52,7 @@ class Corruption:
 
     def __post_init__(self) -> None:
         problems = misfits(self, weight_decay=at_least(0), iterations=at_least(1))
-        for name, known in (("names", (*CORRUPTIONS, *EXTRA)), ("severities", SEVERITIES)):
-            given = getattr(self, name)
-            if isinstance(given, str) or not given or set(given) - {*known}:
-                allowed = ", ".join(map(str, known))
-                problems.append(f"{name}: {given!r}, must be a list of some of {allowed}")
-        refuse(problems)
+        refuse(problems + misnamed(self.names, self.severities))
 
     def __call__(self, judged: Judged) -> Evaluated:
         """Return ``top1``, the mean over all, and ``top1_<name>``, that over severities.
@@ -74,6 +69,19 @@ class Corruption:
         means = {f"top1_{name}": fmean(row) for name, row in found.items()}
         details = {"severities": list(self.severities), "top1": found}
         return Evaluated({"top1": fmean(means.values())} | means, details)
+
+
+def misnamed(names: Sequence[str], severities: Sequence[int]) -> list[str]:
+    """Return what is wrong with the names and severities of corruptions, if anything is."""
+    allowed: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {
+        "names": (names, (*CORRUPTIONS, *EXTRA)),
+        "severities": (severities, SEVERITIES),
+    }
+    return [
+        f"{name}: {given!r}, must be a list of some of {', '.join(map(str, known))}"
+        for name, (given, known) in allowed.items()
+        if isinstance(given, str) or not given or set(given) - {*known}
+    ]
 
 
 @dataclass(frozen=True, eq=False)

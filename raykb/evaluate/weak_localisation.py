@@ -1,7 +1,7 @@
 """Weakly supervised localisation: where a classifier that was taught no boxes sees its class.
 
-Scenes have one test image each on a ground without objects (raykb/data/scenes.py). A map of the
-class that the network says becomes a box:
+Scenes have one test image each on a ground without objects (raykb/data/scenes.py), as those have
+that the network learnt from. A map of the class that the network says becomes a box:
 
     cam    C_ij = sum_c dlogit_k / dX_cij  X_cij     of the linear head, and of pooling's means its
                                                      weights: the class activation map of Zhou et
@@ -31,7 +31,6 @@ from torch.nn import functional as F
 
 from raykb.data.feed import plain_batches
 from raykb.data.image_views import ClassifierView
-from raykb.data.scenes import Background, Composition, Scenes
 from raykb.data.source import Examples
 from raykb.data.views import CropFlipView
 from raykb.engine.arguments import at_least, misfits, refuse, within
@@ -61,37 +60,30 @@ class WeakLocalisation:
 
     Args:
         scenes: how many; one a test image at most.
-        canvas: side of a scene, in longer sides of an image.
-        scale: least and greatest share of an image's sides that an object has.
-        background: what is seen where no object is.
         threshold: from which share of a map's range on a place belongs to the object.
     """
 
     scenes: int = 200
-    canvas: float = 1.5
-    scale: tuple[float, float] = (0.6, 1.0)
-    background: Background = "constant"
     threshold: float = 0.2
 
     def __post_init__(self) -> None:
         refuse(misfits(self, scenes=at_least(1), threshold=within(0, 1)))
-        self.composition()  # refuses the rest
-
-    def composition(self) -> Composition:
-        """Return how scenes are composed."""
-        return Composition(
-            canvas=self.canvas, objects=(1, 1), scale=self.scale, background=self.background
-        )
 
     def of(self, test: Examples, mean: Sequence[float], std: Sequence[float]) -> Evaluation:
-        """Return the evaluation on scenes of test images, which a mean and a std normalise."""
-        view = ClassifierView(CropFlipView(mean=mean, std=std))  # cuts off no borders
-        return functools.partial(self._evaluated, self.composed(test), view)
+        """Return the evaluation on some of the test scenes, which a mean and a std normalise.
 
-    def composed(self, test: Examples) -> Examples:
-        """Return the scenes, of drawn test images."""
+        Args:
+            test: scenes of one object, with ``boxes`` (N, 1, 4) and ``labels`` (N, 1).
+            mean: of each channel.
+            std: likewise.
+        """
+        view = ClassifierView(CropFlipView(mean=mean, std=std))  # cuts off no borders
+        return functools.partial(self._evaluated, self.asked(test), view)
+
+    def asked(self, test: Examples) -> Examples:
+        """Return the scenes that networks are asked about, drawn of all."""
         rows = torch.randperm(len(test), generator=generator(SEED, "weak localisation"))
-        return Scenes(test, self.composition(), SEED).subset(rows[: self.scenes].numpy())
+        return test.subset(rows[: self.scenes].numpy())
 
     def _evaluated(
         self, scenes: Examples, view: ClassifierView, network: nn.Module, device: torch.device

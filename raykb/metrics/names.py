@@ -37,6 +37,7 @@ METRICS = {
     "test/localisation/top1_iou50": Metric("class right and IoU from 0.5 on %", PERCENT),
     "test/localisation/iou": Metric("IoU of boxes %", PERCENT),
     "test/localisation/top1": Metric("class of the object %", PERCENT),
+    "test/weak_localisation/saol/top1": Metric("SAOL: class right %", PERCENT),
     "test/weak_localisation/cam/top1_iou50": Metric("CAM: class right, IoU from 0.5 on %", PERCENT),
     "test/weak_localisation/saol/top1_iou50": Metric(
         "SAOL: class right, IoU from 0.5 on %", PERCENT
@@ -44,6 +45,7 @@ METRICS = {
     "test/retrieval/map": Metric("mAP %", PERCENT),
     "test/retrieval/recall_1": Metric("recall at 1 %", PERCENT),
     "test/retrieval/recall_5": Metric("recall at 5 %", PERCENT),
+    "test/corruption/error": Metric("error under corruption %", PERCENT, higher_is_better=False),
     "test/corruption/top1": Metric("corrupted top-1 %", PERCENT),
     "test/error": Metric("errors under corruption %", PERCENT, higher_is_better=False),
     "test/clean_error": Metric("errors on clean images %", PERCENT, higher_is_better=False),

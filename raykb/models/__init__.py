@@ -13,33 +13,18 @@ from raykb.models.amoebanet import amoebanet_d
 from raykb.models.loss_predictor import MultiLevelEfficientNet
 from raykb.models.planned_unet import PlannedUNet, unet_3d
 from raykb.models.resnet import (
-    resnet18,
-    resnet50,
     resnet50_sequential,
     resnet101_sequential,
     small_resnet_sequential,
 )
 from raykb.models.small_convnet import small_convnet
 from raykb.models.spatially_attentive import spatially_attentive
+from raykb.models.staged import STAGED
 from raykb.models.vilt import ViLT, vilt_b_32
 from raykb.models.vit import VisionTransformer, vit_b_16, vit_small_patch16, vit_tiny_patch4
-from raykb.models.wide_resnet import (
-    wide_resnet,
-    wide_resnet_28_2,
-    wide_resnet_28_8,
-    wide_resnet_28_10,
-    wide_resnet_40_2,
-)
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "small_convnet": small_convnet,
-    "wide_resnet": wide_resnet,
-    "wide_resnet_40_2": wide_resnet_40_2,
-    "wide_resnet_28_2": wide_resnet_28_2,
-    "wide_resnet_28_8": wide_resnet_28_8,
-    "wide_resnet_28_10": wide_resnet_28_10,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
+    **STAGED,
     "spatially_attentive": spatially_attentive,
     "vit": VisionTransformer,
     "vit_tiny_patch4": vit_tiny_patch4,

@@ -5,7 +5,9 @@ from torch import nn
 from raykb.parts.backbone import LayeredClassifier
 
 
-def small_convnet(classes: int, channels: int = 3, *, width: int = 16) -> LayeredClassifier:
+def small_convnet(
+    classes: int, channels: int = 3, *, width: int = 16, grid: int = 3
+) -> LayeredClassifier:
     """Return four convolutions and a linear layer, from (N, channels, H, W) to logits (N, classes).
 
     The first convolution halves the resolution, so a pass over 1000 grey images of 28 pixels costs
@@ -16,6 +18,7 @@ def small_convnet(classes: int, channels: int = 3, *, width: int = 16) -> Layere
         classes: number of classes.
         channels: of the images.
         width: channels of the first convolution; the others have 2, 4 and 4 times as many.
+        grid: side of what the linear layer sees; 1 for the mean over all places, as in CAM.
     """
     return LayeredClassifier(
         *_convolution(channels, width, stride=2),  # 28 pixels: 14
@@ -24,9 +27,9 @@ def small_convnet(classes: int, channels: int = 3, *, width: int = 16) -> Layere
         *_convolution(2 * width, 4 * width),
         nn.MaxPool2d(2),  # 3
         *_convolution(4 * width, 4 * width),
-        nn.AdaptiveAvgPool2d(3),  # the identity at 28 pixels
+        nn.AdaptiveAvgPool2d(grid),  # of 3 the identity at 28 pixels
         nn.Flatten(),
-        nn.Linear(36 * width, classes),
+        nn.Linear(4 * width * grid**2, classes),
     )
 
 

@@ -1,36 +1,21 @@
 """A classifier with two output layers: its own linear one, and a spatially attentive one (SAOL)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from raykb.models.resnet import resnet18, resnet50
-from raykb.models.small_convnet import small_convnet
-from raykb.models.wide_resnet import (
-    wide_resnet,
-    wide_resnet_28_2,
-    wide_resnet_28_8,
-    wide_resnet_28_10,
-    wide_resnet_40_2,
-)
-from raykb.parts.backbone import WithStages, require
+from raykb.models.staged import STAGED
+from raykb.parts.backbone import WithStages, freeze_classifier, require
 from raykb.parts.spatial_output import Evidence, SpatialOutput, log_mixture
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "small_convnet": small_convnet,
-    "wide_resnet": wide_resnet,
-    "wide_resnet_40_2": wide_resnet_40_2,
-    "wide_resnet_28_2": wide_resnet_28_2,
-    "wide_resnet_28_8": wide_resnet_28_8,
-    "wide_resnet_28_10": wide_resnet_28_10,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-}
 OUTPUTS = ("linear", "spatial")
 
 
 class SpatiallyAttentive(nn.Module):
     """A backbone and a second output layer on the maps of its last stages.
+
+    The layer that says nothing needs no gradient: workers that share a training of the other would
+    wait for it. Who trains both says so, as ``raykb/recognition/saol.py`` does.
 
     Args:
         backbone: has maps of several stages, and a linear head.
@@ -56,6 +41,10 @@ class SpatiallyAttentive(nn.Module):
         widths = self.backbone.stage_widths[-stages:]
         self.spatial = SpatialOutput(widths, classes, width=head_width)
         self.seen, self.output = len(widths), output
+        if output == "linear":
+            self.spatial.requires_grad_(False)
+        else:
+            freeze_classifier(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, classes): the linear head's, or log yhat, which goes for them."""
@@ -117,7 +106,7 @@ def spatially_attentive(
     channels: int = 3,
     *,
     backbone: str = "small_convnet",
-    options: Mapping[str, float | str | bool] | None = None,
+    options: Mapping[str, int | float | str | bool] | None = None,
     stages: int = 3,
     head_width: int = 64,
     output: str = "linear",
@@ -136,10 +125,10 @@ def spatially_attentive(
     Raises:
         ValueError: there is no such backbone, or it does not take these options.
     """
-    if backbone not in BACKBONES:
-        raise ValueError(f"backbone: {backbone!r}, must be one of {', '.join(BACKBONES)}")
+    if backbone not in STAGED:
+        raise ValueError(f"backbone: {backbone!r}, must be one of {', '.join(STAGED)}")
     try:
-        network = BACKBONES[backbone](classes, channels, **(options or {}))
+        network = STAGED[backbone](classes, channels, **(options or {}))
     except TypeError as error:
         raise ValueError(f"options: {dict(options or {})} of {backbone}: {error}") from error
     return SpatiallyAttentive(network, classes, stages=stages, head_width=head_width, output=output)

@@ -49,6 +49,8 @@ def log_mixture(attention: Tensor, classes: Tensor) -> Tensor:
 def averaged(maps: Tensor, grid: Sequence[int]) -> Tensor:
     """Return maps (N, C, H, W) averaged to a grid (h, w) by area."""
     height, width = grid
+    if maps.shape[2:] == (height, width):
+        return maps  # which torch would copy cell by cell, forward and backward
     return F.adaptive_avg_pool2d(maps, (height, width))
 
 

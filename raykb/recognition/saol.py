@@ -25,7 +25,8 @@ what remains of a training has either.
 
 Reconstruction, for the paper's text was not at hand: the forms of L_SS1 and L_SS2, which of Y' and
 Y^d gets gradient (``detach_donor``), beta, and all weights being 1. Donors pass the network a
-second time, with batch norm by their own batch and without a trace in its running statistics.
+second time, with batch norm by their own batch and without a trace in its running statistics; but
+not where nothing is pasted, or L_SS2 has no weight, and so is 0.
 """
 
 from collections.abc import Sequence
@@ -121,7 +122,7 @@ class SAOL(Objective):
         weights = ("mask_weight", "donor_weight", "distillation_weight", "label_weight")
         positive = dict.fromkeys(weights, at_least(0))
         refuse(misfits(self, **positive, mask_width=at_least(1)))
-        network = require(task.network, WithEvidence, "saol")
+        network = require(task.network, WithEvidence, "saol").requires_grad_(True)  # both layers
         self.mask = place_scores(network.map_width, mask_width, bias=True)
         self.head_params = sum(each.numel() for each in network.spatial.parameters())
         self.linear_params = (network.width + 1) * task.classes
@@ -131,7 +132,7 @@ class SAOL(Objective):
         seen: Evidence = require(network, WithEvidence, "saol").evidence(batch.images)
         mixture = log_mixture(seen.attention, seen.classes)  # (N, K)
         pasted = pasted_cells(batch.masks, batch.images.shape[2:], seen.maps.shape[2:])
-        donors = self._classes(network, batch.donors)
+        donors = self._classes(network, batch.donors) if self._asks(pasted) else seen.classes
         distilled = distillation_loss(seen.logits, mixture)
         labels = F.cross_entropy(at_least_float32(seen.logits), batch.targets)
         parts = {
@@ -145,6 +146,10 @@ class SAOL(Objective):
         loss = torch.stack([weight * part for weight, part in terms]).sum()
         logged = {name: part.detach() for name, part in parts.items()}
         return {"loss": loss} | logged | self._figures(seen, mixture, batch.targets)
+
+    def _asks(self, pasted: Tensor) -> bool:
+        """Say whether donors matter: a wait for the device, which saves a third of a step."""
+        return self.donor_weight > 0 and bool(pasted.any())
 
     def _classes(self, network: nn.Module, donors: Tensor) -> Tensor:
         """Return log Y^d, (N, K, h, w)."""

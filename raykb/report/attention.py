@@ -24,9 +24,10 @@ def attention(
     *,
     title: str,
 ) -> Figure:
-    """Draw scenes with the true box, and what each head sees: its map, its box, and the class.
+    """Draw scenes side by side, and below what each head sees: its map, its box, and the class.
 
-    The box of a head is green where its class is right, else red.
+    The box of a head is green where its class is right, else red; the true one is blue, and dashed
+    on maps, which are as smooth as the boxes were found in them.
 
     Args:
         images: (N, C, S, S) uint8.
@@ -36,41 +37,54 @@ def attention(
         classes: their names.
         title: of the picture.
     """
-    rows, columns, side = len(images), 1 + len(heads), images.shape[3]
-    size = (SIDE * STEP * columns, SIDE * STEP * rows + 0.5)  # inches
+    rows, columns, side = 1 + len(heads), len(images), images.shape[3]
+    size = (SIDE * STEP * columns + 0.3, SIDE * STEP * rows + 0.3)  # inches
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()  # one for all: many cost seconds
-    for row, image in enumerate(images):
-        corner = (0.0, STEP * row)
+    for column, image in enumerate(images):
+        corner, truth = (STEP * column, 0.0), boxes[column, 0] / side
         shown = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
         _draw(axes, corner, shown, cmap="gray", vmin=0, vmax=255)
-        _box(axes, corner, boxes[row, 0] / side, classes[labels[row, 0]], SKY)
-        for column, head in enumerate(heads.values(), 1):
-            corner, said = (STEP * column, STEP * row), head["labels"][row]
-            _draw(axes, corner, np.array(head["maps"][row]), cmap="inferno")
-            colour = GREEN if said == labels[row, 0] else RED
-            _box(axes, corner, np.array(head["boxes"][row]) / side, classes[said], colour)
-    for column, heading in enumerate(["scene", *(HEADINGS[name] for name in heads)]):
-        axes.text(STEP * column + 0.5, -0.05, heading, fontsize=7, ha="center", va="bottom")
-    axes.set(xlim=(-0.02, STEP * columns), ylim=(STEP * rows, -0.2))
+        _box(axes, corner, truth, SKY)
+        _name(axes, corner, classes[labels[column, 0]], SKY)
+        for row, head in enumerate(heads.values(), 1):
+            corner, said = (STEP * column, STEP * row), head["labels"][column]
+            _draw(axes, corner, np.array(head["maps"][column]), "bilinear", cmap="inferno")
+            colour = GREEN if said == labels[column, 0] else RED
+            _box(axes, corner, truth, SKY, linestyle="--")
+            _box(axes, corner, np.array(head["boxes"][column]) / side, colour)
+            _name(axes, corner, classes[said], colour)
+    for row, heading in enumerate(["scene", *(HEADINGS[name] for name in heads)]):
+        place = -0.05, STEP * row + 0.5
+        axes.text(*place, heading, fontsize=7, rotation=90, ha="right", va="center")
+    axes.set(xlim=(-0.2, STEP * columns), ylim=(STEP * rows, -0.02))
     axes.axis("off")
     axes.set_title(title, fontsize=8)
     return figure
 
 
-def _draw(axes: Axes, corner: tuple[float, float], values: np.ndarray, **how: Any) -> None:
+def _draw(
+    axes: Axes,
+    corner: tuple[float, float],
+    values: np.ndarray,
+    interpolation: str = "nearest",
+    **how: Any,
+) -> None:
     """Draw values (S, S) or (S, S, 3) on a square of side 1."""
     left, top = corner
-    axes.imshow(values, extent=(left, left + 1, top + 1, top), **how)
+    extent = (left, left + 1, top + 1, top)
+    axes.imshow(values, extent=extent, interpolation=interpolation, **how)
 
 
-def _box(axes: Axes, corner: tuple[float, float], box: np.ndarray, name: str, colour: str) -> None:
-    """Draw a box, in sides of the scene, and write a name into the scene's corner."""
+def _box(axes: Axes, corner: tuple[float, float], box: np.ndarray, colour: str, **how: Any) -> None:
+    """Draw a box, in sides of the scene."""
     left, top, right, bottom = box + np.tile(corner, 2)
-    frame = Rectangle(
-        (left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.4
-    )
-    axes.add_patch(frame)
+    size = right - left, bottom - top
+    axes.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=colour, lw=1.4, **how))
+
+
+def _name(axes: Axes, corner: tuple[float, float], name: str, colour: str) -> None:
+    """Write a name into a scene's corner."""
     style = {"facecolor": "black", "alpha": 0.6, "pad": 0.5, "linewidth": 0}
     place = corner[0] + 0.03, corner[1] + 0.97
     axes.text(*place, name, fontsize=6, color=colour, va="bottom", bbox=style)

@@ -57,6 +57,10 @@ WAITS = {
         # batch norm is of the images with regions in common alone, as many as there are
         "raykb/selfsup/scrl.py forward: how many are not zero"
     ],
+    "recognition/saol": [
+        # donors need not pass where nothing was pasted, as in half of CutMix's steps
+        "raykb/recognition/saol.py _asks: a number"
+    ],
     "semi/freematch": [
         # L_f is of the confident alone, and a mean with zeros between them is rounded otherwise
         "raykb/semi/freematch.py fairness: how many are not zero"

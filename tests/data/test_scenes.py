@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from raykb.data.images import ImageSet
-from raykb.data.scenes import Composition, Scenes, pasted, shuffled
+from raykb.data.scenes import Composition, Scenes, as_scenes, pasted, shuffled
 
 SIDE, SIZE = 12, 30
 
@@ -125,6 +125,14 @@ def test_a_scene_belongs_to_seed_and_id_in_any_company():
         assert np.array_equal(values, whole[name][[40, 7]]), name
         assert np.array_equal(read(scenes, [7])[name][0], whole[name][7]), name
     assert not np.array_equal(read(composed(flat()))["boxes"], whole["boxes"])
+
+
+def test_in_the_place_of_images_stand_their_scenes_with_the_label_of_the_first_object():
+    images, how = flat(), Composition(objects=(1, 2))
+    found, scenes = as_scenes(images, how, 3), Scenes(images, how, 3).read(np.arange(len(images)))
+    assert (found.images == scenes.arrays["images"]).all()
+    assert (found.labels == images.labels).all()
+    assert (found.ids == images.ids).all()
 
 
 def test_what_means_nothing_is_refused():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mapped import CPU, coloured
 
+from raykb.data.scenes import Composition, Scenes
 from raykb.evaluate.weak_localisation import WeakLocalisation, class_activation, found_boxes, heads
 from raykb.models import MODELS
 
@@ -25,7 +26,8 @@ def test_after_a_mean_class_activation_is_that_of_the_weights():
 @pytest.mark.parametrize(("name", "own"), [("small_convnet", 1), ("spatially_attentive", 2)])
 def test_every_head_of_a_network_is_scored(name, own):
     network, judged = MODELS[name](3, 3).eval(), coloured(12)
-    found = WeakLocalisation(scenes=8).of(judged.test, [0.0], [1.0])(network, CPU)
+    scenes = Scenes(judged.test, Composition(canvas=1.5, objects=(1, 1)))
+    found = WeakLocalisation(scenes=8).of(scenes, [0.0], [1.0])(network, CPU)
     assert len(heads(network, torch.rand(2, 3, 18, 18))) == own
     assert len(found.figures) == 3 * own
     assert all(0 <= value <= 1 for value in found.figures.values())

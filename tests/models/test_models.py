@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
-from raykb.models import MODELS, small_convnet, wide_resnet
-from raykb.models.wide_resnet import WideBlock
+from raykb.models import MODELS, small_convnet
+from raykb.models.wide_resnet import WideBlock, wide_resnet
 from raykb.parts.backbone import Backbone, WithMaps, WithTokens
 
 SMALL: dict[str, dict[str, Any]] = {"wide_resnet": {"depth": 10, "width": 1}}

@@ -16,7 +16,7 @@ CONFIG = {
     "optimizer": {"name": "sgd", "lr": 0.05, "weight_decay": 0.0005},
     "schedule": {"name": "cosine"},
     "method": {"name": "cross_entropy"},
-    "recipe": {"epochs": 40, "batch_size": 50, "save_every": 0},
+    "recipe": {"epochs": 15, "batch_size": 50, "save_every": 0},
 }
 
 
