@@ -26,7 +26,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -34,12 +33,13 @@ from torch import Tensor
 from raykb.assembly import SECTIONS, Budget, anytime_network, compared, game
 from raykb.augment.autoclint.player import Player
 from raykb.augment.autoclint.settings import AutoClint
-from raykb.comparison import Comparison, Entry
+from raykb.comparison import Entry
 from raykb.config import Problems, Section, Value, build
 from raykb.data.datasets import open_records
 from raykb.later import Later
+from raykb.runtime.comparison_run import ComparisonRun
 from raykb.runtime.job import launch
-from raykb.runtime.resources import Phase, WorkerResources
+from raykb.runtime.resources import WorkerResources
 from raykb.runtime.session import Session
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
@@ -62,13 +62,7 @@ SCHEMA = {
 }
 
 
-@dataclass
-class Ready:
-    """What a run is made of before anything starts."""
-
-    comparison: Comparison
-    each: WorkerResources
-    phases: list[Phase]
+Ready = ComparisonRun[None]  # whoever plays opens the data
 
 
 def prepare(config: dict[str, Any]) -> Ready:
@@ -77,13 +71,10 @@ def prepare(config: dict[str, Any]) -> Ready:
     Raises:
         ValueError: all that is wrong is named.
     """
-    problems = Problems()
-    each = build(WorkerResources, config["resources"]["game"])
-    comparison = build(Comparison, config["comparison"])
-    with problems.at("resources.game", config["resources"]["game"]):
-        if each.workers > 1:
-            raise ValueError(f"workers: {each.workers}, must be 1: a game is played by one process")
-    for entry in comparison.entries(config).values():
+    problems, run = Problems(), Ready.of(config, None, name=GAMES, resources="game")
+    if (workers := run.each.workers) > 1:
+        problems.add(f"resources.game.workers: {workers}, must be 1: one process plays a game")
+    for entry in run.comparison.entries(config).values():
         with problems.at("data", entry["data"]):
             open_records(**entry["data"])
         with problems.at("model", entry["model"]):
@@ -91,16 +82,15 @@ def prepare(config: dict[str, Any]) -> Ready:
         with problems.at("strategy", entry["strategy"]):
             build(PLAYERS, entry["strategy"])
     problems.refuse()
-    return Ready(comparison, each, [Phase(GAMES, len(comparison.trainings(config)), each)])
+    return run
 
 
 def autoclint(session: Session, ready: Ready) -> None:
     """Play all games; those of an earlier run of the directory that ended are not played again."""
     weights = session.share(weights=pretrained(session))["weights"]
-    jobs = [
-        (entry, job(ready, entry, weights)) for entry in ready.comparison.trainings(session.config)
-    ]
-    tell_results(session, ready, session.compare(GAMES, ready.comparison, jobs))
+    given = {"players": PLAYERS, "player": Player, "weights": weights}
+    results = ready.train(session, lambda e: TrainJob.of(e, game, ready.each, **given))
+    tell_results(session, ready, results)
 
 
 def pretrained(session: Session) -> dict[str, Tensor] | None:
@@ -119,11 +109,6 @@ def pretrained(session: Session) -> dict[str, Tensor] | None:
         session.say(f"pretrained: no weights ({error}); networks start from random ones")
         return None
     return {name: value for name, value in weights.items() if not name.startswith("fc.")}
-
-
-def job(ready: Ready, entry: Entry, weights: Any) -> TrainJob:
-    """Return the game of an entry, whose config has its data."""
-    return TrainJob.of(entry, game, ready.each, players=PLAYERS, player=Player, weights=weights)
 
 
 def tell_results(session: Session, ready: Ready, results: Sequence[tuple[Entry, Result]]) -> None:

@@ -134,7 +134,7 @@ def prepare(config: dict[str, Any]) -> Ready:
     with problems.at("data", config["data"]):
         sizes = data.sizes()
     with problems.at("plan", config["plan"]):
-        rehearse_on(config, comparison, *stand_in(plan, channels=1, labels=2), problems)
+        rehearse_on(config, *stand_in(plan, channels=1, labels=2), problems)
     problems.refuse()
     units = len(sizes) * len(folds.numbers) * len(comparison.trainings(config))
     files = sum(
@@ -151,16 +151,9 @@ def prepare(config: dict[str, Any]) -> Ready:
     return Ready(data, plan, folds, comparison, predictions, resources, phases)
 
 
-def rehearse_on(
-    config: dict[str, Any],
-    comparison: Comparison,
-    data: Data,
-    own: Configuration,
-    problems: Problems,
-) -> None:
+def rehearse_on(config: dict[str, Any], data: Data, own: Configuration, problems: Problems) -> None:
     """Build every method without memory, for a plan."""
     rehearse_all(
-        comparison,
         config,
         METHODS,
         data,
@@ -168,7 +161,6 @@ def rehearse_on(
         problems,
         models=NETWORKS,
         whole=functools.partial(planned, own, NETWORKS),
-        workers=config["resources"]["training"]["workers"],
     )
 
 
@@ -260,7 +252,7 @@ def check(session: Session, ready: Ready, tasks: Sequence[PreparedTask]) -> None
             task.split(ready.folds, 0)
             for _, case, _ in ready.predictions.cases(task, ready.folds):
                 problems.add(*unfit(task, case))
-        rehearse_on(session.config, ready.comparison, given, task.configuration, problems)
+        rehearse_on(session.config, given, task.configuration, problems)
     problems.refuse("methods, plans and predictions")
 
 

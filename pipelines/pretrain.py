@@ -106,13 +106,9 @@ def prepare(config: dict[str, Any]) -> Ready:
         ValueError: all that is wrong is named.
     """
     problems = Problems()
-    each = build(WorkerResources, config["resources"]["training"])
     comparison = build(Comparison, config["comparison"])
     data = SelfSupervised.opened(config, problems)
-    shape, given = data.labelled.shape, data.stand_in
-    objectives = rehearse_all(
-        comparison, config, METHODS, given, shape, problems, workers=each.workers
-    )
+    objectives = rehearse_all(config, METHODS, data.stand_in, data.shape, problems)
     views = {}
     for label, entry in comparison.entries(config).items():
         if (objective := objectives[label]) is not None:
@@ -124,15 +120,16 @@ def prepare(config: dict[str, Any]) -> Ready:
     comparison = dataclasses.replace(comparison, added=added)
     with problems.at("comparison"):
         for label, entry in comparison.entries(config).items():
-            check_offers(entry, given, problems)
+            check_offers(entry, data.stand_in, problems)
             if tasks_of(entry) != tasks_of(config):
                 problems.add(
                     f"comparison.rivals.{label}: would be told by other figures than the run's own "
                     "section; ask all for the same ones, at the end and of the same shares"
                 )
-    weights, absent = as_they_are.read(config, given, problems)
+    weights, absent = as_they_are.read(config, data.stand_in, problems)
     problems.refuse()
-    beside = data_workers(config, each) if data.examples is not None else None
+    each = build(WorkerResources, config["resources"]["training"])
+    beside = data_workers(config) if data.examples is not None else None
     count = (len(comparison.entries(config)) - len(absent)) * comparison.seeds
     phases = [Phase(TRAINING, count, each, beside)]
     return Ready(data, comparison, views, dict.fromkeys(added) | weights, absent, phases)

@@ -25,7 +25,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from raykb.assembly import (
@@ -37,15 +36,15 @@ from raykb.assembly import (
     semi_supervised_data,
     training,
 )
-from raykb.comparison import Comparison, Entry
-from raykb.config import Problems, Renamed, Section, build
+from raykb.comparison import Entry
+from raykb.config import Problems, Renamed, Section
 from raykb.data.labels import Labels, to_json
 from raykb.data.strong import PAIRS
 from raykb.data.unlabelled import UnlabelledImages
-from raykb.engine.objective import Objective
 from raykb.later import Later
+from raykb.runtime.comparison_run import TRAINING, ComparisonRun
 from raykb.runtime.job import launch
-from raykb.runtime.resources import WORKERS, DataResources, Phase, WorkerResources
+from raykb.runtime.resources import WORKERS, DataResources
 from raykb.runtime.session import Session
 from raykb.runtime.streamed import data_workers, stream_of, tell_broken
 from raykb.runtime.streams import STREAM, TRANSPORTS
@@ -55,7 +54,6 @@ from raykb.semi import METHODS
 
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "semi" / "fashion_mnist_sample.yaml"
-TRAINING = "trainings"
 LABELS, UNLABELLED = "labels.json", "stream.json"
 METRICS = ("test/top1", "pseudo_labels/correct")
 SCHEMA = SECTIONS | {
@@ -72,15 +70,7 @@ SCHEMA = SECTIONS | {
 }
 
 
-@dataclass
-class Ready:
-    """What a run is made of before anything starts."""
-
-    data: SemiSupervised
-    comparison: Comparison
-    objectives: dict[str, Objective | None]
-    each: WorkerResources
-    phases: list[Phase]
+Ready = ComparisonRun[SemiSupervised]
 
 
 def prepare(config: dict[str, Any]) -> Ready:
@@ -90,17 +80,10 @@ def prepare(config: dict[str, Any]) -> Ready:
         ValueError: all that is wrong is named.
     """
     problems = Problems()
-    comparison = build(Comparison, config["comparison"])
-    each = build(WorkerResources, config["resources"]["training"])
-    data = SemiSupervised.opened(config, comparison.seeds_of(config), TRANSPORTS, problems)
-    shape, given = data.examples.shape, data.stand_in
-    objectives = rehearse_all(
-        comparison, config, METHODS, given, shape, problems, workers=each.workers
-    )
+    data = SemiSupervised.opened(config, TRANSPORTS, problems)
+    objectives = rehearse_all(config, METHODS, data.stand_in, data.shape, problems)
     problems.refuse()
-    count, beside = len(comparison.trainings(config)), data_workers(config, each)
-    phases = [Phase(TRAINING, count, each, beside)]
-    return Ready(data, comparison, objectives, each, phases)
+    return Ready.of(config, data, sees=objectives, beside=data_workers(config))
 
 
 def semi_train(session: Session, ready: Ready) -> None:
@@ -115,27 +98,22 @@ def semi_train(session: Session, ready: Ready) -> None:
     session.keep_task(test)
     session.say(data.described(session.config, labelled[0], test))
     images = session.share(test=test, truths=data.truths(session.say), ids=data.examples.ids)
-    jobs = [
-        (entry, job(session, ready, entry, images | {"labelled": labelled[entry.number]}))
-        for entry in ready.comparison.trainings(session.config)
-    ]
-    results = session.compare(TRAINING, ready.comparison, jobs)
+
+    def job(entry: Entry) -> TrainJob:
+        return TrainJob.of(
+            entry,
+            training,
+            ready.each,
+            methods=METHODS,
+            data=semi_supervised_data,
+            labelled=labelled[entry.number],
+            unlabelled=stream_of(session, TRAINING, data, entry, ready.sees[entry.label]),
+            **images,
+        )
+
+    results = ready.train(session, job)
     tell_broken(session, [result for _, result in results])
     tell_results(session, ready, results)
-
-
-def job(session: Session, ready: Ready, entry: Entry, images: dict[str, Any]) -> TrainJob:
-    """Return the training of an entry; its seed decides all but the section that is compared."""
-    objective = ready.objectives[entry.label]
-    return TrainJob.of(
-        entry,
-        training,
-        ready.each,
-        methods=METHODS,
-        data=semi_supervised_data,
-        unlabelled=stream_of(session, TRAINING, ready.data, entry, objective),
-        **images,
-    )
 
 
 def tell_results(session: Session, ready: Ready, results: Sequence[tuple[Entry, Result]]) -> None:

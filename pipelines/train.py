@@ -22,7 +22,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     answer(__file__, __doc__)  # --help, before the imports below take their seconds
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from raykb.assembly import (
     rehearse_all,
     training,
 )
-from raykb.comparison import Comparison, Entry
+from raykb.comparison import Entry
 from raykb.config import Problems, Section, build
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
@@ -46,15 +45,15 @@ from raykb.evaluate.robustness import Robustness
 from raykb.evaluate.weak_localisation import WeakLocalisation
 from raykb.later import Later
 from raykb.recognition import METHODS, MIXINGS
+from raykb.runtime.comparison_run import TRAINING, ComparisonRun
 from raykb.runtime.job import launch
-from raykb.runtime.resources import WORKERS, Phase, WorkerResources
+from raykb.runtime.resources import WORKERS
 from raykb.runtime.session import Session
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "recognition" / "fashion_mnist_sample.yaml"
-TRAINING = "trainings"
 WEAK = [
     f"test/weak_localisation/{name}" for name in ("saol/top1", "cam/top1_iou50", "saol/top1_iou50")
 ]
@@ -72,14 +71,7 @@ SCHEMA = SECTIONS | {
 }
 
 
-@dataclass
-class Ready:
-    """What a run is made of before anything starts."""
-
-    data: Recognition
-    comparison: Comparison
-    each: WorkerResources
-    phases: list[Phase]
+Ready = ComparisonRun[Recognition]
 
 
 def prepare(config: dict[str, Any]) -> Ready:
@@ -89,23 +81,18 @@ def prepare(config: dict[str, Any]) -> Ready:
         ValueError: all that is wrong is named.
     """
     problems = Problems()
-    each = build(WorkerResources, config["resources"]["training"])
-    comparison = build(Comparison, config["comparison"])
     data = Recognition.opened(config, problems)
-    shape, given = data.shape, data.labelled.stand_in
-    objectives = rehearse_all(
-        comparison, config, METHODS, given, shape, problems, workers=each.workers
-    )
+    objectives = rehearse_all(config, METHODS, data.stand_in, data.shape, problems)
     problems.refuse()
-    for label, entry in comparison.entries(config).items():
+    run = Ready.of(config, data)
+    for label, entry in run.comparison.entries(config).items():
         if (objective := objectives[label]) is not None:
             with problems.at("mixing", entry["mixing"]):
                 data.check_mixed(objective, entry)
             with problems.at("model", entry["model"]):
                 data.check_localised(entry)
     problems.refuse()
-    phases = [Phase(TRAINING, len(comparison.trainings(config)), each)]
-    return Ready(data, comparison, each, phases)
+    return run
 
 
 def train(session: Session, ready: Ready) -> None:
@@ -118,19 +105,9 @@ def train(session: Session, ready: Ready) -> None:
     recipe = build(Recipe, session.config["recipe"])
     steps = recipe.lengths(len(sets["train"])).steps
     session.say(f"{steps} steps of {recipe.batch_size} images")
-    images = session.share(**sets)
-    jobs = [
-        (entry, job(ready, entry, images)) for entry in ready.comparison.trainings(session.config)
-    ]
-    results = session.compare(TRAINING, ready.comparison, jobs)
+    given = {"methods": METHODS, "data": recognition_data, **session.share(**sets)}
+    results = ready.train(session, lambda e: TrainJob.of(e, training, ready.each, **given))
     tell_results(session, ready, results, sets["test"])
-
-
-def job(ready: Ready, entry: Entry, images: dict[str, Any]) -> TrainJob:
-    """Return the training of an entry; its seed decides all but the section that is compared."""
-    return TrainJob.of(
-        entry, training, ready.each, methods=METHODS, data=recognition_data, **images
-    )
 
 
 def tell_results(

@@ -107,7 +107,7 @@ def prepare(config: dict[str, Any]) -> Ready:
         data = Supervised.opened(config["data"])
     problems.refuse()
     state = rehearse_target(config, OBJECTIVES, data, problems, resources["target"].workers)
-    rehearse_predictors(config, PREDICTION, PREDICTORS, data, comparison, problems)
+    rehearse_predictors(config, PREDICTION, PREDICTORS, data, problems)
     problems.refuse()
     each = resources["tables"]
     tables = Tables(config, data.stand_in, state, each.device, each.cpus)

@@ -23,7 +23,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     answer(__file__, __doc__)  # --help, before the imports below take their seconds
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from raykb.assembly import (
@@ -36,7 +35,6 @@ from raykb.assembly import (
     rehearse_all,
     training,
 )
-from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.pairs import PairSet
 from raykb.engine.recipe import Recipe
@@ -44,14 +42,15 @@ from raykb.evaluate.fine_tuning import FineTuning
 from raykb.later import Later
 from raykb.models import IMAGE_TEXT
 from raykb.recognition import PAIR_METHODS
+from raykb.runtime.comparison_run import TRAINING, ComparisonRun
 from raykb.runtime.job import launch
-from raykb.runtime.resources import WORKERS, Phase, WorkerResources
+from raykb.runtime.resources import WORKERS
 from raykb.runtime.session import Session
 from raykb.runtime.work import TrainJob
 
 report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "pairs" / "vilt_emoji.yaml"
-TRAINING, VOCABULARY = "trainings", "vocab.txt"
+VOCABULARY = "vocab.txt"
 RECALLS = [f"test/retrieval/{what}_recall_{k}" for what in ("image", "text") for k in (1, 5, 10)]
 SCHEMA = SECTIONS | {
     "captions": Captions,
@@ -64,14 +63,7 @@ SCHEMA = SECTIONS | {
 }
 
 
-@dataclass
-class Ready:
-    """What a run is made of before anything starts."""
-
-    data: Pairs
-    comparison: Comparison
-    each: WorkerResources
-    phases: list[Phase]
+Ready = ComparisonRun[Pairs]
 
 
 def prepare(config: dict[str, Any]) -> Ready:
@@ -81,22 +73,10 @@ def prepare(config: dict[str, Any]) -> Ready:
         ValueError: all that is wrong is named.
     """
     problems = Problems()
-    each = build(WorkerResources, config["resources"]["training"])
-    comparison = build(Comparison, config["comparison"])
     data = Pairs.opened(config, problems)
-    shape, given = data.labelled.shape, data.stand_in
-    rehearse_all(
-        comparison,
-        config,
-        PAIR_METHODS,
-        given,
-        shape,
-        problems,
-        models=IMAGE_TEXT,
-        workers=each.workers,
-    )
+    rehearse_all(config, PAIR_METHODS, data.stand_in, data.shape, problems, models=IMAGE_TEXT)
     problems.refuse()
-    return Ready(data, comparison, each, [Phase(TRAINING, len(comparison.trainings(config)), each)])
+    return Ready.of(config, data)
 
 
 def vilt(session: Session, ready: Ready) -> None:
@@ -110,11 +90,10 @@ def vilt(session: Session, ready: Ready) -> None:
     recipe = build(Recipe, session.config["recipe"])
     steps = recipe.lengths(len(sets["train"])).steps
     session.say(f"{steps} steps of {recipe.batch_size} pairs, {len(data.vocabulary)} tokens")
-    given = session.share(vocabulary=data.vocabulary, **sets)
-    jobs = [
-        (entry, job(ready, entry, given)) for entry in ready.comparison.trainings(session.config)
-    ]
-    told = session.told(TRAINING, session.compare(TRAINING, ready.comparison, jobs))
+    given: dict[str, Any] = {"methods": PAIR_METHODS, "models": IMAGE_TEXT, "data": pair_data}
+    given |= session.share(vocabulary=data.vocabulary, **sets)
+    results = ready.train(session, lambda e: TrainJob.of(e, training, ready.each, **given))
+    told = session.told(TRAINING, results)
     for each in told:
         if each.seed == 0:
             session.write(f"found_{each.label}.png", report.png(found(each, sets["test"])))
@@ -122,19 +101,6 @@ def vilt(session: Session, ready: Ready) -> None:
     share = 100 * max(session.config["fine_tuning"]["shares"])
     classified = ["test/prompts/top1", f"test/fine_tuning/top1_{share:g}"]
     session.tell(ready.comparison, rows, [*RECALLS, *classified])
-
-
-def job(ready: Ready, entry: Entry, given: dict[str, Any]) -> TrainJob:
-    """Return the training of an entry; its seed decides all but the section that is compared."""
-    return TrainJob.of(
-        entry,
-        training,
-        ready.each,
-        methods=PAIR_METHODS,
-        models=IMAGE_TEXT,
-        data=pair_data,
-        **given,
-    )
 
 
 def found(told: Any, test: PairSet) -> Any:

@@ -1,7 +1,6 @@
 """From a resolved config to a training, by any method: what is averaged, kept and resumed."""
 
 import copy
-import functools
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from raykb.assembly import (
     semi_supervised_data,
     training,
 )
-from raykb.comparison import Comparison
 from raykb.config import Problems
 from raykb.data.feed import InPlace
 from raykb.data.image_views import WeakStrongView
@@ -302,7 +300,8 @@ def rehearsed(whole, *, comparison=None, methods=METHODS, data=None, **options):
     data = data or semi_supervised_data(
         config=config(), seed=0, unlabelled=None, **READ | {"truths": None}
     )
-    perform = rehearse if comparison is None else functools.partial(rehearse_all, comparison)
+    perform = rehearse if comparison is None else rehearse_all
+    whole = whole | {"comparison": comparison, "resources": {"training": {"workers": 1}}}
     found = perform(whole, methods, data, (1, 12, 12), problems, **options)
     return list(problems), found
 
@@ -385,14 +384,12 @@ def test_a_method_can_be_judged_where_the_network_cannot_be_made():
 
 
 def test_problems_of_rivals_are_told_where_they_are_written():
-    comparison = Comparison(
-        rivals={
-            "strict": {"name": "fixmatch", "threshold": 1.5},
-            "fine": {"name": "fixmatch"},
-            "hot": {"name": "uda", "temperature": 0.0},
-        }
-    )
-    problems, made = rehearsed(config("softmatch", width=0.0), comparison=comparison)
+    rivals = {
+        "strict": {"name": "fixmatch", "threshold": 1.5},
+        "fine": {"name": "fixmatch"},
+        "hot": {"name": "uda", "temperature": 0.0},
+    }
+    problems, made = rehearsed(config("softmatch", width=0.0), comparison={"rivals": rivals})
     assert problems == [
         "comparison.rivals.strict.threshold: 1.5, must be in 0..1",
         "comparison.rivals.hot.temperature: 0.0, must be in 1e-06..inf",
@@ -405,14 +402,14 @@ def test_problems_of_rivals_are_told_where_they_are_written():
 def test_a_rivals_model_is_told_at_its_rival_and_a_common_problem_once():
     rivals = {"deep": {"name": "wide_resnet", "depth": 11, "width": 1}}
     whole = config("fixmatch", threshold=1.5)
-    problems, _ = rehearsed(whole, comparison=Comparison(over="model", rivals=rivals))
+    problems, _ = rehearsed(whole, comparison={"over": "model", "rivals": rivals})
     assert len(problems) == 2
     assert problems[0].startswith("comparison.rivals.deep: depth=11, width=1: depth must be")
     assert problems[1] == "method.threshold: 1.5, must be in 0..1"
 
 
 def test_a_rival_called_as_the_runs_own_is_told_at_the_comparison():
-    comparison = Comparison(rivals={"fixmatch": {"name": "uda"}})
+    comparison = {"rivals": {"fixmatch": {"name": "uda"}}}
     problems, made = rehearsed(config("fixmatch"), comparison=comparison)
     assert problems == [
         "comparison.rivals: 'fixmatch' is what the section 'method' is called; call the rival "

@@ -22,7 +22,6 @@ from raykb.assembly import (
     training,
 )
 from raykb.assembly.segmentation import prepared_case
-from raykb.comparison import Comparison
 from raykb.config import ConfigError, Problems
 from raykb.data.folds import folds
 from raykb.data.phantoms import write_phantoms
@@ -261,8 +260,11 @@ def test_a_rehearsal_names_a_network_that_cannot_take_the_patches():
     data, own = stand_in(SMALL, channels=1, labels=2)
     problems = Problems()
     rehearse_all(
-        Comparison(over="model", rivals={"deep": UNET | {"depth": 5}}),
-        CONFIG,
+        CONFIG
+        | {
+            "comparison": {"over": "model", "rivals": {"deep": UNET | {"depth": 5}}},
+            "resources": {"training": {"workers": 1}},
+        },
         METHODS,
         data,
         (1, *own.patch_size),

@@ -218,7 +218,6 @@ def rehearse(
 
 
 def rehearse_all(
-    comparison: Comparison,
     config: Config,
     methods: Methods,
     data: Data,
@@ -227,15 +226,24 @@ def rehearse_all(
     *,
     models: Models = MODELS,
     whole: Callable[[Config], Config] = dict,
-    workers: int = 1,
+    resources: str = "training",
 ) -> dict[str, Objective | None]:
-    """Rehearse every entry of a comparison; return the objectives by label.
+    """Rehearse every entry of the section ``comparison``; return the objectives by label.
 
-    ``whole`` adds to the config of an entry what the program decides, as a plan does.
+    Args:
+        config: the run's.
+        methods: as :func:`rehearse` takes them, and so are the others.
+        data: what will be read.
+        shape: of its images or volumes.
+        problems: take what is wrong.
+        models: the table that ``model`` is a row of.
+        whole: adds to the config of an entry what the program decides, as a plan does.
+        resources: name of the section in ``resources`` that says who shares a training.
 
     Raises:
         ConfigError: what differs is a section that all trainings share.
     """
+    comparison = build(Comparison, config["comparison"])
     if comparison.rivals and (over := comparison.over).partition(".")[0] in SHARED:
         problems.add(
             f"comparison.over: {over!r} is read once for all trainings of a run, so that its "
@@ -254,7 +262,7 @@ def rehearse_all(
                 problems,
                 models=models,
                 places=rival if label in comparison.rivals else None,
-                workers=workers,
+                workers=config["resources"][resources]["workers"],
             )
     return made
 

@@ -136,7 +136,6 @@ class ArchitectureSearch:
         for entry in self.replicas.entries(config).values():
             rehearse_search(whole(entry | {"recipe": entry["supernet"]}), methods, data, problems)
         rehearse_all(
-            self.comparison,
             {**config, "recipe": config["retraining"]},
             methods,
             data,
@@ -144,7 +143,7 @@ class ArchitectureSearch:
             problems,
             models=NETWORKS,
             whole=whole,
-            workers=config["resources"]["retraining"]["workers"],
+            resources="retraining",
         )
 
     def entrants(self, config: Config, found: Mapping[str, Genotype]) -> Contest:

@@ -196,17 +196,22 @@ def rehearse_predictors(
     methods: Methods,
     models: Models,
     data: Supervised,
-    comparison: Comparison,
     problems: Problems,
 ) -> None:
     """Build every predictor's training without memory."""
     channels, side = data.shape[0], build(Selection, config["selection"]).thumbnail
-    for entry in comparison.entries(config).values():
+    for entry in build(Comparison, config["comparison"]).entries(config).values():
         with problems.at("hardening", entry["hardening"]):
             samples = len(data.train) * build(HARDENINGS, entry["hardening"]).samples
     given = Data(samples=samples, classes=len(NAMES), channels=channels)
     rehearse_all(
-        comparison, config, methods, given, (channels, side, side), problems, models=models
+        config,
+        methods,
+        given,
+        (channels, side, side),
+        problems,
+        models=models,
+        resources="predictor",
     )
 
 

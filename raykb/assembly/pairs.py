@@ -106,6 +106,11 @@ class Pairs:
             samples=own.samples, classes=own.classes, channels=own.channels, supervised=False
         )
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self.labelled.shape
+
     def read(self, length: int) -> dict[str, PairSet]:
         """Decode ``train`` and ``test``, with captions of ``length`` tokens."""
         parts = {"train": self.labelled.train, "test": self.labelled.test}

@@ -87,6 +87,11 @@ class Recognition:
         return cls(labelled, outside, scenes)
 
     @property
+    def stand_in(self) -> Data:
+        """What a rehearsal has to know of it."""
+        return self.labelled.stand_in
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what a network sees."""
         channels, *sides = self.labelled.shape
@@ -104,7 +109,7 @@ class Recognition:
         """Raise ValueError if boxes are asked for of a network that has no maps of stages."""
         if "weak_localisation" in config:
             with torch.device("meta"):
-                network = network_of(config, self.labelled.stand_in)
+                network = network_of(config, self.stand_in)
             require(network, WithStages, "weak_localisation")
 
     def seen(self, images: ImageSet) -> ImageSet:

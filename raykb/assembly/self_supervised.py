@@ -196,9 +196,14 @@ class SelfSupervised:
         return Data(
             samples=self.count,
             classes=len(self.labelled.train.classes),
-            channels=self.labelled.shape[0],
+            channels=self.shape[0],
             supervised=False,
         )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self.labelled.shape
 
     @property
     def record(self) -> dict[str, Any]:
@@ -213,7 +218,7 @@ class SelfSupervised:
             ValueError: it cannot be made of these images.
         """
         view = view_of(objective, config)
-        arrays = {"images": torch.zeros(1, *self.labelled.shape, dtype=torch.uint8)}
+        arrays = {"images": torch.zeros(1, *self.shape, dtype=torch.uint8)}
         if self.examples is None:
             arrays["labels"] = torch.zeros(1, dtype=torch.int64)
         view.finish(view.train(arrays, np.zeros(1, np.int64), 0, 0))

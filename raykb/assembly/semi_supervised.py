@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raykb.assembly.builder import Config, Data
+from raykb.comparison import Comparison
 from raykb.config import Problems, build
 from raykb.config.schema import Table
 from raykb.data.datasets import open_records
@@ -57,15 +58,12 @@ class SemiSupervised:
     drawn: list[Records]
 
     @classmethod
-    def opened(
-        cls, config: Config, seeds: Sequence[int], transports: Table, problems: Problems
-    ) -> "SemiSupervised":
+    def opened(cls, config: Config, transports: Table, problems: Problems) -> "SemiSupervised":
         """Open data and stream, and draw the labels of each seed.
 
         Args:
             config: the sections ``data``, ``labels``, ``unlabelled``, ``pair``, ``view``,
-                ``stream`` and ``recipe``.
-            seeds: of the trainings, by number.
+                ``stream``, ``recipe`` and ``comparison``.
             transports: the table that ``stream`` is a row of.
             problems: take what is wrong.
 
@@ -85,6 +83,7 @@ class SemiSupervised:
             examples = unlabelled.examples(seed=0)
         problems.refuse()
         labels, drawn = build(Labels, config["labels"]), list[Records]()
+        seeds = build(Comparison, config["comparison"]).seeds_of(config)
         with problems.at("labels", config["labels"]):
             drawn = [labels.draw(train, seed) for seed in seeds]
         found = cls(train, test, options, labels, unlabelled, examples, drawn)
@@ -98,9 +97,14 @@ class SemiSupervised:
         return Data(
             samples=self.labels.count,
             classes=len(self.train.classes),
-            channels=self.examples.shape[0],
+            channels=self.shape[0],
             ids=torch.arange(1),
         )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images of the stream."""
+        return self.examples.shape
 
     @property
     def record(self) -> dict[str, Any]:

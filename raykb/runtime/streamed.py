@@ -15,15 +15,13 @@ from raykb.runtime.train import Result
 BROKEN = "broken_images.txt"
 
 
-def data_workers(
-    config: Mapping[str, Any], each: WorkerResources
-) -> dict[str, WorkerResources] | None:
-    """Return what runs beside a training of such workers; None where nothing does.
+def data_workers(config: Mapping[str, Any]) -> dict[str, WorkerResources] | None:
+    """Return what runs beside a training; None where nothing does.
 
     Args:
-        config: the sections ``stream`` and ``resources.data``.
-        each: what one worker of the training takes.
+        config: the sections ``stream``, ``resources.data`` and ``resources.training``.
     """
+    each: WorkerResources = build(WorkerResources, config["resources"]["training"])
     resources: DataResources = build(DataResources, config["resources"]["data"])
     return resources.beside(each) if has_workers(config["stream"]) else None
 

@@ -33,7 +33,7 @@ def script(monkeypatch):
     clock, made = Ticks(), runpy.run_path(str(running.PIPELINES / "autoclint.py"))
     played = functools.partial(ingestion, clock=clock)
     monkeypatch.setattr("raykb.assembly.anytime.ingestion", played)
-    made["job"].__globals__["Player"] = functools.partial(Player, clock=clock)
+    made["autoclint"].__globals__["Player"] = functools.partial(Player, clock=clock)
     return made
 
 
@@ -97,7 +97,7 @@ def test_entries_may_differ_in_their_data(script, tmp_path):
 
 
 def test_several_workers_of_a_game_are_refused(script):
-    with pytest.raises(ValueError, match="played by one process"):
+    with pytest.raises(ValueError, match="one process plays a game"):
         script["prepare"](config(script, "resources.game.workers=2"))
 
 
