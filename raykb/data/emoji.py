@@ -18,6 +18,7 @@ import numpy as np
 from raykb.data.atomic import make_folder
 from raykb.data.decoding import decode, encode_png
 from raykb.data.parquet import Row, write_shards
+from raykb.engine.arguments import refuse
 
 _LEFT_OUT = ("Component", "Flags")  # no pictures of their own; too many that names tell apart alone
 
@@ -27,23 +28,29 @@ def emoji(
     *,
     root: str = "node_modules",
     count: int | None = None,
+    image_size: int | None = None,
     test_fraction: float = 0.2,
+    hold_out: str = "emoji",
     split_seed: int = 0,
 ) -> dict[str, int]:
-    """Emoji with their names: 64 x 64 pictures in 8 categories, without flags.
+    """Emoji with their names: pictures in 8 categories, without flags.
 
-    Pictures that packages have of one emoji are all for training, or all for the test. An id is the
-    emoji's place in the list times the number of packages, plus that of the package.
+    An id is the emoji's place in the list times the number of packages, plus that of the package.
 
     Args:
         output: folder of ``train`` and ``test`` that is made; returned is how many each has.
         root: folder that holds the packages ``emoji-datasource-*``, one or several.
         count: emoji that are drawn; all of them by default.
-        test_fraction: share of the emoji that is held out.
-        split_seed: of both draws.
+        image_size: side that the pictures are scaled to, in pixels; as they are by default.
+        test_fraction: share of the emoji that are held out.
+        hold_out: of these, ``emoji``: all pictures, so that the test has things that were never
+            seen; or ``picture``: that of one package each, drawn, so that it has things that were
+            seen as others draw them.
+        split_seed: of all draws.
 
     Raises:
         FileNotFoundError: there is no package.
+        ValueError: one package alone has no second picture to train on, or ``hold_out`` is unknown.
     """
     packages = sorted(Path(root).glob("emoji-datasource-*"))
     if not packages:
@@ -51,16 +58,24 @@ def emoji(
             f"root={root!r}: holds no folder emoji-datasource-*; npm install --prefix npm "
             "emoji-datasource-google makes one in npm/node_modules"
         )
+    refuse(_misfits(hold_out, packages))
     entries = _entries(packages)
     classes = sorted({entry["category"] for entry in entries})
-    drawn = np.random.default_rng(split_seed).permutation(len(entries))[:count]
-    held_out = round(test_fraction * len(drawn))
-    parts = {"train": np.sort(drawn[held_out:]), "test": np.sort(drawn[:held_out])}
+    numbers = np.random.default_rng(split_seed)
+    drawn = numbers.permutation(len(entries))[:count]
+    unseen = drawn[: round(test_fraction * len(drawn))]
+    test = np.zeros((len(entries), len(packages)), bool)
+    test[unseen] = True
+    if hold_out == "picture":
+        kept = numbers.integers(len(packages), size=len(unseen))
+        test[unseen] = np.arange(len(packages)) == kept[:, None]
+    wanted = np.isin(np.arange(len(entries)), drawn)[:, None]
+    parts = {"train": np.argwhere(wanted & ~test), "test": np.argwhere(wanted & test)}
     counts = {}
 
     def write(folder: Path) -> None:
-        for part, places in parts.items():
-            rows = list(_rows(packages, entries, places, classes))
+        for part, pictures in parts.items():
+            rows = list(_rows(packages, entries, pictures, classes, image_size))
             counts[part] = len(rows)
             write_shards(folder / part, rows, classes)
 
@@ -68,6 +83,17 @@ def emoji(
         output.rmdir()  # it is empty
     make_folder(output, write)
     return counts
+
+
+def _misfits(hold_out: str, packages: list[Path]) -> list[str]:
+    if hold_out not in ("emoji", "picture"):
+        return [f"hold_out: {hold_out!r}, must be 'emoji' or 'picture'"]
+    if hold_out == "picture" and len(packages) < 2:
+        return [
+            f"hold_out: 'picture', must be 'emoji' where {packages[0]} is the only package: no "
+            "second picture would be left to train on; install another one, or hold out emoji"
+        ]
+    return []
 
 
 def caption_of(entry: dict[str, Any]) -> str:
@@ -94,12 +120,16 @@ def _vendor(package: Path) -> str:
 
 
 def _rows(
-    packages: list[Path], entries: list[dict[str, Any]], places: np.ndarray, classes: list[str]
+    packages: list[Path],
+    entries: list[dict[str, Any]],
+    pictures: np.ndarray,
+    classes: list[str],
+    image_size: int | None,
 ) -> Iterator[Row]:
-    for place in places.tolist():
-        entry = entries[place]
-        for number, package in enumerate(packages):
-            file = package / "img" / _vendor(package) / "64" / entry["image"]
-            picture = encode_png(decode(file, channels=3))  # on white
-            label = classes.index(entry["category"])
-            yield place * len(packages) + number, picture, label, caption_of(entry)
+    """Yield the pictures (P, 2): the places of an emoji and of a package."""
+    for place, number in pictures.tolist():
+        entry, package = entries[place], packages[number]
+        file = package / "img" / _vendor(package) / "64" / entry["image"]
+        picture = encode_png(decode(file, image_size=image_size, channels=3))  # on white
+        label = classes.index(entry["category"])
+        yield place * len(packages) + number, picture, label, caption_of(entry)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from raykb.data.datasets import open_records
 from raykb.data.emoji import caption_of, emoji
+from raykb.data.loading import load
 from raykb.data.pairs import PairSet, captions_of
 from raykb.data.wordpiece import WordPiece
 
@@ -43,6 +44,33 @@ def test_pictures_of_one_emoji_are_all_for_training_or_all_for_the_test(tmp_path
     assert {id // 2 for id in train.ids}.isdisjoint(id // 2 for id in test.ids)
     assert set(captions_of(train)).isdisjoint(captions_of(test))
     assert train.classes == ("Kind 0", "Kind 1")
+
+
+def test_a_held_out_picture_is_of_an_emoji_that_another_package_shows_in_training(tmp_path):
+    root = str(packages(tmp_path / "npm"))
+    made = {"test_fraction": 0.6, "hold_out": "picture", "image_size": 16}
+    assert emoji(tmp_path / "out", root=root, **made) == {"train": 7, "test": 3}
+    train, test, options = open_records(
+        "parquet", train=str(tmp_path / "out/train"), test=str(tmp_path / "out/test")
+    )
+    assert set(train.ids).isdisjoint(test.ids)
+    assert load(test, options).images.shape == (3, 3, 16, 16)
+    assert set(captions_of(test)) < set(captions_of(train))
+    assert sorted(id // 2 for id in train.ids if id // 2 in test.ids // 2) == sorted(test.ids // 2)
+
+
+@pytest.mark.parametrize(
+    ("vendors", "hold_out", "message"),
+    [
+        (("google",), "picture", "must be 'emoji' where .*google is the only package"),
+        (("google", "twitter"), "vendor", "hold_out: 'vendor', must be 'emoji' or 'picture'"),
+    ],
+)
+def test_what_cannot_be_held_out_is_refused_with_the_remedy(tmp_path, vendors, hold_out, message):
+    root = str(packages(tmp_path / "npm", vendors))
+    with pytest.raises(ValueError, match=message):
+        emoji(tmp_path / "out", root=root, hold_out=hold_out)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_transparent_becomes_white_and_captions_stand_in_the_file(tmp_path):
