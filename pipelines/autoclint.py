@@ -30,7 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
-from raykb.assembly import SECTIONS, Budget, anytime_network, compared, game
+from raykb.assembly import SECTIONS, Budget, anytime_network, compared, game, read_weights
 from raykb.augment.autoclint.player import Player
 from raykb.augment.autoclint.settings import AutoClint
 from raykb.comparison import Entry
@@ -44,12 +44,12 @@ from raykb.runtime.session import Session
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 
-report, vision = Later("raykb.report"), Later("torchvision.models")
+report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "anytime" / "autoclint_fashion_mnist_sample.yaml"
 GAMES = "games"
 METRICS = ("test/alc", "test/nauc", "test/top1", "test/first_s", "test/predictions")
 PLAYERS = {"autoclint": AutoClint}
-PRETRAINED = "resnet18"  # the network that torchvision's weights are for
+PRETRAINED, WEIGHTS = "resnet18", "ResNet18_Weights.IMAGENET1K_V1"  # and torchvision's, for it
 SCHEMA = {
     "data": SECTIONS["data"],
     "model": SECTIONS["model"],
@@ -104,9 +104,9 @@ def pretrained(session: Session) -> dict[str, Tensor] | None:
         )
         return None
     try:
-        weights: dict[str, Tensor] = vision.ResNet18_Weights.DEFAULT.get_state_dict()
-    except (OSError, RuntimeError) as error:
-        session.say(f"pretrained: no weights ({error}); networks start from random ones")
+        weights = read_weights(WEIGHTS)
+    except ConnectionError as error:
+        session.say(f"pretrained: {error}; networks start from random weights")
         return None
     return {name: value for name, value in weights.items() if not name.startswith("fc.")}
 

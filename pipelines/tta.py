@@ -123,7 +123,7 @@ def tta(session: Session, ready: Ready) -> None:
     """Train targets, table their losses, train predictors; what was finished is not redone."""
     with session.reading("data"):
         train, test = ready.data.read()
-        test = ready.tables.selected(test)
+        train, test = ready.tables.parts(train, test)
     session.tell_data(train=train, test=test)
     session.keep_task(test)
     states = target_states(session, ready, train, test)

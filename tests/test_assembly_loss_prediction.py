@@ -42,7 +42,9 @@ def keys(made):
 
 def test_every_corruption_has_a_piece_a_severity_and_each_chunk_of_training_images_one():
     own = tables()
-    seen = own.conditions(own.target(STATE), own.selected(image_set()))
+    _, asked = own.parts(image_set(), image_set())
+    seen = own.conditions(own.target(STATE), asked)
+    assert len(asked) == 4
     assert len(seen) == 1 + 15 * 2
     assert {"clean/0", "fog/2", "fog/4"} < seen.keys()
     learnt = own.losses(own.target(STATE), image_set(), entry())

@@ -1,7 +1,7 @@
 """From a resolved config to a training, and what each kind of training reads."""
 
 from raykb.assembly.anytime import Budget, anytime_network, game
-from raykb.assembly.as_they_are import AsTheyAre, State
+from raykb.assembly.as_they_are import AsTheyAre, State, read_weights
 from raykb.assembly.builder import (
     RECIPE,
     SECTIONS,
@@ -79,6 +79,7 @@ __all__ = [
     "predicted",
     "prediction_key",
     "prepared",
+    "read_weights",
     "recognition_data",
     "rehearse",
     "rehearse_all",

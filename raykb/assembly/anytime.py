@@ -1,9 +1,11 @@
 """The any-time game as a training of one step: the game is played, and what it left is told.
 
-No checkpoint is ever made, for a clock cannot be saved: a game whose process dies is lost, with
-all its predictions, and is played anew from its first second. One that came to its end is kept.
+A step is whole or was not done, so a game has no checkpoint on the way: one whose process dies is
+lost, with all its predictions, and is played anew from its first second. One that came to its end
+is kept.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +18,10 @@ from raykb.assembly.builder import Config
 from raykb.config import build
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
-from raykb.engine.arguments import above, misfits, refuse
+from raykb.engine.arguments import above, misfits, or_none, refuse
 from raykb.engine.loop import Evaluated, Training, Worker
 from raykb.engine.objective import Terms
-from raykb.evaluate.ingestion import Game, GameData, Part, ingestion
+from raykb.evaluate.ingestion import Clock, Game, GameData, Part, PassClock, ingestion
 from raykb.models import MODELS
 from raykb.models.anytime import AnytimeNetwork
 
@@ -31,13 +33,25 @@ class Budget:
     Args:
         seconds: T, from the first call of ``train``.
         scale_s: t0, seconds until which time counts about linearly.
+        pass_s: seconds that each forward pass is taken to last, whatever it takes, so that a game
+            is the same twice; null for the time of the wall clock.
     """
 
     seconds: float = 1200.0
     scale_s: float = 60.0
+    pass_s: float | None = None
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, seconds=above(0), scale_s=above(0)))
+        rules = dict.fromkeys(("seconds", "scale_s"), above(0)) | {"pass_s": or_none(above(0))}
+        refuse(misfits(self, **rules))
+
+    def clock(self, network: nn.Module) -> Clock:
+        """Return what tells the time of a game that is played with ``network``."""
+        if self.pass_s is None:
+            return time.monotonic
+        clock = PassClock(self.pass_s)
+        clock.watch(network)
+        return clock
 
 
 def labelled_part(images: ImageSet) -> Part:
@@ -71,20 +85,6 @@ def anytime_network(
     return AnytimeNetwork(backbone, classes=classes, channels=channels, video=video)
 
 
-class _Best:
-    """The best network of a player, which is there when the game is over."""
-
-    def __init__(self, player: Any) -> None:
-        self.player = player
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.player.best.state_dict()
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        raise NotImplementedError("a game cannot be gone on with; it is played anew")
-
-
 def game(
     worker: Worker,
     *,
@@ -101,21 +101,20 @@ def game(
         config: the sections ``data``, ``model``, ``budget`` and ``strategy``.
         seed: of what the player draws; the caller seeds the network's weights.
         players: the table that ``strategy`` is a row of.
-        player: ``player(settings, network, seed=…, device=…)`` makes what plays.
+        player: ``player(settings, network, seed=…, device=…, clock=…)`` makes what plays.
         weights: as :func:`anytime_network` takes them.
     """
     budget = build(Budget, config["budget"])
-    train, test = (labelled_part(part) for part in build(DATASETS, config["data"]))
-
-    def network(**shape: Any) -> nn.Module:
-        return anytime_network(config, weights, **shape)
-
-    plays = player(build(players, config["strategy"]), network, seed=seed, device=worker.device)
+    data = GameData(*(labelled_part(part) for part in build(DATASETS, config["data"])))
+    frames, _, _, channels = data.metadata.shape
+    classes = data.metadata.get_output_size()
+    network = anytime_network(config, weights, classes=classes, channels=channels, video=frames > 1)
+    clock, settings = budget.clock(network), build(players, config["strategy"])
+    plays = player(settings, network, seed=seed, device=worker.device, clock=clock)
     played: list[Game] = []
 
     def play(batch: int, step: int) -> Terms:
-        data = GameData(train, test)
-        played.append(ingestion(plays, data, budget.seconds, scale_s=budget.scale_s))
+        played.append(ingestion(plays, data, budget.seconds, scale_s=budget.scale_s, clock=clock))
         return {"loss": torch.tensor(plays.losses[-1])}
 
     return Training(
@@ -123,16 +122,16 @@ def game(
         update=lambda step: {},
         batches=lambda start: range(start, 1),
         steps=1,
-        parts={"model": _Best(plays)},
-        evaluate=lambda split: told(played[0], split),
+        parts={"model": plays.best},
+        evaluate=lambda split: told(played[0], plays.figures(), split),
     )
 
 
-def told(game: Game, split: str) -> Evaluated:
-    """Return what a game is worth, and its ledger."""
+def told(game: Game, player: Mapping[str, float], split: str) -> Evaluated:
+    """Return what a game is worth, how far the player came, and the game's ledger."""
     figures = {"alc": game.alc, "predictions": float(len(game.ledger)), "late": float(game.late)}
     if game.ledger:
         first, last = game.ledger[0], game.ledger[-1]
         figures |= {"nauc": last.nauc, "top1": last.accuracy, "first_s": first.seconds}
-    named = {f"{split}/{name}": value for name, value in figures.items()}
+    named = {f"{split}/{name}": value for name, value in {**figures, **player}.items()}
     return Evaluated(named, {"ledger": [line._asdict() for line in game.ledger]})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raykb.assembly.builder import Config, Data, network_of
 from raykb.config import Problems
-from raykb.data.download import is_refused
+from raykb.data.download import WAIT_S, bounded_waits, is_refused
 from raykb.engine.arguments import refuse
 from raykb.engine.checkpoint import decode
 from raykb.engine.names import check_name
@@ -126,9 +126,11 @@ def _published(name: str) -> State:
     if is_refused() and not there.exists():
         raise ConnectionError(f"{name}: not there yet, and a dry run downloads nothing")
     try:
-        state: State = weights.get_state_dict(progress=False, check_hash=True)
+        with bounded_waits():
+            state: State = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
-        raise ConnectionError(f"{name}: cannot be downloaded: {error}") from error
+        reason = f"{error} (a connection may be silent for {WAIT_S:g} s)"
+        raise ConnectionError(f"{name}: cannot be downloaded: {reason}") from error
     return state
 
 

@@ -2,8 +2,9 @@
 
     images ─▶ pieces, each made once by a worker ─▶ tables ─▶ training of a predictor ─▶ choices
 
-Departures: the predictor learns from all training images, where the official code keeps a fifth of
-them to choose by: nothing is chosen here. The box of grey lies on the thumbnail.
+Departures: the official code keeps a fifth of the training images from the predictor and chooses by
+it. Here ``judged_on: valid`` does, and keeps it from the target network, too, which would lose
+nothing on what it has learnt. The box of grey lies on the thumbnail.
 """
 
 import functools
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,12 +39,13 @@ from raykb.data.feed import InPlace
 from raykb.data.images import ImageSet
 from raykb.data.order import Shuffled
 from raykb.data.source import Fields, Read, Source
-from raykb.data.splits import stratified_subset
+from raykb.data.splits import stratified_shuffle_splits, stratified_subset
 from raykb.data.views import VIEWS, ImageView, normalise
 from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
+VALID_SHARE = 0.2  # of the training images, where settings are chosen
 _BOX = 1 / 3  # of the side: the 74 of 224 pixels that the official code seems to mean
 
 
@@ -57,6 +59,8 @@ class Selection:
         corruptions: names of those of the test images; all of ImageNet-C by default.
         severities: of each of them, from 1 to 5.
         test_images: how many of these there are.
+        judged_on: ``test``; or ``valid``, to choose settings by: then a fifth of the training
+            images takes the place of the test images, and nothing learns from it.
         chunk: training images of one piece of the table.
     """
 
@@ -65,6 +69,7 @@ class Selection:
     corruptions: Sequence[str] = tuple(CORRUPTIONS)
     severities: Sequence[int] = tuple(SEVERITIES)
     test_images: int = 1000
+    judged_on: Literal["test", "valid"] = "test"
     chunk: int = 500
 
     def __post_init__(self) -> None:
@@ -273,10 +278,17 @@ class Tables:
         seen = len(self.severities) * (comparison.seeds if self.state is None else 1)
         return learnt + seen
 
-    def selected(self, test: ImageSet) -> ImageSet:
-        """Return the test images that are asked about, of every class alike."""
+    def parts(self, train: ImageSet, test: ImageSet) -> tuple[ImageSet, ImageSet]:
+        """Return the images that are learnt from, and those that are asked about.
+
+        Raises:
+            ValueError: there are too few of a class.
+        """
+        if self.selection.judged_on == "valid":
+            split = stratified_shuffle_splits(train.labels, splits=1, test_fraction=VALID_SHARE)
+            train, test = (train.subset(np.sort(rows)) for rows in split[0])
         count = min(self.selection.test_images, len(test))
-        return test.subset(np.sort(stratified_subset(test.labels, count)))
+        return train, test.subset(np.sort(stratified_subset(test.labels, count)))
 
     def target(self, state: State) -> Target:
         """Return a target network of these weights."""

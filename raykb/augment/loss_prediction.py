@@ -6,10 +6,8 @@ arXiv 2010.11422, and its official code.
     l_a = CE(f(t_a(x)), y)                          loss of the frozen target network, a = 1..A
     s   = softmin(l / tau)                          relative target: only the order in x matters
     p   = softmax(g(x64))                           prediction, of a thumbnail
-    r_a(v) = 1/A (1/2 + sum_b [v_b > v_a] + 1/2 [v_b = v_a])       rank: 1/A of the largest
-    L   = mean over (x, a) of (r~_a(p) - r_a(s))^2
+    L   = mean over (x, a) of (r~_a(p) - r_a(s))^2  ranks, exact and soft (ranks.py)
 
-    r~_a(v) = 1/A (1/2 + sum_b sigmoid((v_b - v_a) / T))            pairwise soft rank
     choice  = argmax p, or the identity where max p < threshold * p_identity; k times
 
 Symbols:
@@ -18,13 +16,13 @@ Symbols:
     f, g       target network, and predictor, to (A,)
     tau, T     temperatures of the relative target and of the soft rank
 
-Departures: the soft rank is pairwise, where the code has a recurrent network that was taught to
-sort (SoDeep), whose weights were not published. The prediction at inference is the mean over a
-thumbnail and its mirror left to right, where the code mirrors top to bottom by mistake. Samples of
-one image need not meet in a batch. Equal losses share a rank, as those of identity and saturation
-do on grey images; else a constant would decide between them. Squared differences of ranks up to
-0.05 count nothing in the code; here that is an option, for it lets the first three of twelve change
-places for free.
+Departures: the soft rank is pairwise by default, where the code has a recurrent network that was
+taught to sort (SoDeep), whose weights were not published; ``sorter_steps`` teaches one here. The
+prediction at inference is the mean over a thumbnail and its mirror left to right, where the code
+mirrors top to bottom by mistake. Samples of one image need not meet in a batch. Equal losses share
+a rank, as those of identity and saturation do on grey images; else a constant would decide between
+them. Squared differences of ranks up to 0.05 count nothing in the code; here that is an option, for
+it lets the first three of twelve change places for free.
 """
 
 from typing import NamedTuple
@@ -32,6 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raykb.augment.ranks import ranks, soft_ranks, taught_sorter
 from raykb.data.candidates import CANDIDATES, mirrored
 from raykb.engine.arguments import above, at_least, misfits, refuse
 from raykb.engine.objective import Batch, Objective, Task, Terms
@@ -46,30 +45,15 @@ def relative_targets(losses: Tensor, temperature: float = 1.0) -> Tensor:
     return (-losses / temperature).softmax(1)
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Return ranks (N, A) from 1/A of the largest value to 1 of the smallest; equals share them."""
-    difference = values[:, None, :] - values[:, :, None]  # (N, A, A): v_b - v_a at [a, b]
-    return (0.5 + (difference.sign() + 1).sum(2) / 2) / values.shape[1]
-
-
-def soft_ranks(values: Tensor, temperature: float) -> Tensor:
-    """Return r~ (N, A), which has a gradient and is :func:`ranks` as the temperature goes to 0."""
-    above_by = values[:, None, :] - values[:, :, None]  # (N, A, A): v_b - v_a at [a, b]
-    return (0.5 + (above_by / temperature).sigmoid().sum(2)) / values.shape[1]
-
-
-def ranking_loss(
-    predicted: Tensor, targets: Tensor, *, temperature: float = 0.05, tolerance: float = 0.0
-) -> Tensor:
-    """Return L of distributions (N, A); differences of squares up to ``tolerance`` count nothing.
+def ranking_loss(ranked: Tensor, targets: Tensor, tolerance: float = 0.0) -> Tensor:
+    """Return L; squared differences of ranks up to ``tolerance`` count nothing.
 
     Args:
-        predicted: p.
-        targets: s.
-        temperature: T.
+        ranked: (N, A) soft ranks of p.
+        targets: (N, A) s.
         tolerance: a rank that is nearly right is right; 0.05 in the code (t_easy).
     """
-    wrong = (soft_ranks(predicted, temperature) - ranks(targets)).square()
+    wrong = (ranked - ranks(targets)).square()
     return wrong.where(wrong > tolerance, torch.zeros_like(wrong)).mean()
 
 
@@ -119,8 +103,10 @@ class LossPrediction(Objective):
     Args:
         task: what it is told; its classes are the transformations.
         temperature: tau, of the relative target.
-        rank_temperature: T, of the soft rank.
+        rank_temperature: T, of the pairwise soft rank.
         tolerance: a squared difference of ranks up to it is none; 0.05 in the code.
+        sorter_steps: batches that teach a network to sort, which ranks log p in place of the
+            pairwise form, as in the code; 0 for that. 1,000 take seconds.
     """
 
     sees = LossBatch
@@ -132,22 +118,25 @@ class LossPrediction(Objective):
         temperature: float = 1.0,
         rank_temperature: float = 0.05,
         tolerance: float = 0.0,
+        sorter_steps: int = 0,
     ) -> None:
         super().__init__(task)
         self.temperature, self.rank_temperature = temperature, rank_temperature
-        self.tolerance = tolerance
-        rules = {"temperature": above(0), "rank_temperature": above(0), "tolerance": at_least(0)}
-        refuse(misfits(self, **rules))
+        self.tolerance, self.sorter_steps = tolerance, sorter_steps
+        above_0 = dict.fromkeys(("temperature", "rank_temperature"), above(0))
+        refuse(misfits(self, tolerance=at_least(0), sorter_steps=at_least(0), **above_0))
+        self.sorter = taught_sorter(task.classes, sorter_steps) if sorter_steps else None
 
     def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, and ``regret``: what the first choice loses more than the best."""
-        probabilities = network(batch.thumbnails).softmax(1)  # (N, A)
-        loss = ranking_loss(
-            probabilities,
-            relative_targets(batch.losses, self.temperature),
-            temperature=self.rank_temperature,
-            tolerance=self.tolerance,
-        )
+        logits = network(batch.thumbnails)
+        probabilities = logits.softmax(1)  # (N, A)
+        if self.sorter is None:
+            ranked = soft_ranks(probabilities, self.rank_temperature)
+        else:
+            ranked = self.sorter(logits.log_softmax(1))
+        targets = relative_targets(batch.losses, self.temperature)
+        loss = ranking_loss(ranked, targets, self.tolerance)
         own = batch.losses.gather(1, probabilities.detach().argmax(1, keepdim=True))
         return {"loss": loss, "regret": (own[:, 0] - batch.losses.amin(1)).mean()}
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 _refused = ContextVar("refused", default=False)
 _ABSENT = (OSError, RuntimeError, ValueError)
-_WAIT_S = 20.0
+WAIT_S = 20.0
 _REMEDY = (
     "Without a network: set data.name: fashion_mnist_sample, which comes with the package; or run "
     "with --smoke; or set root to a folder that has the files; or turn IDX files or a folder of "
@@ -82,7 +82,7 @@ def _download(open_set: Callable[[Path, bool], T], root: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
     try:
         partial.mkdir()
-        with _bounded_waits():
+        with bounded_waits():
             open_set(partial, True)
         for path in [path for path in partial.rglob("*") if path.is_file()]:
             target = root / path.relative_to(partial)
@@ -93,10 +93,10 @@ def _download(open_set: Callable[[Path, bool], T], root: Path) -> None:
 
 
 @contextmanager
-def _bounded_waits() -> Iterator[None]:
-    """Let no connection of this process stay silent for longer than ``_WAIT_S``."""
+def bounded_waits() -> Iterator[None]:
+    """Let no connection of this process stay silent for longer than ``WAIT_S`` seconds."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_WAIT_S)
+    socket.setdefaulttimeout(WAIT_S)
     try:
         yield
     finally:

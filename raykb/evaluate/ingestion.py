@@ -20,11 +20,38 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from torch import nn
 
 from raykb.metrics.anytime import area_under_learning_curve, log_time, nauc
 
 Clock = Callable[[], float]
 """Seconds since some moment; what tells time to a game, so that a test can hold it."""
+
+
+@dataclass
+class PassClock:
+    """A clock that only forward passes move, so that a game is the same twice on any machine.
+
+    Args:
+        pass_s: seconds that each pass of a watched network, or of a copy of it, is taken to last.
+    """
+
+    pass_s: float
+    seconds: float = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds so far."""
+        return self.seconds
+
+    def watch(self, network: nn.Module) -> None:
+        """Go on whenever ``network`` is used."""
+        network.register_forward_pre_hook(self._passes)
+
+    def _passes(self, network: nn.Module, inputs: Any) -> None:
+        self.seconds += self.pass_s
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PassClock":
+        return self  # a copy of a watched network moves the same clock
 
 
 @dataclass(frozen=True, eq=False)

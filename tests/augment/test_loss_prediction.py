@@ -10,10 +10,9 @@ from raykb.augment.loss_prediction import (
     chosen,
     predicted,
     ranking_loss,
-    ranks,
     relative_targets,
-    soft_ranks,
 )
+from raykb.augment.ranks import ranks, soft_ranks, taught_sorter
 from raykb.data.candidates import CANDIDATES, CROPS, cropped, mirrored, turned, views
 from raykb.engine.objective import Task
 from raykb.engine.seeding import generator
@@ -49,8 +48,8 @@ def test_a_relative_target_is_a_distribution_whose_top_has_the_least_loss():
 
 def test_the_loss_is_zero_in_the_right_order_and_does_not_see_a_constant():
     targets = relative_targets(LOSSES)
-    assert ranking_loss(targets.square(), targets, temperature=1e-7).item() < 1e-9
-    wrong = (-targets).softmax(1)
+    assert ranking_loss(soft_ranks(targets.square(), 1e-7), targets).item() < 1e-9
+    wrong = soft_ranks((-targets).softmax(1), 0.05)
     loss = ranking_loss(wrong, targets)
     assert loss > 0.05
     moved = ranking_loss(wrong, relative_targets(LOSSES + 3))
@@ -58,10 +57,26 @@ def test_the_loss_is_zero_in_the_right_order_and_does_not_see_a_constant():
 
 
 def test_what_is_nearly_right_counts_only_without_tolerance():
-    targets, near = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.4, 0.35, 0.25]])
-    settings = {"temperature": 0.05}
-    assert ranking_loss(near, targets, tolerance=0.05, **settings) == 0
-    assert ranking_loss(near, targets, tolerance=0.0, **settings) > 0
+    targets = torch.tensor([[0.5, 0.3, 0.2]])
+    near = soft_ranks(torch.tensor([[0.4, 0.35, 0.25]]), 0.05)
+    assert ranking_loss(near, targets, 0.05) == 0
+    assert ranking_loss(near, targets) > 0
+
+
+def test_a_sorter_is_taught_the_ranks_alike_each_time_and_has_a_gradient():
+    sorter = taught_sorter(12, 200)
+    values = (LOSSES * 3).log_softmax(1).requires_grad_()
+    found = sorter(values)
+    assert (found - ranks(values)).abs().mean() < 0.08  # of ranks that are 0.083 apart
+    assert torch.equal(taught_sorter(12, 200)(values), found)
+    found[:, 3].sum().backward()
+    assert (values.grad[:, 3] < 0).all()  # what is larger has a smaller rank
+    assert not any(p.requires_grad for p in sorter.parameters())
+
+
+def test_a_sorter_is_not_taught_where_there_is_no_memory():
+    with torch.device("meta"):
+        assert taught_sorter(12, 10**9)(torch.zeros(2, 12)).is_meta
 
 
 def test_the_best_are_chosen_each_once_but_for_the_identity():
@@ -122,13 +137,15 @@ def test_rows_that_differ_in_their_images_alone_are_turned_alike_on_oblong_image
     assert along == [6, 4, 2]  # 5 pixels to the right are 1.8 up
 
 
-def test_the_objective_learns_the_order_and_tells_the_regret():
+@pytest.mark.parametrize("steps", [0, 200], ids=["pairwise", "sorter"])
+def test_the_objective_learns_the_order_and_tells_the_regret(steps):
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 12))
-    objective = LossPrediction(Task(network, 1, 12), rank_temperature=0.1, temperature=0.5)
+    settings = {"rank_temperature": 0.1, "temperature": 0.5, "sorter_steps": steps}
+    objective = LossPrediction(Task(network, 1, 12), **settings)
     batch = LossBatch(torch.rand(5, 1, 2, 2, generator=generator(3, "batch")), LOSSES)
     terms = objective(network, batch, 0)
     terms["loss"].backward()
     assert network[1].weight.grad.abs().sum() > 0
     assert terms["regret"] > 0
-    with pytest.raises(ValueError, match=r"temperature: 0, must be above 0.*tolerance: -1"):
+    with pytest.raises(ValueError, match=r"tolerance: -1.*temperature: 0, must be above 0"):
         LossPrediction(Task(network, 1, 12), temperature=0, tolerance=-1)

@@ -31,8 +31,8 @@ def played(data: GameData, seconds: float, cache: bool) -> Game:
     settings = AutoClint(
         cache=cache, wait_s=0, wait_more_s=0, reserve_s=0, perfect=1.1, candidates=0, steps=5
     )
-    player = Player(settings, lambda **s: AnytimeNetwork(small_convnet(2, 3), **s), seed=0)
-    return ingestion(player, data, seconds)
+    network = AnytimeNetwork(small_convnet(2, 3), classes=10, channels=3)
+    return ingestion(Player(settings, network, seed=0), data, seconds)
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ import torch
 from fake_cuda import CUDA, fake_cuda
 from torch import nn
 
+from raykb.augment.loss_prediction import OBJECTIVES as PREDICTION
+from raykb.augment.loss_prediction import LossBatch
 from raykb.config import SMOKE, build
 from raykb.config.reading import read
 from raykb.engine.checkpoint import decode, encode
@@ -47,6 +49,7 @@ TABLES = {
     "segmentation": SEGMENTATION,
     "selfsup": SELFSUP,
     "semi": SEMI,
+    "tta": PREDICTION,
 }
 CONFIGS = sorted((Path(__file__).parents[2] / "pipelines/configs").glob("*/*.yaml"))
 CLASSES, STEPS = 3, 20
@@ -98,7 +101,8 @@ def written():
         rows = [section(config, "method")]
         if comparison.get("over", OVER.get(path.parent.name, "method")) == "method":
             rows += comparison.get("rivals", {}).values()
-        table = path.parent.name if path.parent.name in TABLES else "engine"
+        room = "tta" if path.stem.startswith("tta_") else path.parent.name
+        table = room if room in TABLES else "engine"
         yield from ((table, row) for row in rows if "name" in row)  # or of one kind
 
 
@@ -265,6 +269,11 @@ def pairs(size, numbers, objective):
     return PairBatch(images, others, tokens, words, masked, hidden, lots)
 
 
+def tabled(size, numbers, objective):
+    images = 2.0 * torch.randn(size, 1, 4, 4, generator=numbers)
+    return LossBatch(images, torch.rand(size, CLASSES, generator=numbers))
+
+
 def boxes(size, numbers, objective):
     views = 2.0 * torch.randn(size, 2, 1, 4, 4, generator=numbers)
     first = 2.0 * torch.rand(size, 2, objective.count, 2, generator=numbers)
@@ -276,6 +285,7 @@ SEEN = {  # how it is made, and a network that it is for
     BoxesBatch: (boxes, mapped),
     CorruptedBatch: (corrupted, transformer),
     LabelledBatch: (labelled, classifier),
+    LossBatch: (tabled, classifier),
     MultiCropBatch: (crops, classifier),
     MaskedBatch: (masked, transformer),
     MixedBatch: (mixed, attentive),

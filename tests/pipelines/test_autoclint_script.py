@@ -1,6 +1,5 @@
 """A game as a training: what it leaves, and what becomes of one that is stopped."""
 
-import functools
 import json
 import runpy
 
@@ -12,29 +11,13 @@ import torch
 
 from raykb.assembly import anytime_network
 from raykb.augment.autoclint.player import Player
-from raykb.evaluate.ingestion import ingestion
 
 CONFIG = {"model": {"name": "small_convnet", "width": 2}}
 
 
-class Ticks:
-    """A clock that goes on by a fiftieth of a second whenever it is looked at."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        self.now += 0.02
-        return self.now
-
-
-@pytest.fixture
-def script(monkeypatch):
-    clock, made = Ticks(), runpy.run_path(str(running.PIPELINES / "autoclint.py"))
-    played = functools.partial(ingestion, clock=clock)
-    monkeypatch.setattr("raykb.assembly.anytime.ingestion", played)
-    made["autoclint"].__globals__["Player"] = functools.partial(Player, clock=clock)
-    return made
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(running.PIPELINES / "autoclint.py"))
 
 
 def config(script, *overrides):

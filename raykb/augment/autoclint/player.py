@@ -72,14 +72,14 @@ class Player:
 
     Args:
         settings: thresholds.
-        network: ``network(channels=…, classes=…, video=…)`` returns from (N, T, C, H, W) in [0, 1]
-            to logits.
+        network: from (N, T, C, H, W) in [0, 1] to logits (N, classes).
         seed: of order, flips and candidates; the caller seeds the weights.
         device: where all of it runs.
         clock: tells the time.
 
     Attributes:
-        network: None before the first call.
+        network: is trained.
+        best: a copy of it as it was after its best epoch; predicts, and is walked away with.
         policy: of the training images, if one was found.
         losses: mean training loss of each epoch.
     """
@@ -87,18 +87,19 @@ class Player:
     def __init__(
         self,
         settings: AutoClint,
-        network: Callable[..., nn.Module],
+        network: nn.Module,
         *,
         seed: int,
         device: torch.device | str = "cpu",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.settings, self._make, self.seed, self.clock = settings, network, seed, clock
+        self.settings, self.seed, self.clock = settings, seed, clock
         self.device = torch.device(device)
+        self.network = network.to(self.device)
+        self.best = copy.deepcopy(self.network)
         self.done_training = False
         self.policy: Policy | None = None
         self.losses: list[float] = []
-        self.network: nn.Module | None = None
         self._test: Tensor | None = None
         self._test_s, self._epoch_s, self._passes = 0.0, 0.0, 0
         self._order: list[int] = []
@@ -106,7 +107,7 @@ class Player:
     def train(self, dataset: Any, remaining_time_budget: float) -> None:
         """Train until a prediction is worth handing in."""
         began, inner = self.clock(), 0
-        if self.network is None:
+        if not self.losses:
             self._read(dataset)
         while True:
             inner += 1
@@ -116,9 +117,9 @@ class Player:
             epoch = self._shown(inner, score, began, remaining_time_budget)
             leaves = self.strategy.leaves(epoch)
             if self.strategy.best == score:
-                self.best = copy.deepcopy(self._network)
+                self.best.load_state_dict(self.network.state_dict())
             if self.strategy.searches(epoch):
-                self._search(score)
+                self._search(score, ends=began + remaining_time_budget)
             if leaves:
                 break
         self.done_training = self.strategy.done
@@ -134,14 +135,17 @@ class Player:
         self._test_s = self.clock() - start
         return predicted
 
-    @property
-    def _network(self) -> nn.Module:
-        if self.network is None:
-            raise RuntimeError("train must be called before anything is predicted")
-        return self.network
+    def figures(self) -> dict[str, float]:
+        """Return how far it came: epochs, whether it searched, and sub-policies that it found."""
+        found = 0 if self.policy is None else len(self.policy)
+        return {
+            "epochs": float(len(self.losses)),
+            "searched": float(self.strategy.searched),
+            "sub_policies": float(found),
+        }
 
     def _read(self, dataset: Any) -> None:
-        """Read the data, and make the network and what trains it."""
+        """Read the data, and make what trains the network."""
         settings, labels = self.settings, dataset.labels
         self.reading = Reading.of(dataset.examples, labels, settings)
         self._raw = dataset.examples
@@ -152,8 +156,6 @@ class Player:
         classes = labels.shape[1]
         video, wide = self.reading.video, classes > 16
         self._batch = settings.batch_size // 2 if video else settings.batch_size * (1 + wide)
-        made = self._make(channels=self.reading.channels, classes=classes, video=video)
-        self.network = made.to(self.device)
         peak = settings.lr * max(0.5, self._batch / 32)
         self.rate = Rate(peak, settings.warmup, settings.patience)
         self.strategy = Strategy(settings, len(self.rows), video=video)
@@ -162,7 +164,7 @@ class Player:
     def _begin(self) -> None:
         settings = self.settings
         self.optimizer = torch.optim.SGD(
-            self._network.parameters(),
+            self.network.parameters(),
             lr=self.rate.peak,
             momentum=settings.momentum,
             nesterov=settings.momentum > 0,
@@ -196,7 +198,7 @@ class Player:
 
     def _epoch(self) -> float:
         """Train for an epoch; return its validation score, or what stands in for it."""
-        network, multi = self._network.train(), self.reading.multi_label
+        network, multi = self.network.train(), self.reading.multi_label
         number, losses, seen = len(self.losses), [], []
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate.at(number)
@@ -217,7 +219,7 @@ class Player:
         return self._validated() if self.strategy.validates else (number + 1) * 1e-4
 
     def _validated(self) -> float:
-        predicted = self._predicted(self._network, self._taken(self.held), flip=False)
+        predicted = self._predicted(self.network, self._taken(self.held), flip=False)
         return _score(torch.from_numpy(predicted), self._truth[self.held].cpu())
 
     def _shown(self, inner: int, score: float, began: float, left: float) -> Epoch:
@@ -247,13 +249,19 @@ class Player:
         )
         return predicted
 
-    def _search(self, score: float) -> None:
-        """Search augmentations on the validation images, and train on with what was found."""
+    def _search(self, score: float, *, ends: float) -> None:
+        """Search augmentations on the validation images, and train on with what was found.
+
+        Args:
+            score: of the network as it is.
+            ends: when the game does; an epoch and a prediction must be possible afterwards.
+        """
         self.strategy.has_searched()
         if self.reading.channels not in (1, 3):
             return  # operations on images know grey and colour
+        after = self.strategy.last_s(self._epoch_s, self._test_s)
         self.policy = light_search(
-            self._network,
+            self.network,
             self._taken(self.held)[:, 0].cpu().numpy(),
             self._truth[self.held].cpu().numpy(),
             score=score,
@@ -261,6 +269,7 @@ class Player:
             settings=self.settings,
             seed=self.seed,
             device=self.device,
+            left=lambda: ends - after - self.clock(),
         )
         self.rate.peak /= 2
         self._begin()

@@ -10,6 +10,7 @@ sub-policies. Here it is the 75 of the paper's three tables (CIFAR-10, SVHN, Ima
 CVPR 2019), as torchvision has them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -89,8 +90,11 @@ def light_search(
     settings: AutoClint,
     seed: int,
     device: torch.device,
+    left: Callable[[], float],
 ) -> Policy | None:
     """Return what was found; None if no candidate is above the current score.
+
+    No candidate is begun that would not end in time, were it as slow as the slowest so far.
 
     Args:
         network: from (N, 1, C, H, W) in [0, 1] to logits; is put into evaluation mode.
@@ -101,6 +105,7 @@ def light_search(
         settings: of the game.
         seed: of candidates and of what images undergo.
         device: where the network is.
+        left: tells the seconds that there are for it.
     """
     evaluator = PolicyEvaluator(
         _OfImages(network),
@@ -113,12 +118,17 @@ def light_search(
         seed=seed,
         device=device,
     )
-    found = []
+    found: list[Candidate] = []
+    before, slowest = left(), 0.0
     for number, policy in enumerate(drawn(published_pool(), settings.candidates, seed)):
+        if before < slowest:
+            break
         logits = evaluator.logits(policy, 0).cpu()  # (copies, N, classes)
         passes = (probabilities(one, multi_label).numpy() for one in logits)
         reward = max(block_score(one, truth, settings.block) for one in passes)
         found.append(Candidate(number, policy, reward))
+        now = left()
+        before, slowest = now, max(slowest, before - now)
     return kept_policy(found, score, settings.keep)
 
 

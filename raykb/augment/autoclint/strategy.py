@@ -130,9 +130,12 @@ class Strategy:
     def _least_lr(self) -> float:
         return 1e-8 if self.searched else 1e-6
 
+    def last_s(self, epoch_s: float, test_s: float) -> float:
+        """Return the seconds that are kept for the last epoch and prediction."""
+        return self.settings.reserve_s + 1.5 * (test_s + 2 * epoch_s)
+
     def _time_is_up(self, epoch: Epoch) -> bool:
-        left = epoch.left_s - self.settings.reserve_s
-        return left < 1.5 * (epoch.test_s + 2 * epoch.epoch_s)
+        return epoch.left_s < self.last_s(epoch.epoch_s, epoch.test_s)
 
     def _stays_too_long(self, epoch: Epoch) -> bool:
         """Whether a call has lasted a large part of all epochs that there is time for."""

@@ -11,23 +11,9 @@ from raykb.augment.autoclint.player import Player, Rate
 from raykb.augment.autoclint.reading import Reading, held_out, input_size
 from raykb.augment.autoclint.settings import AutoClint
 from raykb.augment.policy import Policy
-from raykb.evaluate.ingestion import GameData, Part, ingestion
+from raykb.evaluate.ingestion import GameData, Part, PassClock, ingestion
 from raykb.models.anytime import AnytimeNetwork
 from raykb.models.small_convnet import small_convnet
-
-
-class Clock:
-    """Each use of a network takes a moment."""
-
-    def __init__(self):
-        self.now, self.steps = 0.0, 0
-
-    def __call__(self):
-        return self.now
-
-    def used(self, network, inputs):
-        self.now += 0.01 if network.training else 0.02
-        self.steps += network.training
 
 
 def part(count, seed, *, classes=3, channels=1, frames=1, several=False):
@@ -42,16 +28,17 @@ def part(count, seed, *, classes=3, channels=1, frames=1, several=False):
     return Part(examples, truth)
 
 
+def network_for(data):
+    frames, _, _, channels = data.metadata.shape
+    shape = {"classes": data.metadata.classes, "channels": channels, "video": frames > 1}
+    return AnytimeNetwork(small_convnet(2, 3, width=2), **shape)
+
+
 def game(budget_s=3.0, seed=0, data=None, **settings):
-    clock = Clock()
-    data = data or GameData(part(120, 0), part(30, 1))
-
-    def network(**shape):
-        torch.manual_seed(seed)
-        made = AnytimeNetwork(small_convnet(2, 3, width=2), **shape)
-        made.register_forward_pre_hook(clock.used)
-        return made
-
+    clock, data = PassClock(0.01), data or GameData(part(120, 0), part(30, 1))
+    torch.manual_seed(seed)
+    network = network_for(data)
+    clock.watch(network)
     usual = {"reserve_s": 0.1, "batch_size": 16, "candidates": 3, "search_left_s": 0.5}
     usual |= {"wait_s": 0.1, "wait_more_s": 0.1, "perfect": 1.1, "lr": 0.1}
     player = Player(AutoClint(**(usual | settings)), network, seed=seed, clock=clock)
@@ -94,22 +81,17 @@ def test_the_rate_climbs_to_twice_its_start_and_halves_when_the_loss_stays():
 
 
 def test_the_first_prediction_comes_after_exactly_thirty_steps():
-    clock, seen = Clock(), []
+    clock, data, seen = PassClock(0.01), GameData(part(60, 0), part(9, 1)), []
 
     class Told(Player):
         def test(self, dataset, remaining_time_budget):
-            seen.append(clock.steps)
+            seen.append(clock.seconds)
             return super().test(dataset, remaining_time_budget)
 
-    def network(**shape):
-        made = AnytimeNetwork(small_convnet(2, 3, width=2), **shape)
-        made.register_forward_pre_hook(clock.used)
-        return made
-
-    player = Told(AutoClint(reserve_s=0), network, seed=0, clock=clock)
-    data = GameData(part(60, 0), part(9, 1))
-    ingestion(player, data, 0.9, clock=clock)
-    assert seen[0] == 30
+    network = network_for(data)
+    clock.watch(network)
+    ingestion(Told(AutoClint(reserve_s=0), network, seed=0, clock=clock), data, 0.9, clock=clock)
+    assert seen[0] == pytest.approx(30 * 0.01)
 
 
 def test_a_game_with_a_held_clock_is_the_same_again_and_learns():
@@ -221,11 +203,31 @@ def test_a_search_with_the_evaluator_of_the_room_returns_what_is_above_the_score
     shown = part(32, 0)
     given = {"multi_label": False, "settings": AutoClint(candidates=4, copies=2), "seed": 0}
     images, device = shown.examples[:, 0], torch.device("cpu")
-    run = {"score": -1.0, "device": device} | given
+    run = {"score": -1.0, "device": device, "left": lambda: 1.0} | given
     found = search.light_search(network, images, shown.labels, **run)
     assert 1 <= len(found) <= 12
     assert found == search.light_search(network, images, shown.labels, **run)
     assert search.light_search(network, images, shown.labels, **(run | {"score": 1.0})) is None
+
+
+@pytest.mark.parametrize(("seconds", "scored"), [(0.5, 4), (0.035, 3), (0.01, 1)])
+def test_a_search_begins_no_candidate_that_would_not_end_in_time(seconds, scored):
+    clock = PassClock(0.01)
+    network = AnytimeNetwork(small_convnet(2, 3, width=2), classes=3, channels=1)
+    clock.watch(network)
+    shown = part(32, 0)
+    search.light_search(
+        network,
+        shown.examples[:, 0],
+        shown.labels,
+        score=-1.0,
+        multi_label=False,
+        settings=AutoClint(candidates=4, copies=1),
+        seed=0,
+        device=torch.device("cpu"),
+        left=lambda: seconds - clock(),
+    )
+    assert clock() == pytest.approx(scored * 0.01)
 
 
 def test_settings_out_of_range_are_all_named():
