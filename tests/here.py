@@ -19,6 +19,7 @@ from raykb.runtime.session import Machine, Session
 from raykb.runtime.storage import LocalStorage
 from raykb.runtime.studies import LEDGER
 from raykb.runtime.train import finished
+from raykb.runtime.watch import Limits
 
 
 class Run:
@@ -70,7 +71,7 @@ class Tracker:
     def ready(self, timeout_s): ...
 
 
-def train(jobs, *, storage, parallel, on_letter, on_result, on_failure=None, retries=3):
+def train(jobs, *, storage, parallel, on_letter, on_result, on_failure=None, limits=None):
     """Run trainings one after the other, here."""
 
     def put(letter):
@@ -141,6 +142,7 @@ def on(machine, function):
 def schema_of(script):
     """Return the whole schema of a script, as ``launch`` knows it."""
     common = {"seed": Value(int, 0), "storage": Value(str, "runs"), "tracking": Tracking}
+    common["watch"] = Limits
     return common | script["SCHEMA"]
 
 

@@ -11,7 +11,7 @@ LONGEST = 200
 """Bytes of a name: a file system allows 255, and a file has a longer name while it is written."""
 
 _FORBIDDEN = "/\\?*:|<>\"'`%#"
-_KEPT = ("lease", "ray", "tracking")  # folders that a run makes for itself
+_KEPT = ("hung", "lease", "ray", "tracking")  # folders that a run makes for itself
 _ENDINGS = (".json", ".jsonl", ".yaml", ".txt", ".md", ".csv", ".parquet", ".png", ".pt")
 
 

@@ -23,13 +23,14 @@ from raykb.runtime.faults import is_loss
 from raykb.runtime.network import NodeTorchConfig
 from raykb.runtime.resources import Group, ResourceError, WorkerResources, cluster, describe, fit
 from raykb.runtime.storage import open_storage
-from raykb.runtime.work import TrainJob, run
+from raykb.runtime.watch import Limits
+from raykb.runtime.work import TrainJob, run_watched
 
 _FEWER_WAIT_S = 2.0
 _LOOK_S = "0.5"  # between looks at the workers; Ray's 2 s are lost at each start and end
 
 
-def run_group(job: TrainJob, uri: str, mailbox: Any, retries: int) -> None:
+def run_group(job: TrainJob, uri: str, mailbox: Any, retries: int, limits: Limits) -> None:
     """Run a Ray Train job; take it up again when processes or nodes died, never after a bug.
 
     Raises:
@@ -39,7 +40,7 @@ def run_group(job: TrainJob, uri: str, mailbox: Any, retries: int) -> None:
     for attempt in range(retries + 1):
         workers = places(job.name, job.resources, job.group)
         try:
-            _trainer(job, uri, mailbox, workers).fit()
+            _trainer(job, uri, mailbox, workers, limits).fit()
             open_storage(uri).remove(f"{job.name}/ray")
             return
         except (TrainingFailedError, RayError) as error:
@@ -87,11 +88,11 @@ def _each(resources: WorkerResources) -> dict[str, float]:
     return {"CPU": float(resources.cpus)} | gpus
 
 
-def _trainer(job: TrainJob, uri: str, mailbox: Any, workers: int) -> TorchTrainer:
+def _trainer(job: TrainJob, uri: str, mailbox: Any, workers: int, limits: Limits) -> TorchTrainer:
     """Return the Ray Train job of one attempt; it does not try again by itself."""
     return TorchTrainer(
         _run_member,
-        train_loop_config={"job": job, "uri": uri, "mailbox": mailbox},
+        train_loop_config={"job": job, "uri": uri, "mailbox": mailbox, "limits": limits},
         torch_config=NodeTorchConfig(timeout_s=job.group.timeout_s),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -122,10 +123,11 @@ def _run_member(config: dict[str, Any]) -> None:
     worker = Worker(
         context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     )
-    run(
+    run_watched(
         config["job"],
         config["uri"],
         worker,
         config["mailbox"],
+        config["limits"],
         saved=lambda step: ray.train.report({"step": step}),
     )

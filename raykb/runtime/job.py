@@ -44,10 +44,16 @@ from raykb.runtime.storage import LocalStorage, Storage, StorageError, open_stor
 from raykb.runtime.studies import LedgerError, SearchError
 from raykb.runtime.tracking import LABEL, Run, Status, Tracker, environment_tags, resolve_uri
 from raykb.runtime.ui import ui_command
+from raykb.runtime.watch import Hung, Limits
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3
 _STOP_S = 15.0  # for Ray to end what runs, after a signal
-_NO_BUGS = (SearchError, StorageError, LostLease)  # they say all in a line, without a traceback
+_NO_BUGS = (
+    SearchError,
+    StorageError,
+    LostLease,
+    Hung,
+)  # they say all in a line, without a traceback
 
 
 class Ready(Protocol):
@@ -97,8 +103,8 @@ def launch(
         script: the work; called with the session and what was prepared once all is set up.
         description: for ``--help``.
         default: the configuration used without ``--config``.
-        schema: what :func:`raykb.config.check` takes, but for ``seed``, ``storage`` and
-            ``tracking``.
+        schema: what :func:`raykb.config.check` takes, but for ``seed``, ``storage``,
+            ``tracking`` and ``watch``.
         prepare: returns what the run is made of, its phases among it, from its configuration; may
             raise ValueError.
         experiment: where the tracker has the script's runs, unless the configuration says other.
@@ -112,7 +118,8 @@ def launch(
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = parser(name, description, options).parse_args(argv)
     tracking = functools.partial(Tracking, experiment=experiment)
-    schema = {"seed": Value(int, 0), "storage": Value(str, "runs"), "tracking": tracking, **schema}
+    common = {"seed": Value(int, 0), "storage": Value(str, "runs"), "tracking": tracking}
+    schema, may_change = common | {"watch": Limits} | dict(schema), [*may_change, "watch"]
     try:
         given = {own: getattr(arguments, own) for own in options or {}}
         given = {own: value for own, value in given.items() if value is not None}

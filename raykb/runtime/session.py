@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raykb.comparison import Comparison, Entry
-from raykb.config import flatten
+from raykb.config import build, flatten
 from raykb.data.images import ImageSet
 from raykb.later import Later
 from raykb.runtime.mailbox import Letter
@@ -24,6 +24,7 @@ from raykb.runtime.storage import LocalStorage, Storage
 from raykb.runtime.studies import Candidate, Study, searched
 from raykb.runtime.tracking import COMPARED, LABEL, Run, Tracker
 from raykb.runtime.train import Result, call, share, train, warm
+from raykb.runtime.watch import Limits
 from raykb.runtime.work import TrainJob
 
 tuning, report = Later("raykb.runtime.tune"), Later("raykb.report")
@@ -88,6 +89,12 @@ class Session:
     machine: Machine = field(default_factory=Machine)
     _children: dict[str, Run] = field(default_factory=dict)
     _compared: set[tuple[str, int]] = field(default_factory=set)
+
+    @property
+    def limits(self) -> Limits:
+        """When work is taken for hung."""
+        limits: Limits = build(Limits, self.config.get("watch", {}))
+        return limits
 
     def say(self, text: str) -> None:
         """Tell the user what happens now."""
@@ -236,6 +243,7 @@ class Session:
                 on_letter=on_letter,
                 on_result=on_result,
                 on_failure=leave_hole if on_failure == "hole" else None,
+                limits=self.limits,
             )
 
     def train_all(self, phase: str, jobs: Sequence[TrainJob]) -> list[Result]:

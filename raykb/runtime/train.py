@@ -5,6 +5,7 @@ again.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,11 +15,12 @@ from ray.exceptions import RayTaskError
 
 from raykb.engine import checkpoint
 from raykb.later import Later
-from raykb.runtime.faults import original
+from raykb.runtime.faults import is_loss, original
 from raykb.runtime.mailbox import Letter, on_this_host, open_mailbox
 from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.run_files import FINAL
 from raykb.runtime.storage import Storage
+from raykb.runtime.watch import Limits, hung
 from raykb.runtime.work import DETAILS, TrainJob, record_of, run_alone
 
 group = Later("raykb.runtime.group")
@@ -117,6 +119,7 @@ def train(
     on_result: Callable[[Result], None],
     on_failure: Callable[[TrainJob, BaseException], None] | None = None,
     retries: int = 3,
+    limits: Limits | None = None,
 ) -> list[Result | None]:
     """Run ``jobs``, at most ``parallel`` at once; return their results in order.
 
@@ -131,7 +134,12 @@ def train(
         retries: how often a training is taken up again after its process or node died. An
             exception that a training raises is a bug: it is told as the worker met it, and the
             training is not taken up again.
+        limits: when a worker is taken for hung; it is ended then, as if its process had died.
+
+    Raises:
+        Hung: a training hung as often as it may be taken up again.
     """
+    began, limits = time.time(), limits or Limits()
     results: dict[str, Result | None] = {
         job.name: done for job in jobs if (done := finished(storage, job.name, job.until))
     }
@@ -148,13 +156,13 @@ def train(
         while waiting or running:
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
-                running[_launch(job, storage.uri, mailbox, retries)] = job
+                running[_launch(job, storage.uri, mailbox, retries, limits)] = job
             ready, _ = ray.wait(list(running), timeout=0.5)
             _deliver(mailbox, on_letter, bugs if on_failure else None)
             for reference in ready:
                 job = running.pop(reference)
                 try:
-                    results[job.name] = _result(reference, storage, job)
+                    results[job.name] = _result(reference, storage, job, began)
                 except Exception as error:
                     if on_failure is None or isinstance(error, ResourceError):
                         raise
@@ -175,9 +183,14 @@ def train(
     return [results[job.name] for job in jobs]
 
 
-def _result(reference: Any, storage: Storage, job: TrainJob) -> Result:
+def _result(reference: Any, storage: Storage, job: TrainJob, began: float) -> Result:
     """Return what a training that has ended left; what it raised is raised as it was."""
-    _got(reference)
+    try:
+        _got(reference)
+    except Exception as error:
+        if is_loss(error) and (told := hung(storage, job.name, began)):
+            raise told from error
+        raise
     result = finished(storage, job.name, job.until)
     if result is None:
         raise FileNotFoundError(f"{storage.place}/{job.name}/{record_of(job.until)}: not written")
@@ -221,13 +234,13 @@ def _unfinished(running: list[Any], timeout_s: float = 0.0) -> list[Any]:
     return list(ray.wait(running, num_returns=len(running), timeout=timeout_s)[1])
 
 
-def _launch(job: TrainJob, uri: str, mailbox: Any, retries: int) -> Any:
+def _launch(job: TrainJob, uri: str, mailbox: Any, retries: int, limits: Limits) -> Any:
     """Start a training: a task, or a Ray Train job in a task of its own beside others."""
     if job.resources.workers > 1:
         task = ray.remote(group.run_group).options(
             name=job.name, num_cpus=0, max_retries=0, scheduling_strategy=on_this_host()
         )
-        return task.remote(job, uri, mailbox, retries)
+        return task.remote(job, uri, mailbox, retries, limits)
     task = ray.remote(run_alone).options(
         name=job.name,
         num_cpus=job.resources.cpus,
@@ -235,4 +248,4 @@ def _launch(job: TrainJob, uri: str, mailbox: Any, retries: int) -> Any:
         max_retries=retries,
         retry_exceptions=False,
     )
-    return task.remote(job, uri, mailbox)
+    return task.remote(job, uri, mailbox, limits)

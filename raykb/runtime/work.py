@@ -7,9 +7,9 @@ checkpoint and the result so far, for another job to go on from. A model in shar
 checkpoint too, and ``final.pt`` only if it is small.
 """
 
-import functools
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 
 from raykb.comparison import Entry
 from raykb.engine import checkpoint
-from raykb.engine.loop import Training, Worker, fit
+from raykb.engine.loop import Evaluated, Training, Worker, fit
 from raykb.engine.memory import keep_freed_memory
+from raykb.engine.objective import Batch
 from raykb.engine.seeding import seed_everything, stream_seed
 from raykb.runtime.faults import send_failure
 from raykb.runtime.mailbox import Letter
@@ -29,6 +30,7 @@ from raykb.runtime.run_files import CONFIG, FINAL
 from raykb.runtime.saving import Checkpoints
 from raykb.runtime.secrets import hidden
 from raykb.runtime.storage import open_storage
+from raykb.runtime.watch import Limits, Watch, hangs, watched
 
 RESULT = "result.json"
 DETAILS = "details.json"
@@ -88,10 +90,24 @@ class TrainJob:
         return cls(name or entry.name, build, given, entry.seed, resources)
 
 
-def run_alone(job: TrainJob, uri: str, mailbox: Any) -> None:
+def run_alone(job: TrainJob, uri: str, mailbox: Any, limits: Limits) -> None:
     """Run a training by itself, as a Ray task does."""
     worker = Worker(device=torch.device(job.resources.device))
-    run(job, uri, worker, mailbox, saved=lambda step: None)
+    run_watched(job, uri, worker, mailbox, limits, saved=lambda step: None)
+
+
+def run_watched(
+    job: TrainJob,
+    uri: str,
+    worker: Worker,
+    mailbox: Any,
+    limits: Limits,
+    *,
+    saved: Callable[[int], None],
+) -> None:
+    """Run a training in a process of Ray, which is ended should it hang; see :func:`run`."""
+    with watched(limits, open_storage(uri), f"{job.name}/rank-{worker.rank}") as watch:
+        run(job, uri, worker, mailbox, saved=saved, watch=watch)
 
 
 def run(
@@ -101,6 +117,7 @@ def run(
     mailbox: Any,
     *,
     saved: Callable[[int], None],
+    watch: Watch | None = None,
 ) -> None:
     """Build, restore, fit, evaluate, and write the result: what every worker does.
 
@@ -110,10 +127,11 @@ def run(
         worker: this one.
         mailbox: an actor that takes a :class:`Letter`, and a ``Failure`` before it is raised here.
         saved: is called by every worker when a checkpoint is committed, once per save.
+        watch: is told what the worker is at; None where nobody looks.
     """
     try:
         try:
-            _run(job, uri, worker, mailbox, saved)
+            _run(job, uri, worker, mailbox, saved, watch or Watch(Limits()))
         except SystemExit as error:  # it would end Ray's process, as if that had been lost
             raise RuntimeError(f"the training called sys.exit({error.code!r})") from error
     except Exception as error:
@@ -127,7 +145,9 @@ def _run(
     worker: Worker,
     mailbox: Any,
     saved: Callable[[int], None],
+    watch: Watch,
 ) -> None:
+    watch.single("its start")
     meter = Meter(worker.device)
     torch.set_num_threads(job.resources.cpus)
     keep_freed_memory()
@@ -145,9 +165,11 @@ def _run(
         training = replace(training, steps=min(job.until, training.steps))
     if worker.rank > 0:  # the same weights everywhere, but dropout of its own
         seed_everything(stream_seed(job.seed, "rank", worker.rank))
+    training = _told(training, watch)
     checkpoints = Checkpoints(folder, worker, saved)
     start = checkpoints.restore(training)
     ready = meter.seconds()
+    notes = checkpoints.notes + _hung_before(job.name, uri, worker.rank)
 
     def log(step: int, figures: dict[str, float], note: str = "") -> None:
         if worker.rank == 0:
@@ -155,16 +177,17 @@ def _run(
 
     size = {"cluster/workers": float(worker.size)} if job.group.fewer else {}
     # the training is ready for its first step
-    log(start, {"time/build_s": ready} | size, "\n".join(checkpoints.notes))
-    fit(
-        training,
-        start=start,
-        log=log,
-        save=functools.partial(checkpoints.save, training),
-    )
+    log(start, {"time/build_s": ready} | size, "\n".join(notes))
+
+    def save(state: dict[str, Any]) -> None:
+        watch.single(f"the checkpoint of step {state['step']}")
+        checkpoints.save(training, state)
+
+    fit(training, start=start, log=log, save=save)
     if (halts or training.shard is not None) and (checkpoints.step or 0) < training.steps:
-        checkpoints.save(training, training.state(training.steps))
+        save(training.state(training.steps))
     figures, details = training.evaluate("test")
+    watch.single("writing its result")
     if worker.rank == 0:
         if not halts and (model := checkpoints.whole_model(training)) is not None:
             folder.write(FINAL, checkpoint.encode(model))
@@ -173,3 +196,34 @@ def _run(
         record = {"metrics": figures, "steps": training.steps, "seconds": meter.seconds()}
         record["cost"] = meter.figures()
         folder.write(record_of(job.until), json.dumps(record, indent=1).encode())
+
+
+def _told(training: Training, watch: Watch) -> Training:
+    """Return the training with a watch that is told where it is."""
+
+    def batches(start: int) -> Iterator[Batch]:
+        found = iter(training.batches(start))
+        for step in itertools.count(start + 1):
+            watch.begin(f"step {step}")
+            try:
+                batch = next(found)
+            except StopIteration:
+                return
+            yield batch
+
+    def update(step: int) -> dict[str, Any]:
+        figures = training.update(step)
+        watch.end()
+        return figures
+
+    def evaluate(split: str) -> Evaluated:
+        with watch.evaluation(f"the evaluation on {split}"):
+            return training.evaluate(split)
+
+    return replace(training, batches=batches, update=update, evaluate=evaluate)
+
+
+def _hung_before(name: str, uri: str, rank: int) -> list[str]:
+    """Return a line for a hang of this training that an earlier attempt was ended for."""
+    told = hangs(open_storage(uri), name) if rank == 0 else []
+    return [told[-1].splitlines()[0]] if told else []

@@ -56,6 +56,11 @@ def fail(fault, marks):
     if fault == "hang" and not Path(marks, "hung").exists():  # so that no step is made meanwhile
         Path(marks, "hung").touch()
         time.sleep(LIMIT_S)
+    if fault in ("stop", "loop") and not Path(marks, fault).exists():
+        Path(marks, fault).touch()
+        if fault == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        loop_for_ever(fault)
     if fault == "bug":
         Path(marks, f"raised-{time.time()}").touch()
         error = ArithmeticError("a bug in step 13")
@@ -66,6 +71,11 @@ def fail(fault, marks):
             raise RuntimeError("failed to run forward") from cause  # as torch's stages do
     if fault == "unpicklable":
         raise Unpicklable(13, why="for a test")
+
+
+def loop_for_ever(fault):
+    while fault == "loop":
+        pass
 
 
 def build(worker, *, steps=STEPS, fault=None, marks=None, replicas=1):
@@ -124,13 +134,15 @@ def job(name="tiny", *, workers, group=None, **arguments):
     return TrainJob(name, build, arguments, 0, each, group=group or Group())
 
 
-def run(folder, *, workers, group=None, letters=None, **arguments):
+def run(folder, *, workers, group=None, letters=None, retries=3, limits=None, **arguments):
     (result,) = train(
         [job(workers=workers, group=group, **arguments)],
         storage=LocalStorage(Path(folder)),
         parallel=1,
         on_letter=(letters if letters is not None else []).append,
         on_result=lambda result: None,
+        retries=retries,
+        limits=limits,
     )
     return result
 
