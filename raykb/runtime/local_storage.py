@@ -166,8 +166,8 @@ def _append(file: Any, line: bytes) -> None:
     """Append a line to a log that is open, unbuffered, after its last whole line, or nothing."""
     begin = _cut_torn_line(file)
     try:
-        if (count := file.write(line)) < len(line):
-            raise OSError(errno.ENOSPC, f"{count} of {len(line)} bytes were written")
+        while line:  # a disk that is almost full takes a part
+            line = line[file.write(line) :]
         os.fsync(file.fileno())
     except OSError:
         with contextlib.suppress(OSError):  # so that who tries again does not write it twice

@@ -27,10 +27,9 @@ _T = TypeVar("_T")
 class RemoteStorage:
     """A folder of an object store, through pyarrow; an object appears whole or not at all.
 
-    S3 and GCS have an object once its stream is closed. What other stores have of an open stream,
-    as HDFS and Azure do, gets its name when it is whole; where they cannot rename, as Azure cannot
-    without hierarchical names, a writer that is killed may leave half an object, which the hashes
-    of a checkpoint tell.
+    S3 and GCS have an object once its stream is closed. Other stores show an open stream, so there
+    an object gets its name when it is whole: by a rename, or by a copy within the store where that
+    has no renames, as Azure without hierarchical names.
 
     A log is a folder of one object a record, since an object cannot be appended to. As a holder
     of the run directory sees it (:mod:`raykb.runtime.fence`), nothing is written once there is a
@@ -126,13 +125,13 @@ class RemoteStorage:
         temporary = f"{folder}/{temporary_name(file)}"
         try:
             self._stream(data, temporary)
-            self._files.move(temporary, path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
+            try:
+                self._files.move(temporary, path)
+            except NotImplementedError:
+                self._files.copy_file(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # where it was moved, there is none
                 self._files.delete_file(temporary)
-            if not isinstance(error, NotImplementedError):
-                raise
-            self._stream(data, path)
 
     def _stream(self, data: bytes, path: str) -> None:
         with self._files.open_output_stream(path) as stream:
