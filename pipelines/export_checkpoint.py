@@ -46,11 +46,12 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 import torch
 from torch import Tensor
 
+from raykb.data.atomic import whole_file
 from raykb.engine import checkpoint, shards
 from raykb.engine.checkpoint import Damaged
 from raykb.runtime.run_files import checkpoints
 from raykb.runtime.secrets import redacted
-from raykb.runtime.storage import Storage, check_new, whole_file
+from raykb.runtime.storage import Storage, check_new
 
 
 def read(storage: Storage, step: int | None) -> tuple[str, dict[str, Tensor], list[str]]:

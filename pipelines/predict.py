@@ -77,6 +77,7 @@ from tqdm import tqdm
 
 from raykb.assembly import Supervised
 from raykb.config import build
+from raykb.data.atomic import whole_file
 from raykb.data.decoding import BadImageError, Encoded, decode_all
 from raykb.data.folder import image_files
 from raykb.data.parquet import (
@@ -91,7 +92,7 @@ from raykb.engine import checkpoint
 from raykb.models import MODELS, SEQUENTIALS
 from raykb.runtime.run_files import FINAL, TASK, config_file, config_of, final_weights
 from raykb.runtime.secrets import redacted
-from raykb.runtime.storage import Storage, check_new, whole_file
+from raykb.runtime.storage import Storage, check_new
 
 _SHOWN = 10
 

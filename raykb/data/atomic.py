@@ -1,11 +1,47 @@
-"""Folders that are there whole or not at all, whoever else writes them or is killed at it."""
+"""Files and folders that are there whole or not at all, whoever else writes them or is killed."""
 
 import fcntl
+import itertools
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+"""Names of files that are being written, or were when their writer died."""
+
+
+def temporary_name(name: str) -> str:
+    """Return the name that a file has until it is whole; nobody else is given the same."""
+    return f".{name}.{uuid.uuid4().hex}.tmp"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write that is under ``path`` when it is whole and on the disk, not before."""
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):  # what a disk does not let go of is for the next start
+            temporary.unlink()
+    sync(path.parent)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it that are missing; each is on the disk when this returns."""
+    missing = itertools.takewhile(lambda each: not each.exists(), [folder, *folder.parents])
+    for each in reversed(list(missing)):
+        each.mkdir(exist_ok=True)
+        sync(each.parent)
 
 
 def make_folder(target: Path, write: Callable[[Path], None]) -> None:
@@ -25,9 +61,9 @@ def make_folder(target: Path, write: Callable[[Path], None]) -> None:
             partial.mkdir()
             write(partial)
             for path in [*partial.rglob("*"), partial]:
-                _sync(path)
+                sync(path)
             partial.rename(target)
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -41,7 +77,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -6,7 +6,6 @@ when it is read.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raykb.data.atomic import whole_file
 from raykb.data.decoding import Encoded
 from raykb.data.records import Records, bullets
 
@@ -246,11 +246,7 @@ def _write_shard(path: Path, rows: Sequence[Row], classes: Sequence[str]) -> Non
     fields = [*_SCHEMA, pa.field("caption", pa.string())][: len(rows[0])]
     schema = pa.schema(fields, metadata={"classes": json.dumps(list(classes))})
     table = pa.table(dict(zip(schema.names, zip(*rows, strict=True), strict=True)), schema=schema)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as file:
         pq.write_table(
             table, file, compression="zstd", use_dictionary=False, write_page_checksum=True
         )
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

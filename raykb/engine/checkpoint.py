@@ -8,7 +8,9 @@ The folder of a training holds one folder per checkpoint:
 
 Every rank writes its part [1], with its random state and data position inside; when all are
 durable, rank 0 writes the manifest [2]. A reader takes the newest checkpoint whose manifest is
-there and whose parts have the hashes that it names; anything else is as if it did not exist.
+there and whose parts have the hashes that it names; anything else is as if it did not exist. Which
+is newest the steps in their names say, no clock. All is read again once it is written, and only
+then do older checkpoints go, each manifest before its parts.
 Where each rank's state is its own share of a model, the manifest says which names a part holds
 (:mod:`raykb.engine.shards`).
 """
@@ -17,6 +19,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -27,6 +30,7 @@ from raykb.engine.names import check_part
 
 SCHEMA = 1
 _MANIFEST = "manifest.json"
+_FOLDER = re.compile(r"step-\d{8,}")
 
 Tell = Callable[[str], None]
 """``tell(line)`` hands a person what is to be known of a checkpoint."""
@@ -104,10 +108,14 @@ def write_part(
     rank: int = 0,
     holds: dict[str, int] | None = None,
 ) -> Part:
-    """Write the part of one rank; it counts once :func:`commit` has named it."""
+    """Write the part of one rank; it counts once :func:`commit` has named it.
+
+    Raises:
+        Damaged: it is not what is read of it afterwards.
+    """
     data = encode(state)
     name = f"part-{rank:05d}.pt"
-    store.write(f"{folder_of(step)}/{name}", data)
+    _write(store, f"{folder_of(step)}/{name}", data)
     return Part(name, len(data), hashlib.sha256(data).hexdigest(), holds or {})
 
 
@@ -119,20 +127,57 @@ def commit(store: Store, parts: list[Part], *, step: int, keep: int = 2) -> None
         parts: one for each rank, in order of rank.
         step: optimizer steps done, which is also the data position.
         keep: checkpoints that stay; at least 1.
+
+    Raises:
+        Damaged: the manifest is not what is read of it afterwards; no older checkpoint is removed.
     """
     if keep < 1:
         raise ValueError(f"keep: {keep}, must be at least 1")
     record = {"schema": SCHEMA, "step": step, "parts": [asdict(part) for part in parts]}
-    store.write(f"{folder_of(step)}/{_MANIFEST}", json.dumps(record, indent=1).encode())
-    older = [name for name in reversed(folders(store)) if name < folder_of(step)]
-    for name in older[: max(0, len(older) - (keep - 1))]:
+    _write(store, f"{folder_of(step)}/{_MANIFEST}", json.dumps(record, indent=1).encode())
+    older = [name for name in folders(store) if _step_of(name) < step]  # newest first
+    for name in older[keep - 1 :]:
+        store.remove(f"{name}/{_MANIFEST}")  # first, so that what is left of it does not count
         store.remove(name)
+
+
+def _write(store: Store, name: str, data: bytes) -> None:
+    """Write a file and read it, so that nothing older goes while this one is not there whole."""
+    store.write(name, data)
+    if store.read(name) != data:
+        raise Damaged(f"{name}: is not what was written; see to the disk, then go on")
 
 
 def folders(store: Store) -> list[str]:
     """Return the names of the folders of checkpoints, newest first; some may not be valid."""
-    names = [name for name in store.folders() if name.startswith("step-")]
-    return [name for name in reversed(names) if not name.endswith(".corrupt")]
+    return sorted(filter(_FOLDER.fullmatch, store.folders()), key=_step_of, reverse=True)
+
+
+def _step_of(folder: str) -> int:
+    return int(folder.removeprefix("step-"))
+
+
+def uncommitted(store: Store) -> list[str]:
+    """Return the folders of checkpoints that a writer began, newest first: it is at work, or died.
+
+    One whose manifest is damaged was valid, and is none of them.
+    """
+    found = []
+    for folder in folders(store):
+        try:
+            manifest(store, folder)
+        except FileNotFoundError:
+            found.append(folder)
+        except Damaged:
+            continue
+    return found
+
+
+def sweep(store: Store, tell: Tell = _logger.warning) -> None:
+    """Remove :func:`uncommitted` checkpoints, whose writers must have died; ``tell`` is told."""
+    for folder in uncommitted(store):
+        store.remove(folder)
+        tell(f"checkpoint {folder} was begun by a writer that died; removed")
 
 
 def manifest(store: Store, folder: str) -> list[Part]:

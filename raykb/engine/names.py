@@ -5,7 +5,9 @@ URI of an object store, which has a meaning of its own for ``?``, ``#`` and ``%`
 line without quotes around it.
 """
 
+import contextlib
 import re
+from collections.abc import Iterable
 
 LONGEST = 200
 """Bytes of a name: a file system allows 255, and a file has a longer name while it is written."""
@@ -53,6 +55,15 @@ def check_path(name: str, what: str) -> str:
         except ValueError as error:
             raise ValueError(f"{error} (in {name!r})" if part != name else str(error)) from None
     return name
+
+
+def sound(names: Iterable[str]) -> list[str]:
+    """Return, sorted, the names that a run can have made, and none of temporary or hidden files."""
+    found = []
+    for name in names:
+        with contextlib.suppress(ValueError):
+            found.append(check_part(name, "name"))
+    return sorted(found)
 
 
 def _problem(name: object) -> str:

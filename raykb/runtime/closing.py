@@ -7,7 +7,7 @@ from raykb.runtime.left import Left, record_of, spool_of
 from raykb.runtime.lock import locked
 from raykb.runtime.secrets import redacted
 from raykb.runtime.sender import brief
-from raykb.runtime.storage import LocalStorage, Storage
+from raykb.runtime.storage import Storage
 from raykb.runtime.tracking import replay
 
 
@@ -20,13 +20,13 @@ def clean(storage: Storage) -> list[str]:
     """
     record_of(storage)
     with locked(storage) as held:
-        names = Left.of(held).half_written
-        for name in names:
-            folder, _, file = name.rpartition("/")
-            if isinstance(held, LocalStorage) and file.endswith(".tmp"):
-                (held.folder / folder / file).unlink(missing_ok=True)
-            else:
-                held.remove(name)
+        left = Left.of(held)
+        names = left.half_written
+        held.sweep()
+        for training in left.trainings:  # links may lead to them
+            training.folder.sweep()
+            for name in training.uncommitted:
+                training.folder.remove(name)
     return names
 
 

@@ -14,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raykb
+from raykb.runtime.retrying import PATIENCE, patience_s
 from raykb.runtime.session import Refused
 from raykb.runtime.storage import LocalStorage, Storage
 
@@ -115,7 +116,8 @@ def _runtime_env() -> dict[str, Any] | None:
     shipped = json.loads(os.environ.get(JOB_ENVIRONMENT, "{}")).get("runtime_env", {})
     if shipped.get("working_dir") or shipped.get("py_modules"):
         return None
-    return {"py_modules": [str(_package())]}
+    patience = {PATIENCE: f"{patience_s():g}"}
+    return {"py_modules": [str(_package())], "env_vars": patience}
 
 
 def _package() -> Path:

@@ -29,6 +29,7 @@ import ray
 from raykb import config as configuration
 from raykb.config import Value, build
 from raykb.data.download import refused
+from raykb.engine.checkpoint import Damaged
 from raykb.engine.faults import causes
 from raykb.engine.names import check_part
 from raykb.runtime import resources
@@ -48,12 +49,7 @@ from raykb.runtime.watch import Hung, Limits
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3
 _STOP_S = 15.0  # for Ray to end what runs, after a signal
-_NO_BUGS = (
-    SearchError,
-    StorageError,
-    LostLease,
-    Hung,
-)  # they say all in a line, without a traceback
+_NO_BUGS = (SearchError, StorageError, LostLease, Hung, Damaged)  # said in a line, no traceback
 
 
 class Ready(Protocol):
@@ -273,6 +269,8 @@ def _run(
 ) -> int:
     """Set up everything around ``script``, run it, and close everything in order."""
     with locked(storage) as held, contextlib.ExitStack() as stack:
+        for half in held.sweep():
+            print(f"{name}: {half} was begun by a writer that died; removed", file=sys.stderr)
         record = _begin(held, name, config)
         uri, files = record["tracking_uri"], files_of(storage, record["key"])
         print(f"{name}: run directory {redacted(storage.uri)}", file=sys.stderr, flush=True)

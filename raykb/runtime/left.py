@@ -1,7 +1,6 @@
 """What a run has left, read once: its trainings, and its runs in the tracking store."""
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from raykb.runtime.job import files_of
 from raykb.runtime.run_files import CONFIG, FINAL, RECORD, name_below, tracking_of, trainings
 from raykb.runtime.runs import TrackedRun, history, runs_of
 from raykb.runtime.secrets import whole_uri
-from raykb.runtime.storage import LocalStorage, Storage
+from raykb.runtime.storage import Storage
 from raykb.runtime.tracking import resolve_uri
 from raykb.runtime.train import Result, finished
 from raykb.runtime.work import DETAILS, RESULT
@@ -25,8 +24,6 @@ Told = Iterator[tuple[str, str, str]]
 RESULTS = "results.json"
 _WITHIN = 6  # folders of a run; a search of architectures has its trainings four below
 _HALTED = "halted-"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # of raykb.runtime.storage.whole_file
-_OWN = ("tracking", "shards")  # folders in which all that ends in .tmp is the run's
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,7 @@ class LeftTraining:
     @property
     def uncommitted(self) -> list[str]:
         """Checkpoints that were begun and never became valid."""
-        return [folder for folder in checkpoint.folders(self.folder) if not self._is_valid(folder)]
-
-    def _is_valid(self, folder: str) -> bool:
-        try:
-            checkpoint.manifest(self.folder, folder)
-        except (FileNotFoundError, checkpoint.Damaged) as error:
-            return isinstance(error, checkpoint.Damaged)  # it was valid
-        return True
+        return checkpoint.uncommitted(self.folder)
 
 
 @dataclass(frozen=True)
@@ -150,8 +140,7 @@ class Left:
         found = set[str]()
         tops = {each.name: each.folder for each in self.trainings} | {"": self.storage}
         for name, top in tops.items():  # trainings too, for links may lead to them
-            if isinstance(top, LocalStorage):
-                found |= {f"{name}/{file}".strip("/") for file in _temporaries(top.folder)}
+            found |= {f"{name}/{file}".strip("/") for file in top.temporaries()}
         found |= {f"{each.name}/{name}" for each in self.trainings for name in each.uncommitted}
         return sorted(found)
 
@@ -196,11 +185,3 @@ def _training(run: Storage, folder: Storage) -> LeftTraining:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return LeftTraining(name, folder, files, None, repr(error))
     return LeftTraining(name, folder, files, result)
-
-
-def _temporaries(folder: Path) -> Iterator[str]:
-    """Yield the temporary files in a folder, as names below it."""
-    for path in folder.rglob("*.tmp"):
-        name = path.relative_to(folder)
-        if _TEMPORARY.fullmatch(path.name) or name.parts[0] in _OWN:
-            yield name.as_posix()

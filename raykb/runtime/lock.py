@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from raykb.data.atomic import make_folders
 from raykb.runtime.fence import FOLDER, claim, number_of
 from raykb.runtime.secrets import redacted
 from raykb.runtime.sender import brief
@@ -74,7 +75,7 @@ def _owner_of(descriptor: int) -> str:
 def _file_lock(folder: Path) -> Iterator[None]:
     """Hold a folder by a lock that ends with the process, however it ends."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise _refusal(folder, error) from error

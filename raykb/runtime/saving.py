@@ -57,7 +57,12 @@ class Checkpoints:
         self._saved(step)
 
     def restore(self, training: Training) -> int:
-        """Put the newest checkpoint that verifies into ``training``; return its step, or 0."""
+        """Put the newest checkpoint that verifies into ``training``; return its step, or 0.
+
+        What a writer that died has begun is removed: no other rank writes before all have restored.
+        """
+        if self._worker.rank == 0:
+            checkpoint.sweep(self._folder, self._tell)
         state = self._own() if training.shard is None else self._share(training)
         if state is None:
             self.notes += ["begins anew, for no checkpoint is left"] * bool(self.notes)

@@ -66,7 +66,7 @@ def test_only_the_newest_stay(storage, keep):
     assert storage.folders() == wanted
 
 
-@pytest.mark.parametrize("life", range(8))
+@pytest.mark.parametrize("life", range(14))
 def test_a_writer_killed_at_any_operation_leaves_the_checkpoint_before(storage, life):
     save(storage, 1, keep=1)
     operations = 0

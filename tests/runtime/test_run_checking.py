@@ -237,7 +237,10 @@ FAULTS = {
         "I6",
         lambda c: (c.run / OWN / f".final.pt.{'0' * 32}.tmp").touch(),
     ),
-    "the spool was half written": ("I6", lambda c: (c.run / "tracking/tracking.tmp").touch()),
+    "the spool was half written": (
+        "I6",
+        lambda c: (c.run / f"tracking/.tracking.json.{'0' * 32}.tmp").touch(),
+    ),
     "a checkpoint was half written": ("I6", lambda c: save(c, 7, committed=False)),
     # runs in the store
     "the run is not tracked": ("I7", lambda c: c.client.delete_run(c.tracked("run").info.run_id)),
@@ -315,7 +318,7 @@ def test_files_alone_tell_nothing_of_the_store(copy):
 
 
 def test_of_a_run_under_way_only_what_is_done_is_judged(copy):
-    (copy.run / "tracking" / "tracking.tmp").touch()
+    (copy.run / "tracking" / f".tracking.json.{'0' * 32}.tmp").touch()
     ends(copy, "run", "RUNNING")
     flipped(copy.run / OWN / "final.pt")
     with locked(copy.storage):
