@@ -200,7 +200,7 @@ def _named(name: str) -> str:
     """Return a name that files and tables may have; raises ValueError for another."""
     if not name.isprintable() or len(name.encode()) > LONGEST:
         raise ValueError(
-            f"{ascii(name[:LONGEST])}, must be a name of signs that print and of at most {LONGEST} bytes"
+            f"{name[:LONGEST]!a}, must be a name of signs that print and of at most {LONGEST} bytes"
         )
     return name
 

@@ -21,10 +21,8 @@ DEEPEST = 32
 _STEERING = {
     code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))
 }  # C0 but for tab and new line, DEL, C1
-_STEERING |= {
-    code: f"\\u{code:04x}"
-    for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-}  # which way a line is written
+_TURNING = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_STEERING |= {code: f"\\u{code:04x}" for code in _TURNING}  # which way a line is written
 
 
 def printable(text: str) -> str:

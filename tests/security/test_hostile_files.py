@@ -1,4 +1,4 @@
-"""Files that were made to hurt: each is refused in words, runs nothing, and takes next to nothing."""
+"""Files that were made to hurt: each is refused in words, runs nothing, and takes no memory."""
 
 import gzip
 import io
@@ -111,12 +111,11 @@ def test_cifar_s_batches_are_read_as_any_pickle_says(tmp_path: Path, protocol: i
 
 def python2(images: np.ndarray) -> bytes:
     """Return a batch as Python 2 pickled it, where a text is bytes."""
-    kind = b"cnumpy\ndtype\nq\x01U\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    kind = b"cnumpy\ndtype\nq\x01U\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + b"J\xff\xff\xff\xff" * 2
     raw = b"T" + struct.pack("<i", images.size) + images.tobytes()
     made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-    data = (
-        made + b"(K\x01M" + struct.pack("<H", len(images)) + b"M\x00\x0c\x86" + kind + b"\x89" + raw
-    )
+    shape = b"M" + struct.pack("<H", len(images)) + b"M\x00\x0c\x86"
+    data = made + b"(K\x01" + shape + kind + b"K\x00tb\x89" + raw
     return b"\x80\x02}q\x00(U\x04data" + data + b"tbU\x06labels](K\x03K\x01K\x04K\x01eu."
 
 
@@ -164,7 +163,7 @@ def test_what_is_no_batch_of_cifar_is_refused_and_not_run(
         ({"data": np.zeros((4, 3072), np.float32)}, "array that is not of bytes"),
         ({"data": np.array([{}] * 4, object)}, "array that is not of bytes"),
         ({"data": IMAGES[:, :9]}, "has no images of 3 x 32 x 32"),
-        ({"labels": [1, 2]}, "has no images of 3 x 32 x 32 with labels"),
+        ({"labels": [1, 2]}, "has no label for each image"),
         ({"labels": ["a"] * 4}, "labels that are no small numbers"),
     ],
 )
@@ -299,7 +298,7 @@ def test_only_torchvision_unpacks_archives_and_it_knows_their_sums(
 def test_json_that_is_deep_or_has_endless_numbers_is_refused(read, text: str):
     with (
         at_most(16 * MIB),
-        pytest.raises(ValueError, match="more than 32 levels|Exceeds the lim|JSON"),
+        pytest.raises(ValueError, match=r"more than 32 levels|Exceeds the lim|JSON"),
     ):
         read(text)
 
@@ -396,7 +395,7 @@ def test_what_is_said_about_a_volume_is_not_inflated_without_end(tmp_path: Path)
     more = b"\1\0\0\0" + struct.pack("<ii", size, 6) + bytes(size - 8) + bytes(256)
     path = volume(tmp_path / "a.nii.gz", (4, 4, 4), 352 + size, more)
     assert path.stat().st_size < MIB
-    with at_most(16 * MIB), pytest.raises(ValueError, match="of voxels follow after 1.342"):
+    with at_most(16 * MIB), pytest.raises(ValueError, match=r"of voxels follow after 1\.342"):
         read_image(path)
 
 
@@ -421,7 +420,7 @@ def png(width: int, height: int, data: bytes = b"", **chunks: bytes) -> bytes:
 
 def test_an_image_of_more_pixels_than_any_is_refused_before_it_is_decoded(tmp_path: Path):
     for size in ((60_000, 60_000), (2**31 - 1, 2**31 - 1), (200_000_000, 1)):
-        with at_most(16 * MIB), pytest.raises(BadImageError, match="pixels|Decompression|size"):
+        with at_most(16 * MIB), pytest.raises(BadImageError, match=r"pixels|Decompression|size"):
             decode(png(*size))
     data = io.BytesIO()
     Image.new("1", (30_000, 30_000)).save(data, "TIFF", compression="group4")
@@ -432,7 +431,7 @@ def test_an_image_of_more_pixels_than_any_is_refused_before_it_is_decoded(tmp_pa
 
 def test_texts_within_an_image_do_not_inflate_without_end():
     packed = b"Comment\0\0" + zlib.compress(bytes(64 * MIB), 9)
-    with at_most(24 * MIB), pytest.raises(BadImageError, match="Decompressed data too large|chunk"):
+    with at_most(24 * MIB), pytest.raises(BadImageError, match="Decompressed data too large"):
         decode(png(2, 2, zlib.compress(bytes(14)), zTXt=packed))
 
 
@@ -486,7 +485,7 @@ def test_a_gigantic_column_is_not_read(tmp_path: Path, open_set, monkeypatch: py
     write_shards(tmp_path, [(n, bytes(16 * MIB), 0) for n in range(2)], ["cat"])
     with (
         at_most(16 * MIB),
-        pytest.raises(ValueError, match="has a row group of 3.* for it is read"),
+        pytest.raises(ValueError, match=r"has a row group of 3.* for it is read"),
     ):
         open_set(str(tmp_path))
 
@@ -498,7 +497,7 @@ def test_nested_columns_are_refused_or_passed_over(tmp_path: Path, depth: int):
         kind = pa.struct([("bytes", kind)])
     plain = {"id": pa.array([1]), "label": pa.array([0])}
     pq.write_table(pa.table(plain | {"image": pa.nulls(1, kind)}), tmp_path / "a.parquet")
-    with at_most(64 * MIB), pytest.raises(ValueError, match="column 'image' is struct|flatbuffers"):
+    with at_most(64 * MIB), pytest.raises(ValueError, match=r"column 'image' is struct|flatb"):
         parquet_records(str(tmp_path / "a.parquet"))
 
 
