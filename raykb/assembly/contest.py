@@ -23,6 +23,7 @@ from raykb.assembly.segmentation import Folds, PreparedTask, planned
 from raykb.assembly.segmenters import CELLS, NETWORKS
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, build
+from raykb.engine.foreign import read_text
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import generator, stream_seed
 from raykb.nas.contest import (
@@ -215,7 +216,7 @@ def given_genotype(model: Mapping[str, Any]) -> Genotype | None:
     if model["name"] != CELLS:
         raise ValueError(f"name: {model['name']!r}, must be {CELLS!r}: others can be rivals")
     file = model["genotype"]
-    return None if file is None else Genotype.from_json(Path(file).read_text("utf-8"))
+    return None if file is None else Genotype.from_json(read_text(Path(file)))
 
 
 def retraining_data(

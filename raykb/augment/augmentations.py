@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from raykb.augment.policy import Policy
+from raykb.engine.foreign import read_text
 from raykb.engine.seeding import keyed_uniform, stream_seed
 from raykb.later import Later
 
@@ -136,7 +137,7 @@ def searched_policy(seed: int = 0, searched: Policy | None = None) -> Augmentati
 def policy(policy: Policy | str | Path, seed: int = 0) -> Augmentation:
     """A given policy, or the file that :meth:`Policy.to_json` was written to."""
     if not isinstance(policy, Policy):
-        policy = Policy.from_json(Path(policy).read_text())
+        policy = Policy.from_json(read_text(Path(policy)))
     return FromPolicy(policy, seed)
 
 

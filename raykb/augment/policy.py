@@ -27,6 +27,7 @@ from torch import Tensor
 
 from raykb.augment.draws import NOTHING, Draws, apply_draws
 from raykb.data.operations import NAMES, OPERATIONS
+from raykb.engine.foreign import parsed
 from raykb.engine.seeding import generator as named_generator
 from raykb.later import Later
 
@@ -230,8 +231,8 @@ class Policy:
             ValueError: not JSON, not a policy, another version, or problems of its sub-policies.
         """
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = parsed(text)
+        except ValueError as error:
             raise ValueError(f"policy: not JSON ({error}); allowed: Policy.to_json()") from error
         given = content.get("format") if isinstance(content, dict) else type(content).__name__
         if given != FORMAT:

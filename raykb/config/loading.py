@@ -18,6 +18,7 @@ from raykb.config.reading import read
 from raykb.config.schema import renamings, row_places, section_places
 
 SMOKE = "smoke"
+MOST_BYTES = 2**20  # of a file, which a person has written
 
 
 def load(
@@ -40,8 +41,8 @@ def load(
             misreads, or smoke section or overrides name keys that are not there.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = _text(Path(path))
+    except (OSError, ValueError) as error:
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from error
     config, wrong = read(text)
     problems = [f"{path}:{line}: {problem}" for line, problem in wrong]
@@ -58,6 +59,12 @@ def load(
     if problems:
         raise ConfigError(str(path), problems)
     return override(config, schema, overrides, source=str(path))
+
+
+def _text(path: Path) -> str:
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"has {size} bytes, must have at most {MOST_BYTES}")
+    return path.read_text(encoding="utf-8")
 
 
 def override(

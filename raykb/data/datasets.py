@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from raykb.data.cifar import read_names, read_part
 from raykb.data.download import fetch
 from raykb.data.folder import folder_records
 from raykb.data.idx import idx_records
@@ -140,10 +141,20 @@ def cifar100(*, root: str = "datasets", download: bool = True) -> Pair:
 
 def _cifar(kind: str, name: str, root: str, download: bool) -> Pair:
     def open_set(folder: Path, download: bool) -> Pair:
-        read = getattr(torchvision.datasets, kind)
+        known, tools = getattr(torchvision.datasets, kind), torchvision.datasets.utils
+        if download:
+            tools.download_and_extract_archive(
+                known.url, str(folder), filename=known.filename, md5=known.tgz_md5
+            )
+        base, meta = folder / known.base_folder, known.meta
+        sums = dict([*known.train_list, *known.test_list, (meta["filename"], meta["md5"])])
+        for file, md5 in sums.items():
+            if not tools.check_integrity(str(base / file), md5):
+                raise ValueError(f"{base / file}: is missing, or not what its authors published")
+        classes = read_names(base / meta["filename"], meta["key"])
         train, test = (
-            array_records(part.data, np.asarray(part.targets), part.classes, name)
-            for part in (read(folder, train=train, download=download) for train in (True, False))
+            array_records(*read_part([base / file for file, _ in part]), classes, name)
+            for part in (known.train_list, known.test_list)
         )
         return train, test
 

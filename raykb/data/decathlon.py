@@ -10,22 +10,24 @@
 
 Labels are read in both directions: number to name, and name to number as nnU-Net has them. Files
 whose names begin with "." or "_" are passed over: the archives hold AppleDouble twins. A case is
-named by its image's file, wherever that lies. How many
-cases and channels there are is what the lists and the files say, not what ``numTraining`` and
-``tensorImageSize`` do.
+named by its image's file. Files are in the task's folder, or linked to from there: a list that came
+with data opens no others. How many cases and channels there are is what the lists and the files
+say, not what ``numTraining`` and ``tensorImageSize`` do.
 """
 
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from raykb.config import ConfigError, Problems
 from raykb.data.nifti import Geometry, Volume, read_image, read_label
+from raykb.engine.foreign import parsed, read_text
+from raykb.engine.names import LONGEST, check_part
 
 TOLERANCES_MM = {
     "Task01_BrainTumour": 5.0,
@@ -104,12 +106,15 @@ def read_task(folder: Path) -> DecathlonTask:
     problems = Problems()
     said: dict[str, Any] = {}
     with problems.at():
-        said = _mapping(json.loads(path.read_text(encoding="utf-8-sig")), "all of it")
+        said = _mapping(parsed(read_text(path, encoding="utf-8-sig")), "all of it")
     problems.refuse(str(path))
+    name = folder.name
     modalities: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     training: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
+    with problems.at():
+        name = check_part(str(said.get("name") or name), "name")
     with problems.at("modality"):
         modalities = _by_number(said.get("modality"))
     with problems.at("labels"):
@@ -123,9 +128,7 @@ def read_task(folder: Path) -> DecathlonTask:
     with problems.at("test"):
         test = _cases(folder, said.get("test", []), labelled=False)
     problems.refuse(str(path))
-    return DecathlonTask(
-        str(said.get("name") or folder.name), folder, modalities, labels, training, test
-    )
+    return DecathlonTask(name, folder, modalities, labels, training, test)
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def _by_number(said: Any) -> tuple[str, ...]:
     for number, name in pairs:
         if not str(number).isdecimal() or int(number) in names:
             raise ValueError(f"{table}, must give each name a number of its own")
-        names[int(number)] = str(name)
+        names[int(number)] = _named(str(name))
     if sorted(names) != list(range(len(names))):
         raise ValueError(f"{table}, must be numbered 0, 1, … without a gap")
     return tuple(names[number] for number in range(len(names)))
@@ -160,10 +163,14 @@ def _cases(folder: Path, said: Any, *, labelled: bool) -> tuple[Case, ...]:
             wanted = '{"image": file, "label": file}' if labelled else "the name of a file"
             problems.append(f"{number}: {entry!r}, must be {wanted}")
             continue
-        paths = [_path(folder, file) for file in files]
+        try:
+            paths = [_path(folder, file) for file in files]
+            name = _named(_stem(paths[0]))
+        except ValueError as error:
+            problems.append(f"{number}: {error}")
+            continue
         if not all(map(_is_shown, paths)):
             continue
-        name = _stem(paths[0])
         if name in cases:
             problems.append(f"{number}: case {name} is listed twice, must have a name of its own")
         cases[name] = Case(name, *paths)
@@ -175,11 +182,27 @@ def _cases(folder: Path, said: Any, *, labelled: bool) -> tuple[Case, ...]:
 def _path(folder: Path, file: str) -> Path:
     """Return the path of a file that was perhaps written down on another system.
 
-    Windows has other slashes; macOS another form of letters with marks, which archives keep.
+    Windows has other slashes; macOS another form of letters with marks, which archives keep. A list
+    that came with data names files of these data: others are linked to from within the folder.
     """
-    path = folder / file.replace("\\", "/")
+    inside = PurePosixPath(file.replace("\\", "/"))
+    if inside.is_absolute() or ".." in inside.parts or "\0" in file:
+        raise ValueError(
+            f"{file!r}, must be a file in the folder of dataset.json; to use one that lies "
+            "elsewhere, link to it from there"
+        )
+    path = folder / inside
     forms = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
     return path if path.exists() else next((form for form in forms if form.exists()), path)
+
+
+def _named(name: str) -> str:
+    """Return a name that files and tables may have; raises ValueError for another."""
+    if not name.isprintable() or len(name.encode()) > LONGEST:
+        raise ValueError(
+            f"{name[:LONGEST]!a}, must be a name of signs that print and of at most {LONGEST} bytes"
+        )
+    return name
 
 
 def _is_shown(path: Path) -> bool:

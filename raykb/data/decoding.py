@@ -14,6 +14,7 @@ What may come in, and what becomes of it:
 
 import io
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,8 @@ def _open(encoded: bytes | Path | None) -> Image.Image:
         raise BadImageError("no bytes")
     try:
         file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
+            raise BadImageError("no plain file")  # a pipe would be waited for
         with Image.open(file, formats=_FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:

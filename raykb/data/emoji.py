@@ -8,7 +8,6 @@ Their code is under the MIT licence; the pictures of Google are under Apache-2.0
 under CC-BY 4.0: whoever passes them on names them.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from raykb.data.atomic import make_folder
 from raykb.data.decoding import decode, encode_png
 from raykb.data.parquet import Row, write_shards
 from raykb.engine.arguments import refuse
+from raykb.engine.foreign import parsed, read_text
 
 _LEFT_OUT = ("Component", "Flags")  # no pictures of their own; too many that names tell apart alone
 
@@ -105,7 +105,7 @@ def caption_of(entry: dict[str, Any]) -> str:
 
 def _entries(packages: list[Path]) -> list[dict[str, Any]]:
     """Return what the list says of the emoji that all packages have pictures of."""
-    entries = json.loads((packages[0] / "emoji.json").read_text(encoding="utf-8"))
+    entries = parsed(read_text(packages[0] / "emoji.json"))
     vendors = [_vendor(package) for package in packages]
     return [
         entry

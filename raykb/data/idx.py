@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from raykb.data.records import Records, array_records
+from raykb.engine.foreign import MOST_INFLATED
 
 _File = gzip.GzipFile | io.BufferedReader
 _UNSIGNED_BYTE = 8
 _MOST_DIMENSIONS = 4
 _MOST_BYTES = 2**31
-_MOST_INFLATED = 1032  # bytes that one of a gzipped file can become, by the format of deflate
 _BLOCK_BYTES = 2**20
 
 
@@ -59,7 +59,7 @@ def _shape(path: Path, file: _File) -> tuple[int, ...]:
         )
     shape: tuple[int, ...] = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
     size, packed = math.prod(shape), path.stat().st_size
-    if size > (most := packed * (_MOST_INFLATED if path.suffix == ".gz" else 1)):
+    if size > (most := packed * (MOST_INFLATED if path.suffix == ".gz" else 1)):
         raise ValueError(
             f"{path}: not a whole IDX file: its header says shape {shape}, and a file of {packed} "
             f"bytes holds {most} at most"

@@ -15,6 +15,7 @@ from raykb.data.parquet import named_classes, parquet_records
 from raykb.data.records import Records
 from raykb.data.splits import stratified_subset
 from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.foreign import parsed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def from_json(
     order = np.argsort(records.ids)
     draws = []
     try:
-        splits = [(split["ids"], split["labels"]) for split in json.loads(text)["splits"]]
+        splits = [(split["ids"], split["labels"]) for split in parsed(text)["splits"]]
         kept = [[np.array(column, np.int64) for column in split] for split in splits]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the labels kept with the run cannot be read ({error!r})") from error

@@ -25,12 +25,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from raykb.engine.foreign import MOST_INFLATED
 from raykb.later import Later
 
 # all else of raykb.data goes without it
 nibabel: Any = Later("nibabel") if importlib.util.find_spec("nibabel") else None
 
 _NEAR = 1e-3  # what a label that is stored as a float may be off a whole number
+MOST_BYTES = 2**33
+"""Of the voxels of a file."""
+
+_MOST_BEFORE = 2**20  # bytes before the voxels: the header, and what else is said of them
+_HEADER_BYTES = 540  # of NIfTI-2; that of NIfTI-1 has 348
+
 _APART = 0.1  # of the finest spacing: how far corners of one grid may lie apart
 
 Triple = tuple[int, int, int]
@@ -234,11 +241,56 @@ def _writable(array: np.ndarray) -> np.ndarray:
     return written
 
 
+def check_size(path: Path) -> None:
+    """Refuse a file that says it is larger than it can be, before memory is taken for that.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no plain file, or not of NIfTI by its name, or its header says what no
+            such file holds.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("is no plain file")
+    packed = path.name.lower().endswith(".gz")
+    if not _is_one_file(path):
+        return  # it is refused for that
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            header = _header(file.read(_HEADER_BYTES))
+    except (gzip.BadGzipFile, EOFError, KeyError, nibabel.wrapstruct.WrapStructError):
+        header = None
+    if header is None:
+        return  # nibabel does not read it either, and says why
+    start, needed = float(header["vox_offset"]), math.prod(map(int, header.get_data_shape()))
+    needed *= header.get_data_dtype().itemsize
+    most = path.stat().st_size * (MOST_INFLATED if packed else 1)
+    if not 0 <= start <= _MOST_BEFORE or not 0 <= needed <= min(most, MOST_BYTES):
+        raise ValueError(
+            f"is truncated or damaged: it says that {needed} bytes of voxels follow after "
+            f"{start:g}; so small a file holds {most} at most, and of no file are more than "
+            f"{MOST_BYTES} read, after {_MOST_BEFORE}. Bring it back from where it came"
+        )
+
+
+def _header(head: bytes) -> Any:
+    """Return the header that a file begins with; None if it is no NIfTI."""
+    kinds = [nibabel.Nifti1Header, nibabel.Nifti2Header]
+    found = [kind for kind in kinds if kind.may_contain_header(head)]
+    return found[0](head[: found[0].sizeof_hdr], check=False) if found else None
+
+
+def _is_one_file(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(".nii")
+
+
 def _opened(path: Path) -> tuple[Any, Geometry]:
     """Return an image whose data are still in the file, and where these lie."""
+    check_size(path)
     image: Any = nibabel.load(path)  # an image of any format
     if not isinstance(image, nibabel.Nifti1Pair):
         raise ValueError(f"is {type(image).__name__}, must be NIfTI; convert it")
+    if not _is_one_file(path):
+        raise ValueError("must be NIfTI in one file, .nii or .nii.gz; convert it")
     shape = image.shape
     if len(shape) < 3 or 0 in shape or sum(length > 1 for length in shape[3:]) > 1:
         raise ValueError(f"has the shape {shape}, must be (X, Y, Z) or (X, Y, Z, C)")

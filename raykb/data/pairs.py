@@ -11,6 +11,9 @@ from raykb.data.records import Records
 from raykb.data.source import Read
 from raykb.data.wordpiece import WordPiece
 
+LONGEST = 20_000
+"""Signs of a caption; all are cut into tokens, of which the first ones are kept."""
+
 
 @dataclass(frozen=True, eq=False)
 class PairSet:
@@ -67,11 +70,19 @@ def captions_of(records: Records) -> tuple[str, ...]:
     """Return what each of records shows.
 
     Raises:
-        ValueError: nobody has written that.
+        ValueError: nobody has written that, or a whole book.
     """
     if records.caption is None:
         raise ValueError(
             f"{records.origin(int(records.rows[0]))}: has no captions; take emoji_sample, or "
             "Parquet shards with a column 'caption', as prepare_data.py emoji writes them"
         )
-    return tuple(map(records.caption, records.rows.tolist()))
+    captions = tuple(map(records.caption, records.rows.tolist()))
+    lengths = np.array([len(caption) for caption in captions])
+    if lengths.max() > LONGEST:
+        row = int(records.rows[lengths.argmax()])
+        raise ValueError(
+            f"{records.origin(row)}: has a caption of {lengths.max()} signs, must be at most "
+            f"{LONGEST}; shorten it: what follows the first {LONGEST} would not be seen"
+        )
+    return captions

@@ -18,10 +18,14 @@ import pyarrow.parquet as pq
 from raykb.data.atomic import whole_file
 from raykb.data.decoding import Encoded
 from raykb.data.records import Records, bullets
+from raykb.engine.foreign import parsed
 
 _SCHEMA = pa.schema([("id", pa.int64()), ("image", pa.binary()), ("label", pa.int64())])
 Row = tuple[int, bytes, int] | tuple[int, bytes, int, str]
 """Id, image and label of a row that is written, and its caption if there are captions."""
+
+MOST_BYTES = 2**31
+"""Of a row group, as it is when it is read."""
 
 _READABLE: dict[str, Callable[[pa.DataType], bool]] = {
     "id": pa.types.is_integer,
@@ -150,6 +154,7 @@ def parquet_in(folder: Path) -> list[Path]:
 def _read_columns(path: Path) -> tuple[pa.Table, tuple[str, ...]]:
     """Return ids and labels of a file and the names of its classes, or () where it has none."""
     with named_errors(path):
+        check_size(path)
         schema = pq.read_schema(path)
     check_schema(path, schema, tuple(_READABLE))
     with named_errors(path):
@@ -166,7 +171,7 @@ def named_classes(path: str | Path) -> tuple[str, ...]:
 
 
 def _class_names(schema: pa.Schema) -> tuple[str, ...]:
-    names = json.loads((schema.metadata or {}).get(b"classes", b"[]"))
+    names = parsed((schema.metadata or {}).get(b"classes", b"[]"))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"its metadata name the classes {names!r}, must be a list of names")
     return tuple(names)
@@ -186,6 +191,25 @@ def whole_numbers(path: Path, table: pa.Table, name: str) -> np.ndarray:
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: column '{name}' is no int64: {error}; renumber it") from error
     return numbers
+
+
+def check_size(path: Path) -> None:
+    """Refuse a file that would take memory out of proportion to its size, before it does.
+
+    Ids that follow each other, and images that are all alike, compress to next to nothing.
+
+    Raises:
+        ValueError: it has more rows than bytes, or row groups of more than :data:`MOST_BYTES`.
+    """
+    metadata, size = pq.read_metadata(path), path.stat().st_size
+    if metadata.num_rows > size:
+        raise ValueError(f"says that it has {metadata.num_rows} rows, in {size} bytes")
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if (largest := max((group.total_byte_size for group in groups), default=0)) > MOST_BYTES:
+        raise ValueError(
+            f"has a row group of {largest} bytes, must be at most {MOST_BYTES}, for it is read at "
+            "once; write it again in smaller ones"
+        )
 
 
 def check_schema(path: Path, schema: pa.Schema, names: Sequence[str]) -> None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from raykb.data.decoding import Encoded
+from raykb.engine.foreign import printable
+
+_LONGEST = 200  # signs of a class's name: MLflow's figures have names of 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +30,8 @@ class Records:
         caption: says what the image of a row shows; None where nobody wrote that.
 
     Raises:
-        ValueError: there are none, or labels have no class, or ids are not unique; the rows are
-            counted and the first of them named.
+        ValueError: there are none, or labels have no class, or ids are not unique, the rows of
+            which are counted and the first of them named; or a class has no plain name.
     """
 
     rows: np.ndarray
@@ -53,6 +56,7 @@ class Records:
             f"{self.origin(int(self.rows[i]))}: id {self.ids[i]} is taken by an earlier row"
             for i in np.flatnonzero(repeated)
         ]
+        check_names(self.classes)
         if problems:
             raise ValueError(f"{len(problems)} labels or ids are wrong:{bullets(problems)}")
 
@@ -89,7 +93,17 @@ def array_records(
     )
 
 
+def check_names(classes: Sequence[str]) -> None:
+    """Raise ValueError unless each name can stand in a table and be that of a figure."""
+    strange = [name for name in classes if not name.isprintable() or len(name) > _LONGEST]
+    if strange:
+        raise ValueError(
+            f"{len(strange)} classes have names that do not print, or of more than {_LONGEST} "
+            f"signs:{bullets([ascii(name[:_LONGEST]) for name in strange])}\nRename them"
+        )
+
+
 def bullets(lines: Sequence[str], *, shown: int = 10) -> str:
-    """Return the first lines as a list, each on a line of its own."""
+    """Return the first lines as a list, each on a line of its own; none steers a terminal."""
     more = ["..."] if len(lines) > shown else []
-    return "".join(f"\n  - {line}" for line in [*lines[:shown], *more])
+    return "".join(f"\n  - {printable(line)}" for line in [*lines[:shown], *more])

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raykb.data.parquet import check_schema, named_errors, parquet_files, whole_numbers
+from raykb.data.parquet import check_schema, check_size, named_errors, parquet_files, whole_numbers
 
 _CACHE_BYTES = 96 * 2**20
 
@@ -68,6 +68,7 @@ def find_shards(paths: str | Sequence[str]) -> tuple[list[Shard], np.ndarray]:
 
 def _read_ids(path: Path) -> np.ndarray:
     with named_errors(path):
+        check_size(path)
         schema = pq.read_schema(path)
     check_schema(path, schema, ("id", "image"))
     with named_errors(path):

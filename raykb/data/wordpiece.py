@@ -24,9 +24,11 @@ from tokenizers import (
 )
 
 from raykb.engine.arguments import at_least, refuse
+from raykb.engine.foreign import read_text
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NO_WORD = -1
+MOST_BYTES = 16 * 2**20  # of a vocabulary; that of 119,547 tokens in 104 languages has one million
 
 
 class Encoded(NamedTuple):
@@ -83,8 +85,12 @@ class WordPiece:
 
     @classmethod
     def read(cls, path: str) -> "WordPiece":
-        """Return the vocabulary of a file with a token a line, as BERT's ``vocab.txt``."""
-        return cls(Path(path).read_text(encoding="utf-8").splitlines())
+        """Return the vocabulary of a file with a token a line, as BERT's ``vocab.txt``.
+
+        Raises:
+            ValueError: it is no text, larger than any vocabulary, or not one of WordPiece.
+        """
+        return cls(read_text(Path(path), most_bytes=MOST_BYTES).splitlines())
 
     def __len__(self) -> int:
         return len(self.vocabulary)

@@ -19,13 +19,16 @@ import hashlib
 import io
 import json
 import logging
+import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 
+from raykb.engine.foreign import parsed
 from raykb.engine.names import check_part
 
 SCHEMA = 1
@@ -91,8 +94,32 @@ def encode(state: Any) -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """Return the state in ``data``, on the CPU; code inside it is refused, never run."""
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    """Return the state in ``data``, on the CPU.
+
+    Raises:
+        ValueError: it is damaged, takes more memory than it has bytes, or holds anything but plain
+            values and tensors: code in it is refused, never run.
+    """
+    try:
+        _check_packing(data)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            "state: is damaged, or holds more than plain values and tensors, and is not read; "
+            f"bring it back from a copy ({_first_line(error)})"
+        ) from error
+
+
+def _check_packing(data: bytes) -> None:
+    """Refuse an archive that torch did not write: it compresses nothing, nor has it parts twice."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        unpacked = sum(each.file_size for each in archive.infolist())
+    if unpacked > len(data):
+        raise zipfile.BadZipFile(f"{len(data)} bytes that would be {unpacked}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def folder_of(step: int) -> str:
@@ -189,7 +216,7 @@ def manifest(store: Store, folder: str) -> list[Part]:
     """
     data = store.read(f"{folder}/{_MANIFEST}")
     try:
-        parts = [Part(**part) for part in json.loads(data)["parts"]]
+        parts = [Part(**part) for part in parsed(data)["parts"]]
         for part in parts:
             check_part(part.name, "name of a part")
     except (ValueError, KeyError, TypeError) as error:

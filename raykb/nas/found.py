@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from raykb.engine.foreign import read_text
 from raykb.nas.genotype import Genotype
 from raykb.nas.scnas import GOLDEN, ScNas, network
 
@@ -29,5 +30,5 @@ def found_network(
         OSError: the file cannot be read.
         ValueError: it is no genotype, or the sizes do not go together.
     """
-    cells = GOLDEN if genotype is None else Genotype.from_json(genotype.read_text("utf-8"))
+    cells = GOLDEN if genotype is None else Genotype.from_json(read_text(genotype))
     return network(cells, width, layers, classes, channels, bridge)

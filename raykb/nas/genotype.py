@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from raykb.engine.foreign import parsed
 from raykb.nas.operations import OPERATIONS
 
 CELLS = ("reduction", "encoder_normal", "expansion", "decoder_normal")
@@ -191,8 +192,8 @@ class Genotype:
             ValueError: not JSON, not a genotype, another version, or problems of its cells.
         """
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = parsed(text)
+        except ValueError as error:
             raise ValueError(
                 f"genotype: not JSON ({error}); must be what Genotype.to_json() writes"
             ) from error

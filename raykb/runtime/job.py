@@ -31,6 +31,7 @@ from raykb.config import Value, build
 from raykb.data.download import refused
 from raykb.engine.checkpoint import Damaged
 from raykb.engine.faults import causes
+from raykb.engine.foreign import parsed
 from raykb.engine.names import check_part
 from raykb.runtime import resources
 from raykb.runtime.command_line import Options, parser
@@ -197,7 +198,7 @@ def _stored(directory: str) -> dict[str, Any]:
         )
     storage = open_storage(_absolute(directory))
     try:
-        record = json.loads(storage.read(RECORD))
+        record = parsed(storage.read(RECORD))
         check_part(record["key"], "key")  # it names a folder of this host
         config: dict[str, Any] = dict(record["config"])
     except FileNotFoundError as error:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raykb.config import flatten
+from raykb.engine.foreign import printable
 
 HIDDEN = "***"
 
@@ -112,15 +113,21 @@ def hidden(value: Any, key: str = "") -> Any:
     except (ValueError, RecursionError):
         inner = None
     if inner is None:
-        return redacted(value)
+        return _without_secrets(value)
     return value if (clean := hidden(inner, key)) == inner else json.dumps(clean)
 
 
 def redacted(text: str) -> str:
-    """Return ``text`` without the secrets of its URIs, and without values as of ``password='…'``.
+    """Return ``text`` as a terminal may show it: without secrets, and steering nothing.
 
-    User and password reach up to the last ``@``, for either may hold ``/``, ``?`` and ``@``.
+    Secrets are user and password of a URI, and values as of ``password='…'``. What steers a
+    terminal, as an escape in a file's name can, is written out.
     """
+    return printable(_without_secrets(text))
+
+
+def _without_secrets(text: str) -> str:
+    """Return the rest; user and password reach up to the last ``@``: either may hold /, ? and @."""
     text = _USER.sub(_without_user, _PEM.sub(HIDDEN, text))
     for name, value, instead in _FORMS:
         text = _without_values(text, name, value, instead)

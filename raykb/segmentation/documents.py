@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from raykb.engine.foreign import parsed
+
 _Document = TypeVar("_Document", bound="Document")
 
 
@@ -44,8 +46,8 @@ class Document:
         """
         remedy = f"must be what {cls.__name__}.to_json() writes"
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = parsed(text)
+        except ValueError as error:
             raise ValueError(f"{cls.FORMAT}: not JSON ({error}); {remedy}") from error
         given = content.pop("format", None) if isinstance(content, dict) else type(content).__name__
         if given != cls.FORMAT:

@@ -192,7 +192,7 @@ def broken(folder, how):
     [
         ("missing", "is missing$"),
         ("other", "cannot be read as NIfTI"),
-        ("cut", "is truncated or damaged: Expected 65536 bytes"),
+        ("cut", "is truncated or damaged: it says that 65536 bytes of voxels follow after 352"),
         ("packed and cut", "is truncated or damaged"),
         ("damaged", "is truncated or damaged"),
         ("five axes", r"has the shape \(2, 2, 2, 2, 2\), must be \(X, Y, Z\) or"),
