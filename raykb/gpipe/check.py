@@ -27,6 +27,7 @@ def pipeline_problems(
     schedule: str,
     stages_per_worker: int = 1,
     balance: Sequence[int] | None = None,
+    checkpoint: str = "never",
 ) -> list[str]:
     """Return the problems of a pipeline that can be seen without running it; empty if none is.
 
@@ -38,8 +39,14 @@ def pipeline_problems(
         schedule: one of :data:`raykb.gpipe.schedule.SCHEDULES`.
         stages_per_worker: stages that each worker holds.
         balance: layers of each stage; None while it is undecided.
+        checkpoint: ``always``, ``except_last`` or ``never``.
     """
     found = schedules.problems(schedule, stages, micro_batches, stages_per_worker)
+    if schedule in schedules.SPLIT and checkpoint != "never":
+        found.append(
+            f"checkpoint: {checkpoint!r}, must be never with the schedule {schedule}: what is "
+            "recomputed is back-propagated as one; the schedule 1f1b needs less memory"
+        )
     if batch_size < 1:
         found.append(f"batch_size: {batch_size}, must be at least 1")
     if stages > len(layers):

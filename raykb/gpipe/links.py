@@ -96,7 +96,7 @@ class _Leave(torch.autograd.Function):
         ctx.phonies = phonies
         ctx.floating = [tensor.is_floating_point() for tensor in tensors[phonies:]]
         return tuple(  # torch 2.11 refuses the odd strides that contiguous() leaves to sides of 1
-            _encode(tensor, spec.dtype).reshape(-1).view(spec.shape)
+            _encode(tensor, spec.dtype).reshape(-1).view(spec.shape).detach()  # nor takes it views
             for tensor, spec in zip(tensors[phonies:], specs, strict=True)
         )
 
@@ -266,15 +266,16 @@ def collect(portal: Portal, micro_batch: int, phony: Tensor) -> tuple[Tensor, tu
 class _Post(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, portal: Portal, micro_batch: int, _: Tensor, *skips: Tensor) -> Tensor:
-        ctx.portal, ctx.micro_batch = portal, micro_batch
+        ctx.portal, ctx.micro_batch, ctx.gradients = portal, micro_batch, None
         pairs = zip(skips, portal.specs, strict=True)
         portal.send(micro_batch, [skip.to(spec.dtype) for skip, spec in pairs])
         return torch.empty(0, device=skips[0].device)
 
     @staticmethod
     def backward(ctx: Any, _: Any) -> Any:
-        gradients = ctx.portal.receive_back(ctx.micro_batch)
-        specs = ctx.portal.specs
+        if ctx.gradients is None:  # a backward pass in two parts may come through here twice
+            ctx.gradients = ctx.portal.receive_back(ctx.micro_batch)
+        gradients, specs = ctx.gradients, ctx.portal.specs
         return (
             None,
             None,

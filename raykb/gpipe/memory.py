@@ -24,7 +24,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from raykb.gpipe.schedule import actions, exempt
+from raykb.gpipe.schedule import actions, exempt, worker_of
 
 
 class _Saved:
@@ -224,7 +224,8 @@ def predict(
     keeping = exempt(checkpoint, schedule, micro_batches)
     table = actions(schedule, len(balance), micro_batches, stages_per_worker)
     sizes = micro_batch_bytes(layers, balance)
-    owners = [stage % len(table) for stage, count in enumerate(balance) for _ in range(count)]
+    holders = [worker_of(stage, len(table), schedule) for stage in range(len(balance))]
+    owners = [holder for holder, count in zip(holders, balance, strict=True) for _ in range(count)]
     found = []
     for worker, row in enumerate(table):
         own = [layer for layer, owner in zip(layers, owners, strict=True) if owner == worker]
@@ -238,7 +239,7 @@ def predict(
                 held += kept
             peak = max(peak, held - kept + everything if kind == "B" else held)
             saved = max(saved, held)
-            if kind == "B":
+            if kind in "BW":
                 held -= kept
         buffers = sum(layer.buffers for layer in own)
         state = state_tensors * trained

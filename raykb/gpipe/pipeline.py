@@ -23,9 +23,12 @@ from torch.distributed.pipelining import (
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
     ScheduleLoopedBFS,
+    ScheduleZBVZeroBubble,
 )
 
+from raykb.engine.arguments import refuse
 from raykb.engine.faults import add_note
 from raykb.engine.seeding import stream_seed
 from raykb.gpipe.batchnorm import DeferredBatchNorm, commit_statistics, deferred_layers
@@ -39,7 +42,8 @@ from raykb.gpipe.microbatch import gather
 from raykb.gpipe.modes import precision
 from raykb.gpipe.partition import Partition, Value, cut
 from raykb.gpipe.probe import Boundaries, Spec, as_tuple, probe
-from raykb.gpipe.schedule import SCHEDULES, as_run, exempt, runnable
+from raykb.gpipe.schedule import SCHEDULES, SPLIT, as_run, exempt, runnable, stages_of, worker_of
+from raykb.gpipe.splitting import split_problems
 from raykb.gpipe.stage import Crossing, Recorder, Stage, StageBody, Wiring
 from raykb.gpipe.trace import Span
 from raykb.parts.skip import SkipKey, skip_routes
@@ -77,12 +81,12 @@ class Pipeline:
         layers: (name, layer) of the whole model, in order, the same in every process; on the meta
             device, or real.
         balance: layers of each stage.
-        grid: who does what; there are as many stages as workers, or twice as many with the
-            ``interleaved`` schedule.
+        grid: who does what; there are as many stages as workers, or more with the schedules that
+            allow it.
         loss: gives the terms of a micro-batch on the last stage; ``loss`` among them is minimised.
         micro_batches: pieces that a batch is cut into, at most.
         schedule: ``gpipe`` (last micro-batch back first, as in the paper's library),
-            ``gpipe_fifo``, ``1f1b`` or ``interleaved``.
+            ``gpipe_fifo``, ``1f1b``, ``interleaved``, ``zero_bubble`` or ``zbv``.
         checkpoint: which micro-batches are recomputed: ``always``, ``except_last`` (all but the one
             that is back-propagated first) or ``never``.
         skip: how skips reach stages of other workers: by a ``portal`` straight there, or along the
@@ -133,7 +137,7 @@ class Pipeline:
         pieces = cut(layers, balance)
         self.stages = len(pieces)
         self._per_worker = self.stages // grid.workers
-        own = range(grid.worker, self.stages, grid.workers)
+        own = stages_of(grid.worker, self.stages, grid.workers, self.schedule)
         self._parts = {
             index: materialise(Partition(pieces[index]), seed, self._device) for index in own
         }
@@ -141,7 +145,7 @@ class Pipeline:
         self.module = Partition([layer for part in self._parts.values() for layer in part.layers])
         self._routes = skip_routes([list(part) for part in self._meta])
         self._groups = grid.pair_groups(
-            [(source % grid.workers, to % grid.workers) for source, to in self._remote()]
+            [(self._worker_of(source), self._worker_of(to)) for source, to in self._remote()]
         )
         self._runs: OrderedDict[Any, _Run] = OrderedDict()
         self.recorder = Recorder(self._device)
@@ -159,6 +163,11 @@ class Pipeline:
     def last(self) -> bool:
         """Whether this process has the last stage, which is given the targets."""
         return self.stages - 1 in self._parts
+
+    @property
+    def last_worker(self) -> int:
+        """The worker that has the last stage."""
+        return self._worker_of(self.stages - 1)
 
     def step(self, batch: Fed, number: int, *, align: bool = False) -> dict[str, Tensor]:
         """Run forward and backward of one batch; the gradients are those of its mean loss.
@@ -298,7 +307,11 @@ class Pipeline:
         for part in self._meta:
             part.train(training)
         try:
-            return probe(self._meta, specs, bare=bare, travel=self._autocast)
+            found = probe(self._meta, specs, bare=bare, travel=self._autocast)
+            if training and self.schedule in SPLIT:
+                layers = [layer for part in self._meta for layer in part.layers]
+                refuse(split_problems(layers, specs, bare=bare))
+            return found
         except ValueError as error:
             failure = error.__cause__ or error
             add_note(failure, str(error))
@@ -312,7 +325,7 @@ class Pipeline:
         """Return new stages, their portals and their schedule."""
         own = sorted(self._parts)
         portals = self._portals(boundaries)
-        name = self._name(count) if training else ("gpipe" if len(own) > 1 else "gpipe_fifo")
+        name = self._name(count) if training else self._plain()
         ahead = None
         if self._device.type == "cpu" and len(own) == 1:
             ahead = count, (-1 if name == "gpipe" else 1)
@@ -347,22 +360,32 @@ class Pipeline:
 
     def _name(self, count: int) -> str:
         """Return the schedule that ``count`` micro-batches run: the chosen one if it can."""
-        if runnable(self.schedule, self.stages, count, self._per_worker):
-            return self.schedule
+        able = runnable(self.schedule, self.stages, count, self._per_worker)
+        return self.schedule if able else self._plain()
+
+    def _plain(self) -> str:
+        """Return a schedule for any number of micro-batches, of stages where these are."""
+        if self.schedule == "zbv":
+            return "zbv"
         return "gpipe" if self._per_worker > 1 else "gpipe_fifo"
+
+    def _worker_of(self, stage: int) -> int:
+        return worker_of(stage, self.grid.workers, self.schedule)
 
     def _by_portal(self, source: int, destination: int) -> bool:
         """Return whether skips between two stages leave the wire."""
-        workers = self.grid.workers
-        if source % workers == destination % workers:
+        if self._worker_of(source) == self._worker_of(destination):
             return True
         return self._skip == "portal" and destination - source > 1
 
     def _remote(self) -> list[tuple[int, int]]:
         """Return the pairs of stages of different workers that a portal connects."""
         routes = dict.fromkeys(self._routes.values())
-        workers = self.grid.workers
-        return [r for r in routes if self._by_portal(*r) and r[0] % workers != r[1] % workers]
+        return [
+            route
+            for route in routes
+            if self._by_portal(*route) and self._worker_of(route[0]) != self._worker_of(route[1])
+        ]
 
     def _carried(self, boundaries: Boundaries, index: int) -> list[SkipKey]:
         """Return the skips on the wire that enters stage ``index``."""
@@ -394,7 +417,7 @@ class Pipeline:
                 found[route] = (LocalPortal(specs), keys)
                 continue
             other = route[1] if here[0] == route[0] else route[0]
-            peer = self.grid.peer(other % self.grid.workers)
+            peer = self.grid.peer(self._worker_of(other))
             found[route] = (RemotePortal(specs, peer, groups[route], self._device), keys)
         return found
 
@@ -437,6 +460,7 @@ def _refuse(
         schedule=schedule if workers > 1 or schedule not in SCHEDULES else "gpipe",
         stages_per_worker=max(1, stages // workers),
         balance=balance,
+        checkpoint=checkpoint,
     )
     if stages % workers:
         found.append(
@@ -464,9 +488,13 @@ def _rows(value: Value, first: int, count: int) -> Value:
 
 def _schedule(name: str, stages: list[Stage], count: int, loss: Any) -> Any:
     """Return torch's schedule of that name; gradients are left as sums."""
-    if name == "interleaved":
-        return ScheduleInterleaved1F1B(list(stages), count, loss, scale_grads=False)
-    if name == "gpipe":  # with one stage a worker, breadth first is the paper's order
-        return ScheduleLoopedBFS(list(stages), count, loss, scale_grads=False)
+    several = {
+        "gpipe": ScheduleLoopedBFS,  # with one stage a worker, breadth first is the paper's order
+        "interleaved": ScheduleInterleaved1F1B,
+        "zero_bubble": ScheduleInterleavedZeroBubble,
+        "zbv": ScheduleZBVZeroBubble,
+    }
+    if name in several:
+        return several[name](list(stages), count, loss, scale_grads=False)
     single = {"gpipe_fifo": ScheduleGPipe, "1f1b": Schedule1F1B}[name]
     return single(stages[0], count, loss, scale_grads=False)

@@ -143,9 +143,7 @@ def _run(part: Partition, value: Value, skips: Skips) -> tuple[Value, Skips]:
 
 def _run_on_zeros(part: Partition, value: Value, skips: Skips) -> tuple[Value, Skips]:
     """Run a copy of a part in memory, for layers that must see numbers."""
-    real = copy.deepcopy(part).to_empty(device="cpu").eval()
-    for tensor in [*real.parameters(), *real.buffers()]:
-        nn.init.zeros_(tensor)
+    real = in_memory(part).eval()
     zeros = {k: None if t is None else torch.zeros_like(t, device="cpu") for k, t in skips.items()}
     inputs = tuple(torch.zeros_like(t, device="cpu") for t in as_tuple(value))
     with torch.random.fork_rng([]):
@@ -154,6 +152,14 @@ def _run_on_zeros(part: Partition, value: Value, skips: Skips) -> tuple[Value, S
     return (on_meta[0] if isinstance(output, Tensor) else on_meta), {
         key: None if skip is None else skip.to("meta") for key, skip in left.items()
     }
+
+
+def in_memory(part: Partition) -> Partition:
+    """Return a copy of a part with memory, all zeros."""
+    real = copy.deepcopy(part).to_empty(device="cpu")
+    for tensor in [*real.parameters(), *real.buffers()]:
+        nn.init.zeros_(tensor)
+    return real
 
 
 def _cast(value, dtype: torch.dtype):  # type: ignore[no-untyped-def]  # a tensor or a tuple of them

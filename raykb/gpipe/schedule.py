@@ -12,22 +12,38 @@ n = 2 stages, m = 4 micro-batches:
 
 ``interleaved`` (ScheduleInterleaved1F1B; Narayanan et al., arXiv 2104.04473) gives each of the n
 workers v stages, worker r those numbered r, r + n, r + 2n and so on; so may ``gpipe``.
+
+Two schedules split the backward pass (Qi et al., "Zero bubble pipeline parallelism", arXiv
+2401.10241): I3 is the gradient of micro-batch 3's inputs, for which the stage before waits, W3 that
+of the weights, for which nobody does, so that it fills what would be bubble. ``zero_bubble``
+(ScheduleInterleavedZeroBubble, the paper's ZB1P) places stages as ``interleaved`` does, ``zbv``
+(ScheduleZBVZeroBubble, section 6) in a V: worker r holds the stages r and 2n - 1 - r. On the first
+stage, whose inputs need no gradient, torch does nothing for I and all for W.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-SCHEDULES = ("gpipe", "gpipe_fifo", "1f1b", "interleaved")
-_SEVERAL_STAGES = ("gpipe", "interleaved")  # those whose workers may hold several
+SCHEDULES = ("gpipe", "gpipe_fifo", "1f1b", "interleaved", "zero_bubble", "zbv")
+SPLIT = ("zero_bubble", "zbv")
+"""Schedules whose backward passes are two, I and W."""
+
+_SEVERAL_STAGES = ("gpipe", "interleaved", "zero_bubble", "zbv")  # those that workers may hold
+_IN_ROUNDS = ("interleaved", "zero_bubble")  # of micro-batches, as many as there are workers
 
 Seconds: TypeAlias = Sequence[float] | Callable[[int, int], float]
 """Seconds of one pass of a stage: by stage, or a function of (stage, micro-batch)."""
 
 
 class Action(NamedTuple):
-    """One pass of one micro-batch through one stage, forward (F) or backward (B)."""
+    """One pass of one micro-batch through one stage.
 
-    kind: Literal["F", "B"]
+    Forward (F), backward (B), or of a backward pass in two parts that of the inputs (I) or that of
+    the weights (W).
+    """
+
+    kind: Literal["F", "B", "I", "W"]
     stage: int
     micro_batch: int
 
@@ -56,7 +72,12 @@ def problems(
     if stages_per_worker > 1 and schedule not in _SEVERAL_STAGES:
         found.append(
             f"stages_per_worker: {stages_per_worker}, must be 1 with the schedule {schedule}; "
-            f"{' and '.join(_SEVERAL_STAGES)} allow more"
+            f"{', '.join(_SEVERAL_STAGES[:-1])} and {_SEVERAL_STAGES[-1]} allow more"
+        )
+    if stages_per_worker != 2 and schedule == "zbv":
+        found.append(
+            f"stages_per_worker: {stages_per_worker}, must be 2 with the schedule zbv; zero_bubble "
+            "allows any number"
         )
     if stages % stages_per_worker:
         found.append(
@@ -69,13 +90,24 @@ def problems(
         )
     workers = max(1, stages // stages_per_worker)
     rounds = max(1, micro_batches // workers)
-    if schedule == "interleaved" and micro_batches % rounds:
+    if schedule in _IN_ROUNDS and micro_batches % rounds:
         fitting = micro_batches // workers * workers
         found.append(
-            f"micro_batches: {micro_batches}, the schedule interleaved takes them in {rounds} "
+            f"micro_batches: {micro_batches}, the schedule {schedule} takes them in {rounds} "
             f"equal rounds over {workers} workers; take {fitting}, or the schedule gpipe"
         )
     return found
+
+
+def worker_of(stage: int, workers: int, schedule: str) -> int:
+    """Return which worker holds a stage: round after round, or with ``zbv`` there and back."""
+    turn, place = divmod(stage, workers)
+    return workers - 1 - place if schedule == "zbv" and turn % 2 else place
+
+
+def stages_of(worker: int, stages: int, workers: int, schedule: str) -> list[int]:
+    """Return the stages that a worker holds, in order."""
+    return [stage for stage in range(stages) if worker_of(stage, workers, schedule) == worker]
 
 
 def as_run(balance: Sequence[int], schedule: str, workers: int) -> tuple[list[int], str]:
@@ -109,11 +141,15 @@ def actions(
     if found:
         raise ValueError("\n".join(found))
     workers = stages // stages_per_worker
-    held = [range(worker, stages, workers) for worker in range(workers)]
     if schedule == "1f1b":
         return [_one_forward_one_backward(r, workers, micro_batches) for r in range(workers)]
+    if schedule == "zbv":
+        return [_v_shaped(r, workers, micro_batches) for r in range(workers)]
+    held = [stages_of(worker, stages, workers, schedule) for worker in range(workers)]
     if schedule == "interleaved":
         return [_interleaved(own, workers, micro_batches) for own in held]
+    if schedule == "zero_bubble":
+        return [_zero_bubble(own, workers, micro_batches) for own in held]
     order = range(micro_batches) if schedule == "gpipe_fifo" else range(micro_batches)[::-1]
     return [
         [Action("F", stage, i) for stage in own for i in range(micro_batches)]
@@ -130,12 +166,53 @@ def _one_forward_one_backward(stage: int, stages: int, micro_batches: int) -> li
 
 def _interleaved(own: Sequence[int], workers: int, micro_batches: int) -> list[Action]:
     """Each round passes its micro-batches through one own stage after the other."""
-    size = micro_batches // max(1, micro_batches // workers)  # micro-batches of a round
-    rounds = [range(i, i + size) for i in range(0, micro_batches, size)]
-    forward = [Action("F", stage, i) for part in rounds for stage in own for i in part]
-    backward = [Action("B", stage, i) for part in rounds for stage in reversed(own) for i in part]
+    places, size = _in_rounds(own, workers, micro_batches)
+    back, _ = _in_rounds(own[::-1], workers, micro_batches)
     ahead = (len(own) - 1) * size + 2 * (workers - 1 - own[0])
+    forward, backward = [Action("F", *place) for place in places], [Action("B", *p) for p in back]
     return _alternate(forward, backward, ahead=ahead)
+
+
+def _in_rounds(
+    own: Sequence[int], workers: int, micro_batches: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Return (stage, micro-batch) in the order of the rounds, and the micro-batches of a round."""
+    size = micro_batches // max(1, micro_batches // workers)
+    rounds = [range(i, i + size) for i in range(0, micro_batches, size)]
+    return [(stage, i) for part in rounds for stage in own for i in part], size
+
+
+def _zero_bubble(own: Sequence[int], workers: int, micro_batches: int) -> list[Action]:
+    """Run as interleaved; worker r leaves the weights of r passes for the end, where it waits."""
+    places, size = _in_rounds(own, workers, micro_batches)
+    back, _ = _in_rounds(own[::-1], workers, micro_batches)
+    worker = own[0]
+    ahead = (len(own) - 1) * size + workers - 1 - worker
+    forward, inputs = [Action("F", *place) for place in places], [Action("I", *p) for p in back]
+    late = [None] * min(worker, len(back))
+    weights = iter([*late, *(Action("W", *place) for place in back)])
+    found: list[Action | None] = []
+    for action in _alternate(forward, inputs, ahead=ahead):
+        found += [action] if action.kind == "F" else [action, next(weights)]
+    return [action for action in [*found, *weights] if action is not None]
+
+
+def _v_shaped(worker: int, workers: int, micro_batches: int) -> list[Action]:
+    """Fill the V, run each pass as it comes, and leave weights for where it waits at the end."""
+    there, back = worker, 2 * workers - 1 - worker  # its stages
+    most = max(micro_batches, 2 * workers - 1)  # fewer are a part of so many
+    behind = workers - worker
+    whole = most - (2 * workers - 1 - worker)  # rounds that have a forward pass of both stages
+    order = "F" * (2 * behind - 1) + "fF" * worker + "fiw" * behind
+    order += "FIWfiw" * whole + "IWfiw" * (most - workers - whole)
+    order += "Ii" * worker + "IW" * behind + "w" * worker + "W" * worker
+    counts: Counter[str] = Counter()
+    found = []
+    for letter in order:  # a capital stands for the way there
+        kind: Any = letter.upper()
+        found.append(Action(kind, there if letter == kind else back, counts[letter]))
+        counts[letter] += 1
+    return [action for action in found if action.micro_batch < micro_batches]
 
 
 def _alternate(forward: list[Action], backward: list[Action], *, ahead: int) -> list[Action]:
@@ -175,30 +252,42 @@ def exempt(checkpoint: str, schedule: str, micro_batches: int) -> set[int]:
     return found[checkpoint]
 
 
-def bubble_utilisation(workers: int, micro_batches: int, stages_per_worker: int = 1) -> float:
+def bubble_utilisation(
+    workers: int, micro_batches: int, stages_per_worker: int = 1, schedule: str = "gpipe"
+) -> float:
     """Return the share of the time in which balanced workers are busy: v m / (v m + n - 1).
+
+    Where the backward pass is split and F, I and W take as long, workers wait for n - 1 of these
+    passes, a third of the work on a micro-batch: 3 v m / (3 v m + n - 1).
 
     Args:
         workers: n.
         micro_batches: m.
-        stages_per_worker: v; a bound that is reached where n divides m.
+        stages_per_worker: v; with several it is a bound that is reached where n divides m, with
+            ``zbv`` where m is at least 2 n - 1.
+        schedule: one of :data:`SCHEDULES`.
     """
-    work = stages_per_worker * micro_batches
+    work = stages_per_worker * micro_batches * (3 if schedule in SPLIT else 1)
     return work / (work + workers - 1)
 
 
 def simulate(
-    table: Sequence[Sequence[Action]], forward_s: Seconds, backward_s: Seconds
+    table: Sequence[Sequence[Action]],
+    forward_s: Seconds,
+    backward_s: Seconds,
+    weight_s: Seconds | None = None,
 ) -> list[list[tuple[Action, float, float]]]:
     """Return when each worker runs each of its actions if messages take no time.
 
     An action starts as soon as its worker is free and what it needs is there: F the output of the
-    stage before, B the stage's own F and the gradient from the stage behind.
+    stage before, B and I the stage's own F and the gradient from the stage behind, W its own I.
 
     Args:
         table: the actions of each worker in order, as :func:`actions` gives them.
         forward_s: seconds of the forward pass of one micro-batch.
         backward_s: seconds of its backward pass, with recomputation.
+        weight_s: seconds of the part of it that is W, where it is split; by default the half, as of
+            a linear layer, and all of it on the first stage.
 
     Returns:
         (action, start, end) in seconds, for each worker in order.
@@ -219,7 +308,7 @@ def simulate(
                     break
                 free = done[-1][2] if done else 0.0
                 start = max([free, *(ends[need] for need in needs)])
-                ends[action] = start + _seconds(action, forward_s, backward_s)
+                ends[action] = start + _seconds(action, forward_s, backward_s, weight_s)
                 done.append((action, start, ends[action]))
                 moved = True
     stuck = [
@@ -235,9 +324,14 @@ def simulate(
     return rows
 
 
-def makespan(table: Sequence[Sequence[Action]], forward_s: Seconds, backward_s: Seconds) -> float:
+def makespan(
+    table: Sequence[Sequence[Action]],
+    forward_s: Seconds,
+    backward_s: Seconds,
+    weight_s: Seconds | None = None,
+) -> float:
     """Return the seconds from the first action's start to the last one's end; see simulate."""
-    rows = simulate(table, forward_s, backward_s)
+    rows = simulate(table, forward_s, backward_s, weight_s)
     return max((end for row in rows for _, _, end in row), default=0.0)
 
 
@@ -245,12 +339,28 @@ def _needs(action: Action, stages: int) -> list[Action]:
     kind, stage, micro_batch = action
     if kind == "F":
         return [Action("F", stage - 1, micro_batch)] if stage else []
+    if kind == "W":
+        return [Action("I", stage, micro_batch)]
     own = Action("F", stage, micro_batch)
-    return [own] if stage == stages - 1 else [own, Action("B", stage + 1, micro_batch)]
+    return [own] if stage == stages - 1 else [own, Action(kind, stage + 1, micro_batch)]
 
 
-def _seconds(action: Action, forward_s: Seconds, backward_s: Seconds) -> float:
-    seconds = forward_s if action.kind == "F" else backward_s
+def _seconds(
+    action: Action, forward_s: Seconds, backward_s: Seconds, weight_s: Seconds | None
+) -> float:
+    if action.kind == "F":
+        return _at(forward_s, action)
+    backward = _at(backward_s, action)
+    if action.kind == "B":
+        return backward
+    if weight_s is not None:
+        weight = _at(weight_s, action)
+    else:
+        weight = backward / 2 if action.stage else backward
+    return weight if action.kind == "W" else backward - weight
+
+
+def _at(seconds: Seconds, action: Action) -> float:
     if callable(seconds):
         return seconds(action.stage, action.micro_batch)
     return seconds[action.stage]

@@ -53,8 +53,9 @@ class Recorder:
         try:
             yield
         except Exception as error:
-            wrapped = kind == "B" and isinstance(error.__cause__, Exception)  # torch does that
-            cause = error.__cause__ if wrapped else error
+            # Torch wraps what backward passes raise, but not those of the weights alone.
+            wrapped = kind in "BI" or (kind == "W" and stage == 0)
+            cause = error.__cause__ if wrapped and error.__cause__ is not None else error
             self.fail(cause, stage, micro_batch, "forward" if kind == "F" else "backward")
             raise
         self._marks.append((kind, stage, self.first + micro_batch, start, self._now()))
@@ -188,6 +189,7 @@ class StageBody(nn.Module):
         if wiring.index > 0:  # [1]
             entered, wire = enter(wire, self._entering)
             phonies.append(entered)
+            phony = entered  # what hangs on it is reached on the way to the inputs' gradients
         main = wire[: len(boundaries.values[wiring.index])]
         arrived = dict(zip(wiring.carried_in, wire[len(main) :], strict=True))
         for crossing in wiring.collected:  # [2]
@@ -341,8 +343,25 @@ class Stage(PipelineStage):
             return super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
         if self._backward_ahead is not None and not self.is_last:
             self._backward_ahead.wait(bwd_chunk_id)
-        with self._recorder.watch("B", self.stage_index, bwd_chunk_id):
+        kind = "B" if kwargs.get("full_backward", True) else "I"
+        with self._recorder.watch(kind, self.stage_index, bwd_chunk_id):
             return super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        """Find the gradients of the weights as torch does, and record it."""
+        if not self.has_backward:
+            return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
+        with self._recorder.watch("W", self.stage_index, bwd_chunk_id):
+            return super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
+
+    def get_local_bwd_output(self, mb_index: int) -> Any:
+        """Return the gradients for a stage before that is here, too; none without backward."""
+        return super().get_local_bwd_output(mb_index) if self.has_backward else ()
+
+    def set_local_bwd_input(self, next_stage_bwd_outputs: Any, mb_index: int) -> None:
+        """Take the gradients of a stage behind that is here, too; none without backward."""
+        if self.has_backward:
+            super().set_local_bwd_input(next_stage_bwd_outputs, mb_index)
 
 
 def _examples(specs: Sequence[Spec], requires_grad: bool) -> tuple[Tensor, ...]:

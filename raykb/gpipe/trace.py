@@ -42,6 +42,9 @@ class Span(NamedTuple):
     end_s: float
 
 
+_CATEGORIES = {"F": "forward", "B": "backward", "I": "backward, inputs", "W": "backward, weights"}
+
+
 def simulated(
     schedule: str,
     forward_s: Sequence[float],
@@ -97,7 +100,7 @@ def chrome_trace(spans_by_worker: Sequence[Sequence[Span]]) -> str:
             {
                 "ph": "X",
                 "name": f"{span.kind}{span.micro_batch}",
-                "cat": "forward" if span.kind == "F" else "backward",
+                "cat": _CATEGORIES[span.kind],
                 "pid": worker,
                 "tid": span.stage,
                 "ts": 1e6 * (span.start_s - zero),
@@ -156,18 +159,19 @@ def efficiency(
     def forward_s(stage: int, micro_batch: int) -> float:
         return median_s["F", stage, micro_batch in keeping]
 
-    def backward_s(stage: int, micro_batch: int) -> float:
-        return median_s["B", stage, micro_batch in keeping]
+    def backward_s(stage: int, micro_batch: int) -> float:  # whole, or in its two parts
+        kept = micro_batch in keeping
+        return sum(median_s.get((kind, stage, kept), 0.0) for kind in "BIW")
 
-    loads = [
-        sum((forward_s if kind == "F" else backward_s)(stage, i) for kind, stage, i in row)
-        for row in table
-    ]
+    def weight_s(stage: int, micro_batch: int) -> float:
+        return median_s["W", stage, micro_batch in keeping]
+
+    loads = [sum(median_s[kind, stage, i in keeping] for kind, stage, i in row) for row in table]
     took = max(span.end_s for span in spans) - min(span.start_s for span in spans)
     took = took if step_s is None else step_s
-    ideal = makespan(table, forward_s, backward_s)
+    ideal = makespan(table, forward_s, backward_s, weight_s)
     return {
-        "bubble": bubble_utilisation(workers, micro_batches, per_worker),
+        "bubble": bubble_utilisation(workers, micro_batches, per_worker, schedule),
         "balance": statistics.mean(loads) / max(loads),
         "runtime": ideal / took,
         "utilisation": sum(span.end_s - span.start_s for span in spans) / (workers * took),

@@ -130,7 +130,7 @@ def stage_training(
         pipeline,
         grid,
         loss,
-        Feed(grid, workers - 1, device),
+        Feed(grid, pipeline.last_worker, device),
         source.open(device) if grid.worker == 0 else None,
         steps=lengths.steps,
         scaler=LossScaler() if recipe.precision == "fp16" else None,

@@ -21,7 +21,8 @@ from raykb.gpipe.costs import By, Costs, measure
 from raykb.gpipe.materialise import uninitialisable
 from raykb.gpipe.partition import flatten
 from raykb.gpipe.probe import Spec
-from raykb.gpipe.schedule import as_run, runnable
+from raykb.gpipe.schedule import SPLIT, as_run, runnable
+from raykb.gpipe.splitting import split_problems
 from raykb.runtime.connection import cluster_address
 from raykb.runtime.resources import Group, WorkerResources, describe, fit, this_host
 
@@ -36,9 +37,11 @@ class PipelineSettings:
         stages: consecutive pieces of the model.
         replicas: equal pipelines, each with its share of every batch.
         micro_batches: pieces that a batch is cut into.
-        schedule: ``gpipe`` (last micro-batch back first), ``gpipe_fifo``, ``1f1b`` or
-            ``interleaved``.
-        stages_per_worker: 1, or more with ``interleaved``.
+        schedule: ``gpipe`` (last micro-batch back first), ``gpipe_fifo``, ``1f1b``,
+            ``interleaved``, or without bubble ``zero_bubble`` and ``zbv``, with ``checkpoint:
+            never``.
+        stages_per_worker: 1, or more with ``gpipe``, ``interleaved`` and ``zero_bubble``; 2 with
+            ``zbv``.
         checkpoint: micro-batches that are recomputed in backward: ``always``, ``except_last`` (all
             but the one that is back-propagated first) or ``never``.
         balance: what is made equal over the stages, ``time``, ``size`` or ``parameters``; or the
@@ -55,7 +58,7 @@ class PipelineSettings:
     stages: int = 2
     replicas: int = 1
     micro_batches: int = 8
-    schedule: Literal["gpipe", "gpipe_fifo", "1f1b", "interleaved"] = "1f1b"
+    schedule: Literal["gpipe", "gpipe_fifo", "1f1b", "interleaved", "zero_bubble", "zbv"] = "1f1b"
     stages_per_worker: int = 1
     checkpoint: Literal["always", "except_last", "never"] = "except_last"
     balance: By | list[int] = "time"
@@ -121,11 +124,15 @@ class PipelineSettings:
             schedule=self.schedule,
             stages_per_worker=self.stages_per_worker,
             balance=balance,
+            checkpoint=self.checkpoint,
         )
         known = balance is not None and sum(balance) == len(layers) and min(balance) > 0
         anywhere = balance if balance is not None and known else [1] * len(layers)
         cuts = [len(layers)] if self.alone else anywhere
-        return found + boundary_problems(layers, cuts, [Spec.of(sample)], skip=self.skip)
+        found += boundary_problems(layers, cuts, [Spec.of(sample)], skip=self.skip)
+        if self.schedule in SPLIT and not self.alone and not found:
+            found += split_problems(layers, [Spec.of(sample)])
+        return found
 
     def cut(self, costs: Costs, workers: int) -> list[int]:
         """Return the layers of each stage, for so many workers of one pipeline."""

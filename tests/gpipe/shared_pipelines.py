@@ -76,7 +76,7 @@ class Rig:
         balance = balance or even(len(layers), stages)
         self.pipeline = Pipeline(layers, balance, grid=grid, **options)
         self.module = self.pipeline.module
-        self._feed = Feed(grid, grid.workers - 1)
+        self._feed = Feed(grid, self.pipeline.last_worker)
 
     def fed(self, x, y):
         own = [self._share(value) for value in (x, y)]

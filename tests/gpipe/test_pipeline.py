@@ -103,7 +103,7 @@ def stepped(stages, per_worker, cases):
             skip=skip,
             seed=5,
         )
-        feed = Feed(grid, (stages - 1) % grid.workers)
+        feed = Feed(grid, pipeline.last_worker)
         x, y = data(rows, dtype)
         fed = feed((x, y, rows) if grid.worker == 0 else None)
         terms = pipeline.step(fed, 3)
@@ -140,6 +140,17 @@ def axes(per_worker):
 @pytest.mark.parametrize(("stages", "per_worker"), SHAPES)
 def test_gradients_and_predictions_are_those_of_the_unpartitioned_model(gloo, stages, per_worker):
     cases = covering(*axes(per_worker), [torch.float32, torch.float64])
+    check_gradients_and_predictions(gloo, stages, per_worker, cases)
+
+
+def split_axes(per_worker):
+    schedules = ["zero_bubble", "zbv"] if per_worker == 2 else ["zero_bubble"]
+    return schedules, ["never"], ["portal", "tuple"], [8, 7, 3, 1], [torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize(("stages", "per_worker"), SHAPES[1:])
+def test_so_they_are_where_the_backward_pass_is_split(gloo, stages, per_worker):
+    cases = covering(*split_axes(per_worker))
     check_gradients_and_predictions(gloo, stages, per_worker, cases)
 
 

@@ -8,13 +8,13 @@ from shared_pipelines import CHECKPOINTS, Rig, on_meta
 from torch import nn
 
 from raykb.gpipe.grid import make_grid
-from raykb.gpipe.schedule import SCHEDULES, actions
+from raykb.gpipe.schedule import SCHEDULES, SPLIT, actions
 from raykb.gpipe.trace import efficiency
 
 CASES = [
-    (schedule, checkpoint, per_worker)
+    (schedule, checkpoint, 2 if schedule in ("interleaved", "zbv") else 1)
     for schedule, checkpoint in itertools.product(SCHEDULES, CHECKPOINTS)
-    for per_worker in ([2] if schedule == "interleaved" else [1])
+    if schedule not in SPLIT or checkpoint == "never"
 ]
 
 

@@ -9,12 +9,15 @@ from torch.distributed.pipelining import (
     Schedule1F1B,
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
     ScheduleLoopedBFS,
+    ScheduleZBVZeroBubble,
 )
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from raykb.gpipe.schedule import (
     SCHEDULES,
+    SPLIT,
     Action,
     actions,
     bubble_utilisation,
@@ -23,6 +26,7 @@ from raykb.gpipe.schedule import (
     problems,
     runnable,
     simulate,
+    stages_of,
 )
 
 TORCH = {
@@ -30,6 +34,8 @@ TORCH = {
     "gpipe_fifo": ScheduleGPipe,
     "1f1b": Schedule1F1B,
     "interleaved": ScheduleInterleaved1F1B,
+    "zero_bubble": ScheduleInterleavedZeroBubble,
+    "zbv": ScheduleZBVZeroBubble,
 }
 GRID = list(itertools.product(SCHEDULES, (1, 2, 3, 4), (1, 3, 4, 6, 8), (1, 2, 3)))
 RUNNABLE = [case for case in GRID if runnable(case[0], case[1] * case[3], *case[2:])]
@@ -59,9 +65,13 @@ class Recorded(PipelineStage):
         self.log.append(("F", self.stage_index, index))
         return super().forward_one_chunk(index, *args, **kwargs)
 
-    def backward_one_chunk(self, index, *args, **kwargs):
-        self.log.append(("B", self.stage_index, index))
-        return super().backward_one_chunk(index, *args, **kwargs)
+    def backward_one_chunk(self, index, *args, full_backward=True, **kwargs):
+        self.log.append(("B" if full_backward else "I", self.stage_index, index))
+        return super().backward_one_chunk(index, *args, full_backward=full_backward, **kwargs)
+
+    def backward_weight_one_chunk(self, index, *args, **kwargs):
+        self.log.append(("W", self.stage_index, index))
+        return super().backward_weight_one_chunk(index, *args, **kwargs)
 
 
 def run_by_torch(schedule, workers, micro_batches, per_worker):
@@ -74,18 +84,18 @@ def run_by_torch(schedule, workers, micro_batches, per_worker):
         dist.init_process_group("fake", rank=worker, world_size=workers, store=FakeStore())
         log: list[tuple[str, int, int]] = []
         own = []
-        for index in range(worker, stages, workers):
+        for index in stages_of(worker, stages, workers, schedule):
             inputs, device = (between if index else data,), torch.device("cpu")
             own.append(Recorded(nn.Linear(2, 2), index, stages, device, inputs, (between,)))
             own[-1].log = log
-        several = schedule in ("gpipe", "interleaved")
+        several = schedule not in ("gpipe_fifo", "1f1b")
         running = TORCH[schedule](
             own if several else own[0], micro_batches, loss_fn=lambda output, target: output.sum()
         )
         batch = torch.zeros(micro_batches, 2)
         running.step(
             *([batch] if worker == 0 else []),
-            **({"target": batch} if worker == workers - 1 else {}),
+            **({"target": batch} if own[-1].is_last else {}),
         )
         dist.destroy_process_group()
         rows.append([Action(*entry) for entry in log])
@@ -100,12 +110,18 @@ def test_tables_are_what_torch_runs(schedule):
 
 @pytest.mark.parametrize(
     ("schedule", "workers", "micro_batches", "per_worker"),
-    [("1f1b", 4, 3, 1), ("interleaved", 2, 7, 2), ("interleaved", 3, 11, 2)],
+    [
+        ("1f1b", 4, 3, 1),
+        ("interleaved", 2, 7, 2),
+        ("interleaved", 3, 11, 2),
+        ("zero_bubble", 2, 7, 1),
+        ("zbv", 2, 4, 3),
+    ],
 )
 def test_torch_refuses_what_is_not_runnable(schedule, workers, micro_batches, per_worker):
     assert not runnable(schedule, workers * per_worker, micro_batches, per_worker)
     try:
-        with pytest.raises(ValueError, match="icrobatches"):
+        with pytest.raises(ValueError, match="icrobatches|exactly 2 stages"):
             run_by_torch(schedule, workers, micro_batches, per_worker)
     finally:
         dist.destroy_process_group()
@@ -120,6 +136,10 @@ def test_torch_refuses_what_is_not_runnable(schedule, workers, micro_batches, pe
         ("gpipe", ["F0 F1 F2 F3 B3 B2 B1 B0"] * 2),
         ("gpipe_fifo", ["F0 F1 F2 F3 B0 B1 B2 B3"] * 2),
         ("1f1b", ["F0 F1 B0 F2 B1 F3 B2 B3", "F0 B0 F1 B1 F2 B2 F3 B3"]),
+        (
+            "zero_bubble",
+            ["F0 F1 I0 W0 F2 I1 W1 F3 I2 W2 I3 W3", "F0 I0 F1 I1 W0 F2 I2 W1 F3 I3 W2 W3"],
+        ),
     ],
 )
 def test_tables_read_as_the_docstring_says(schedule, rows):
@@ -128,10 +148,11 @@ def test_tables_read_as_the_docstring_says(schedule, rows):
 
 def test_every_action_is_run_once_by_the_worker_of_its_stage():
     for case in RUNNABLE:
-        _, workers, micro_batches, per_worker = case
+        schedule, workers, micro_batches, per_worker = case
         for worker, row in enumerate(table(*case)):
-            stages = range(worker, workers * per_worker, workers)
-            expected = itertools.product("BF", stages, range(micro_batches))
+            stages = stages_of(worker, workers * per_worker, workers, schedule)
+            kinds = "FIW" if schedule in SPLIT else "BF"
+            expected = itertools.product(kinds, stages, range(micro_batches))
             assert sorted(row) == sorted(expected), case
 
 
@@ -140,7 +161,7 @@ def test_the_micro_batch_that_is_exempt_is_back_propagated_first():
         schedule, _, micro_batches, _ = case
         for row in table(*case):
             for stage in {action.stage for action in row}:
-                backward = [a.micro_batch for a in row if a.kind == "B" and a.stage == stage]
+                backward = [a.micro_batch for a in row if a.kind in "BI" and a.stage == stage]
                 assert backward[0] == first_back_propagated(schedule, micro_batches), case
 
 
@@ -163,7 +184,8 @@ def test_gpipe_runs_any_number_of_micro_batches():
             [
                 "micro_batches: -1, must be at least 1",
                 "stages_per_worker: 0, must be at least 1",
-                "schedule: 'zero', must be one of gpipe, gpipe_fifo, 1f1b, interleaved",
+                "schedule: 'zero', must be one of gpipe, gpipe_fifo, 1f1b, interleaved, "
+                "zero_bubble, zbv",
             ],
         ),
         (
@@ -176,8 +198,15 @@ def test_gpipe_runs_any_number_of_micro_batches():
         (
             ("gpipe_fifo", 4, 2, 2),
             [
-                "stages_per_worker: 2, must be 1 with the schedule gpipe_fifo; gpipe and "
-                "interleaved allow more"
+                "stages_per_worker: 2, must be 1 with the schedule gpipe_fifo; gpipe, interleaved, "
+                "zero_bubble and zbv allow more"
+            ],
+        ),
+        (
+            ("zbv", 4, 4, 1),
+            [
+                "stages_per_worker: 1, must be 2 with the schedule zbv; zero_bubble allows any "
+                "number"
             ],
         ),
         (
@@ -199,12 +228,13 @@ def test_what_cannot_run_is_said_with_its_remedy(arguments, found):
         actions(*arguments)
 
 
-def test_the_remedy_for_interleaved_can_run():
+@pytest.mark.parametrize("schedule", ["interleaved", "zero_bubble"])
+def test_the_remedy_for_rounds_that_differ_can_run(schedule):
     for workers, micro_batches in itertools.product((2, 3, 5), range(1, 40)):
-        for problem in problems("interleaved", 2 * workers, micro_batches, 2):
+        for problem in problems(schedule, 2 * workers, micro_batches, 2):
             fitting = int(problem.split("take ")[1].split(",")[0])
             assert 0 < fitting < micro_batches
-            assert runnable("interleaved", 2 * workers, fitting, 2)
+            assert runnable(schedule, 2 * workers, fitting, 2)
 
 
 # ---------------------------------------------------------------------- time
@@ -257,12 +287,12 @@ def test_the_slowest_stage_rules(schedule):
 
 def test_no_table_waits_for_itself():
     for case in RUNNABLE:
-        _, workers, micro_batches, per_worker = case
+        schedule, workers, micro_batches, per_worker = case
         times = [1.0] * workers * per_worker
-        took = makespan(table(*case), times, times)
-        work = 2 * per_worker * micro_batches
+        took = makespan(table(*case), times, [2.0 * time for time in times])
+        work = 3 * per_worker * micro_batches
         assert took >= work, case
-        least = work / bubble_utilisation(workers, micro_batches, per_worker)
+        least = work / bubble_utilisation(workers, micro_batches, per_worker, schedule)
         assert took >= least * (1 - 1e-12), case
 
 
