@@ -40,7 +40,7 @@ from raykb.later import Later
 from raykb.runtime.comparison_run import ComparisonRun
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WorkerResources
-from raykb.runtime.session import Session
+from raykb.runtime.session import Session, rows_of
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 
@@ -122,11 +122,7 @@ def tell_results(session: Session, ready: Ready, results: Sequence[tuple[Entry, 
             run.log(round(1000 * line["seconds"]), figures)
     picture = report.learning_curves(ledgers, budget.seconds, budget.scale_s)
     session.write("curves.png", report.png(picture))
-    rows = [
-        {"label": entry.label, "seed": entry.number, "steps": result.steps} | result.metrics
-        for entry, result in results
-    ]
-    session.tell(ready.comparison, rows, METRICS)
+    session.tell(ready.comparison, rows_of(results), METRICS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

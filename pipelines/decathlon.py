@@ -219,12 +219,8 @@ def prepare_tasks(session: Session, ready: Ready) -> list[PreparedTask]:
 def prepare_task(session: Session, ready: Ready, task: DecathlonTask) -> PreparedTask:
     """Return a task with its plan and prepared cases, made by a worker."""
     name, each = f"fingerprints/{task.folder.name}.json", ready.resources["preparation"]
-    record = session.storage.read(name).decode() if session.storage.exists(name) else None
-    shards = Path(ready.data.shards or session.files / "shards") / task.folder.name
-    found: PreparedTask = session.machine.call(
-        prepared, task, ready.plan, shards, record, each.cpus, resources=each
-    )
-    session.storage.write(name, found.record().encode())
+    shards = ready.data.shards_of(task, session.files)
+    found = session.renewed(name, prepared, task, ready.plan, shards, each=each)
     own = found.configuration
     session.say(
         f"{found.name}: {len(found.volumes)} cases, patches of {shown(own.patch_size)} voxels, "

@@ -29,13 +29,14 @@ from raykb.assembly import (
     RECIPE,
     SECTIONS,
     Supervised,
+    by_recipe,
     classifier_data,
     compared,
     network_of,
-    rehearse,
+    rehearse_phases,
     training,
 )
-from raykb.augment.augmentations import AUGMENTATIONS, RIVALS, augmentation
+from raykb.augment.augmentations import AUGMENTATIONS, RIVALS, augmentation, view_after
 from raykb.augment.contact_sheet import contact_sheet
 from raykb.augment.density_matching import DensityMatching
 from raykb.augment.fast_autoaugment import best, merge, policy_from, search_space
@@ -51,8 +52,8 @@ from raykb.engine.seeding import stream_seed
 from raykb.later import Later
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, Phase, WorkerResources, workers_of
-from raykb.runtime.session import Session
-from raykb.runtime.studies import Candidate, Halving, rounds_of_splits
+from raykb.runtime.session import Session, rows_of
+from raykb.runtime.studies import Candidate, Halving, rounds_of_splits, scored
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
 
@@ -96,16 +97,9 @@ def prepare(config: dict[str, Any]) -> Ready:
     with problems.at("data", config["data"]):
         data = Supervised.opened(config["data"])
     problems.refuse()
-    for phase in ("theta", "final"):
-        rehearse(
-            config | {"recipe": config[phase]},
-            OBJECTIVES,
-            data.stand_in,
-            data.shape,
-            problems,
-            places={"recipe": phase},
-            workers=resources[phase].workers,
-        )
+    rehearse_phases(
+        config, OBJECTIVES, data.stand_in, data.shape, problems, phases=("theta", "final")
+    )
     with problems.at("comparison", config["comparison"]):
         count = len(comparison.trainings(config))
     problems.refuse()
@@ -128,19 +122,20 @@ def fastaa_search(session: Session, ready: Ready) -> None:
         splits = settings.splits(train.labels, split, config["seed"])
     session.tell_data(train=train, test=test)
     images = session.share(train=train, test=test)
+    images |= {"methods": OBJECTIVES, "data": classifier_data}
 
     jobs = [theta(ready, images | {"rows": rest}, config, n) for n, (rest, _) in enumerate(splits)]
     thetas = session.train_all(THETA, jobs)
     candidates = search(session, ready, train, splits, thetas)
-    kept = kept_of(candidates, settings.keep)
+    kept = {study: best(found, settings.keep) for study, found in scored(candidates).items()}
     policy = merge([policy_from(each.params) for found in kept.values() for each in found])
     tell_search(session, settings, candidates, kept, policy, train)
 
     entries = ready.comparison.trainings(config, "final")
     finals = [(entry, final(ready, images, entry, policy)) for entry in entries]
     results = session.compare(FINAL, ready.comparison, finals)
-    rows = [{"label": e.label, "seed": e.number} | result.metrics for e, result in results]
-    session.tell(ready.comparison, rows, ["test/top1"], about={"search": session.searched()})
+    about = {"search": session.searched()}
+    session.tell(ready.comparison, rows_of(results), ["test/top1"], about=about)
 
 
 # ---------------------------------------------------------------------- trainings
@@ -148,33 +143,19 @@ def fastaa_search(session: Session, ready: Ready) -> None:
 
 def theta(ready: Ready, images: dict[str, Any], config: dict[str, Any], split: int) -> TrainJob:
     """Return the training of the network of a split, on the images that it does not hold out."""
-    entry = Entry("theta", split, stream_seed(config["seed"], "theta", split), split, config)
-    job = supervised(ready, images, entry, "theta", f"split-{split}")
+    seed, each = stream_seed(config["seed"], "theta", split), ready.resources["theta"]
+    entry = Entry("theta", split, seed, split, by_recipe(config, "theta"))
+    job = TrainJob.of(entry, training, each, name=f"theta/split-{split}", **images)
     return dataclasses.replace(job, params={"split": split})
 
 
 def final(ready: Ready, images: dict[str, Any], entry: Entry, policy: Policy) -> TrainJob:
     """Return the training of an entry of the comparison, on all images."""
     given = augmentation(entry.config["augmentation"], seed=entry.seed, searched=policy)
-    if not given.cutout and "cutout" in (view := entry.config["view"]):
-        entry = dataclasses.replace(entry, config=entry.config | {"view": view | {"cutout": 0}})
-    return supervised(ready, images | {"augmentation": given}, entry, "final", entry.name)
-
-
-def supervised(
-    ready: Ready, images: dict[str, Any], entry: Entry, phase: str, name: str
-) -> TrainJob:
-    """Return a training on labelled images, by the recipe of a phase and in its folder."""
-    config = entry.config | {"recipe": entry.config[phase]}
-    return TrainJob.of(
-        dataclasses.replace(entry, config=config),
-        training,
-        ready.resources[phase],
-        name=f"{phase}/{name}",
-        methods=OBJECTIVES,
-        data=classifier_data,
-        **images,
-    )
+    seen = {"view": view_after(given, entry.config["view"])}
+    whole = dataclasses.replace(entry, config=by_recipe(entry.config | seen, "final"))
+    arguments, each = images | {"augmentation": given}, ready.resources["final"]
+    return TrainJob.of(whole, training, each, name=f"final/{entry.name}", **arguments)
 
 
 # ---------------------------------------------------------------------- search
@@ -211,15 +192,6 @@ def search(
         halving=Halving(reduction_factor=settings.halving_factor) if settings.chunks > 1 else None,
         retries=settings.retries,
     )
-
-
-def kept_of(candidates: Sequence[Candidate], count: int) -> dict[str, list[Candidate]]:
-    """Return the best of each study's candidates that were scored to the end, by study."""
-    studies: dict[str, list[Candidate]] = {}
-    for candidate in candidates:
-        if candidate.status == "finished":
-            studies.setdefault(candidate.study.name, []).append(candidate)
-    return {study: best(found, count) for study, found in studies.items()}
 
 
 def tell_search(

@@ -18,24 +18,19 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
     answer(__file__, __doc__)  # --help, before the imports below take their seconds
 
-import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raykb.assembly import RECIPE, SECTIONS
+from raykb.assembly import RECIPE, SECTIONS, Pipelined
 from raykb.config import Problems, Section, build
 from raykb.data.batches import LabelledImages
-from raykb.data.datasets import DATASETS
-from raykb.data.images import ImageSet
 from raykb.data.views import VIEWS
-from raykb.engine.objective import OBJECTIVES, Objective, Task
-from raykb.engine.optim import OPTIMIZERS
-from raykb.engine.recipe import Recipe
+from raykb.engine.objective import OBJECTIVES
 from raykb.gpipe.costs import Costs
 from raykb.gpipe.memory import StageMemory
 from raykb.gpipe.trace import Span, chrome_trace, efficiency
@@ -73,12 +68,8 @@ SCHEMA = SECTIONS | {
 class Ready:
     """What a run is made of before anything starts."""
 
-    train: ImageSet
-    test: ImageSet
-    network: functools.partial[nn.Sequential]
-    objective: Objective
-    sample: Tensor
-    recipe: Recipe
+    data: Pipelined
+    sample: Tensor  # a micro-batch, on the meta device
     settings: PipelineSettings
     each: StageResources
     phases: list[Phase]
@@ -91,57 +82,44 @@ def prepare(config: dict[str, Any]) -> Ready:
         ValueError: the pipeline cannot be; all that is wrong with it is named.
     """
     problems = Problems()
-    settings, recipe = build(PipelineSettings, config["pipeline"]), build(Recipe, config["recipe"])
+    settings = build(PipelineSettings, config["pipeline"])
     each = build(StageResources, config["resources"])
-    with problems.at("data", config["data"]):
-        train, test = build(DATASETS, config["data"])
-    problems.refuse()
-    sizes = {"classes": len(train.classes), "channels": train.images.shape[1]}
-    network = functools.partial(build, SEQUENTIALS, config["model"], **sizes)
+    data = Pipelined.opened(config, problems)
     layers, sample = [], None
-    rows = -(-recipe.batch_size // settings.replicas // settings.micro_batches)
     with problems.at("view", config["view"]):
-        image = build(VIEWS, config["view"]).plain(torch.from_numpy(train.images[:1]))
-        sample = torch.zeros((max(1, rows), *image.shape[1:]), device="meta")
+        sample = data.micro_batch(settings.replicas * settings.micro_batches)
     with problems.at("model", config["model"]):
-        layers = layers_of(network, config["seed"])
-    with problems.at("optimizer", config["optimizer"]):
-        build(OPTIMIZERS, config["optimizer"], model=nn.Linear(1, 1))
-        if (decay := config["optimizer"].get("layer_decay", 1.0)) != 1.0:
-            raise ValueError(f"layer_decay: {decay}, must be 1: a stage counts its own layers only")
-    with problems.at("method", config["method"]):
-        steps = recipe.lengths(len(train)).steps
-        task = Task(nn.Identity(), steps, len(train.classes))
-        objective = build(OBJECTIVES, config["method"], task=task)
+        layers = layers_of(data.network, config["seed"])
+    data.check(problems)
     if layers and sample is not None:
-        problems.add(*settings.problems(layers, sample, recipe.batch_size))
+        problems.add(*settings.problems(layers, sample, data.recipe.batch_size))
     if problems:  # else the plan says it
         problems.add(*each.problems(settings.workers))
     problems.refuse("this pipeline cannot be")
     phases = [Phase(TRAINING, 1, each.workers(settings.workers))]
-    return Ready(train, test, network, objective, sample, recipe, settings, each, phases)
+    return Ready(data, sample, settings, each, phases)
 
 
 def gpipe_train(session: Session, ready: Ready) -> None:
     """Run the training; a run that was stopped goes on from its last checkpoint."""
-    config = session.config
-    session.say(f"{len(ready.train)} training images, {len(ready.test)} test images")
+    config, data = session.config, ready.data
+    session.say(f"{len(data.train)} training images, {len(data.test)} test images")
     costs = costs_of(session, ready)
     needs = tell_layout(session, ready, costs)
-    images = session.share(train=ready.train, test=ready.test)
-    view = build(VIEWS, config["view"])
+    source = session.share(train=data.train, test=data.test) | {
+        "view": build(VIEWS, config["view"]),
+        "recipe": data.recipe,
+        "seed": config["seed"],
+    }
     job = TrainJob(
         TRAINING,
         stage_training,
         {
-            "network": ready.network,
-            "objective": ready.objective,
-            "source": Source(
-                LabelledImages,
-                images | {"view": view, "recipe": ready.recipe, "seed": config["seed"]},
-            ),
-            "lengths": ready.recipe.lengths(len(ready.train)),
-            "recipe": ready.recipe,
+            "network": data.network,
+            "objective": data.objective(),
+            "source": Source(LabelledImages, source),
+            "lengths": data.recipe.lengths(len(data.train)),
+            "recipe": data.recipe,
             "settings": ready.settings,
             "costs": costs,
             "optimizer": config["optimizer"],
@@ -170,7 +148,7 @@ def costs_of(session: Session, ready: Ready) -> Costs:
     seed, alone = session.config["seed"], ready.each.workers(1)
     size = torch.zeros_like(ready.sample, device="cpu")
     costs: Costs = session.machine.call(
-        measured, ready.network, size, seed, alone.cpus, alone.device, resources=alone
+        measured, ready.data.network, size, seed, alone.cpus, alone.device, resources=alone
     )
     session.write("costs.json", json.dumps(costs.state() | {"of": of}))
     return costs
@@ -205,14 +183,8 @@ def tell_result(
     session.parent.log(result.steps, result.metrics)
     record = {"schema": 1, "metrics": result.metrics, "seconds": result.seconds}
     session.write("results.json", json.dumps(record, indent=1))
-    print()
-    for name, value in sorted(result.metrics.items()):
-        if not name.startswith("memory/"):
-            print(f"{name:24} {value:10.4g}")
-    for rank, need in enumerate(needs):
-        peak = result.metrics.get(f"memory/worker-{rank}/peak_mib", 0.0)
-        what = "of its GPU" if ready.each.gpus else "more resident memory"
-        print(f"worker {rank}: {need.total / MIB:.1f} MiB predicted, {peak:.1f} MiB {what} at most")
+    needed = [need.total / MIB for need in needs]
+    print(f"\n{report.reached(result.metrics, needed, gpus=ready.each.gpus > 0)}")
     if result.storage.exists(SPANS):
         rows = json.loads(result.storage.read(SPANS))
         spans = [[Span(*span) for span in row] for row in rows]

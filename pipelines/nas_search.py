@@ -68,7 +68,7 @@ from raykb.nas.halving import Halving
 from raykb.nas.samplers import SAMPLERS
 from raykb.runtime.job import launch
 from raykb.runtime.resources import WORKERS, Phase, WorkerResources, workers_of
-from raykb.runtime.session import Session
+from raykb.runtime.session import Session, rows_of
 from raykb.runtime.studies import SearchError
 from raykb.runtime.train import Result
 from raykb.runtime.work import TrainJob
@@ -162,13 +162,9 @@ def nas_search(session: Session, ready: Ready) -> None:
 def prepared_task(session: Session, ready: Ready) -> PreparedTask:
     """Return the task with its plan and prepared cases, which the run directory has then."""
     plan, each = build(PlanSettings, session.config["plan"]), ready.resources["preparation"]
-    (task,), name = ready.data.open(session.files), "fingerprint.json"
-    record = session.storage.read(name).decode() if session.storage.exists(name) else None
-    shards = Path(ready.data.shards or session.files / "shards") / task.folder.name
-    found: PreparedTask = session.machine.call(
-        prepared, task, plan, shards, record, each.cpus, resources=each
-    )
-    session.storage.write(name, found.record().encode())
+    (task,) = ready.data.open(session.files)
+    shards = ready.data.shards_of(task, session.files)
+    found = session.renewed("fingerprint.json", prepared, task, plan, shards, each=each)
     session.write("plan.json", found.plan.to_json())
     return found
 
@@ -306,7 +302,7 @@ def halved(
                 if e.label in entrants.halved
             ],
         )
-        on = entrants.survivors(ready.search.halving, list(map(row, begun)), VALID)
+        on = entrants.survivors(ready.search.halving, rows_of(begun), VALID)
         session.say(f"after step {until}: {', '.join(on)} go on")
         stopped += [pair for pair in begun if pair[0].label not in on]
         names = {entry.name for entry, _ in begun if entry.label in on}
@@ -315,12 +311,6 @@ def halved(
 
 
 # ---------------------------------------------------------------------- results
-
-
-def row(ended: tuple[Entry, Result]) -> dict[str, Any]:
-    """Return what a training found, as tables have it."""
-    entry, result = ended
-    return {"label": entry.label, "seed": entry.number, "steps": result.steps} | result.metrics
 
 
 def tell_results(
@@ -332,7 +322,7 @@ def tell_results(
     stopped: Ended,
 ) -> None:
     """Write and print what networks are worth, and the best genotype, chosen before the test."""
-    rows = list(map(row, results))
+    rows = rows_of(results)
     best = best_of(entrants.challengers, rows, VALID)
     genotype = entrants.genotypes[best]
     session.write("genotype.json", genotype.to_json())
@@ -341,12 +331,12 @@ def tell_results(
         session.write("searches.png", report.png(report.searches(session.told(SEARCH, searched))))
     halted = {entry.label for entry, _ in stopped}
     table, shown = ready.search.told(entrants, rows, TEST, best=best, stopped=halted)
-    about = {"chosen_by": VALID, "stopped": list(map(row, stopped))} | {
+    about = {"chosen_by": VALID, "stopped": rows_of(stopped)} | {
         "searches": [
-            row((entry, result))
+            row
             | {"label": found_label(entry), "genotype": result.details()["genotype_hash"]}
             | {"seconds": result.seconds}
-            for entry, result in searched
+            for row, (entry, result) in zip(rows_of(searched), searched, strict=True)
         ]
     }
     session.tell(table, shown, TEST, about=about)

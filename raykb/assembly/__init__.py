@@ -6,14 +6,17 @@ from raykb.assembly.builder import (
     RECIPE,
     SECTIONS,
     Data,
+    by_recipe,
     compared,
     network_of,
     objective_of,
     rehearse,
     rehearse_all,
+    rehearse_phases,
     training,
 )
 from raykb.assembly.pairs import Captions, Pairs, pair_data
+from raykb.assembly.pipelined import Pipelined
 from raykb.assembly.predictions import Predictions, predicted, prediction_key, unfit
 from raykb.assembly.recognition import Recognition, recognition_data
 from raykb.assembly.segmentation import (
@@ -55,6 +58,7 @@ __all__ = [
     "Folds",
     "Pairs",
     "Patches",
+    "Pipelined",
     "PlanSettings",
     "Predictions",
     "PreparedTask",
@@ -65,6 +69,7 @@ __all__ = [
     "Supervised",
     "Tasks",
     "anytime_network",
+    "by_recipe",
     "check_offers",
     "check_packages",
     "classifier_data",
@@ -83,6 +88,7 @@ __all__ = [
     "recognition_data",
     "rehearse",
     "rehearse_all",
+    "rehearse_phases",
     "segmentation_data",
     "self_supervised_data",
     "semi_supervised_data",

@@ -217,6 +217,32 @@ def rehearse(
     return objective
 
 
+def by_recipe(config: Config, phase: str) -> dict[str, Any]:
+    """Return a config whose recipe is the section of a phase."""
+    return {**config, "recipe": config[phase]}
+
+
+def rehearse_phases(
+    config: Config,
+    methods: Methods,
+    data: Data,
+    shape: Sequence[int],
+    problems: Problems,
+    phases: Sequence[str],
+) -> None:
+    """Rehearse a training of each phase, whose recipe and resources are sections of its name."""
+    for phase in phases:
+        rehearse(
+            by_recipe(config, phase),
+            methods,
+            data,
+            shape,
+            problems,
+            places={"recipe": phase},
+            workers=config["resources"][phase]["workers"],
+        )
+
+
 def rehearse_all(
     config: Config,
     methods: Methods,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raykb.assembly.builder import Config, Data, Methods, rehearse_all
+from raykb.assembly.builder import Config, Data, Methods, by_recipe, rehearse_all
 from raykb.assembly.search import (
     parts,
     patches_of,
@@ -50,7 +50,7 @@ def found_label(entry: Entry) -> str:
 
 def in_phase(task: PreparedTask, recipe: str, config: Config) -> dict[str, Any]:
     """Return a config with what the plan decides in it, and the recipe of a section ``recipe``."""
-    return planned(task.configuration, NETWORKS, {**config, "recipe": config[recipe]})
+    return planned(task.configuration, NETWORKS, by_recipe(config, recipe))
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class ArchitectureSearch:
         """
         whole = functools.partial(planned, own, NETWORKS)
         for entry in self.replicas.entries(config).values():
-            rehearse_search(whole(entry | {"recipe": entry["supernet"]}), methods, data, problems)
+            rehearse_search(whole(by_recipe(entry, "supernet")), methods, data, problems)
         rehearse_all(
-            {**config, "recipe": config["retraining"]},
+            by_recipe(config, "retraining"),
             methods,
             data,
             (data.channels, *own.patch_size),

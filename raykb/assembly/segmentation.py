@@ -247,6 +247,10 @@ class Tasks:
         )
         return opened(root, self._phantoms)
 
+    def shards_of(self, task: DecathlonTask, files: Path) -> Path:
+        """Return the folder for a task's prepared cases, below ``files`` if no other is named."""
+        return Path(self.shards or files / "shards") / task.folder.name
+
     @property
     def _phantoms(self) -> tuple[int, ...]:
         return tuple(ANATOMIES) if self.tasks is None else self.tasks

@@ -157,6 +157,12 @@ RIVALS: dict[str, dict[str, Any]] = {
 """What a searched policy has to beat, as sections of the config."""
 
 
+def view_after(given: Augmentation, view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section of the view that comes after an augmentation: with Cutout or without."""
+    without = {"cutout": 0} if "cutout" in view and not given.cutout else {}
+    return {**view, **without}
+
+
 def augmentation(
     section: Mapping[str, Any], *, seed: int, searched: Policy | None = None
 ) -> Augmentation:

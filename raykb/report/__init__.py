@@ -15,7 +15,7 @@ from raykb.report.scenes import scenes
 from raykb.report.search import search_files
 from raykb.report.searches import searches
 from raykb.report.segmentation import Scored, TaskTable, slices
-from raykb.report.stages import stages
+from raykb.report.stages import reached, stages
 from raykb.report.standings import Standings
 from raykb.report.timeline import timeline
 from raykb.report.told import Told
@@ -34,6 +34,7 @@ __all__ = [
     "neighbours",
     "png",
     "probe_curves",
+    "reached",
     "scenes",
     "search_files",
     "searches",

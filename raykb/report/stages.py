@@ -31,3 +31,20 @@ def stages(costs: Sequence[Mapping[str, Any]], worker_mib: Sequence[float]) -> s
             ]
         )
     return markdown(HEAD, rows)
+
+
+def reached(metrics: Mapping[str, float], worker_mib: Sequence[float], *, gpus: bool) -> str:
+    """Return what a pipeline reached: a line for each figure, then for each worker's memory.
+
+    Args:
+        metrics: by full name; ``memory/worker-0/peak_mib`` is the most that worker 0 took.
+        worker_mib: what each worker was to need.
+        gpus: whether the memory is that of GPUs.
+    """
+    figures = {name: value for name, value in metrics.items() if not name.startswith("memory/")}
+    lines = [f"{name:24} {value:10.4g}" for name, value in sorted(figures.items())]
+    what = "of its GPU" if gpus else "more resident memory"
+    for rank, need in enumerate(worker_mib):
+        peak = metrics.get(f"memory/worker-{rank}/peak_mib", 0.0)
+        lines.append(f"worker {rank}: {need:.1f} MiB predicted, {peak:.1f} MiB {what} at most")
+    return "\n".join(lines)

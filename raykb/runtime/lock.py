@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +134,23 @@ class Claim:
 
     ::
 
-        <run>/lease/00000007-3f2a….json     host, process, how often it was renewed, whether ended
+        <run>/lease/00000007-3f2a….json     host, process, how often it was renewed, whether it is
+                                            held yet, whether ended
 
     Each writes a file of its own alone, so nobody overwrites the claim of another. To take the
-    directory is to (1) see that no claim there is alive, (2) write one with the next number, and
-    (3) see that none has come beside it since (1). Of two that do so at once, the one that comes
-    to (3) last sees the other, and withdraws; maybe both do. What was there before is then removed.
+    directory is to (1) see that no claim there is alive, (2) write one with the next number, (3)
+    see that none has come beside it since (1), and (4) write that it is held now. Who sees others
+    at (3) withdraws if one of them holds it or has the smaller name, else looks until they have
+    gone. Of two that are there at once, the one that comes to (3) last sees the other, so that
+    never both go on to (4), however slow they are; and the smallest withdraws for a holder only, so
+    that one of them does. What was there before is then removed.
 
     A claim is alive while it changes, within a time that the waiting process measures by itself:
     no two hosts' clocks are compared. One of a process of this very host is known at once. Who
     was believed dead and is not finds a newer number before it next writes (:meth:`RemoteStorage.
     held`), also when that newer holder has ended, since its claim stays.
 
-    What is not guaranteed: the stores have writes that fail where an object is there already, but
-    pyarrow has none (25.0), and none of them can make a write depend on another object. So a write
+    What is not guaranteed: no store can make a write depend on another object. So a write
     that was begun by a holder, who then was not heard of for ``stale_s`` and was replaced, may
     still land. A store whose lists lag behind its writes (S3, GCS, Azure and HDFS do not) may have
     two holders.
@@ -159,10 +162,12 @@ class Claim:
         *,
         stale_s: float = 60.0,
         look_s: float = 5.0,
+        settle_s: float = 0.2,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._storage = RemoteStorage(storage.place)
-        self._stale_s, self._look_s, self._wait = stale_s, look_s, wait
+        self._stale_s, self._look_s, self._settle_s = stale_s, look_s, settle_s
+        self._wait = wait
         self._name, self._renewed, self.number = "", 0, 0
 
     def __str__(self) -> str:
@@ -177,33 +182,47 @@ class Claim:
         before = self.settled()  # (1)
         self.number = max(map(number_of, before), default=0) + 1
         self._name = claim(self.number, uuid.uuid4().hex[:12])
-        self.renew()  # (2)
-        if others := self._claims().keys() - before.keys() - {self._name}:  # (3)
-            self.release()
-            raise Refused(
-                f"{self._storage.place}: another run took it at the same moment "
-                f"({', '.join(sorted(others))}); see whether that one runs, else try again"
-            )
+        if not self._write(held=False):  # (2)
+            raise self._too_late()
+        waited = 0.0
+        while rivals := self._claims(apart_from={self._name, *before}):  # (3)
+            over = any(map(_is_over, rivals.values())) or waited >= self._stale_s
+            if over or min(rivals) < self._name or any(map(_is_held, rivals.values())):
+                self._storage.remove(f"{FOLDER}/{self._name}")
+                if over:  # one came and has ended, or has died: the next number is above its own
+                    return self.take()
+                raise self._too_late()
+            self._wait(self._settle_s)
+            waited += self._settle_s
+        if not self.renew():  # (4)
+            raise self._too_late()
         for name in before:
             self._storage.remove(f"{FOLDER}/{name}")
         _say(f"{self}; a write that is under way when another run takes over may come after it")
         return self._storage.held(self.number)
 
+    def _too_late(self) -> Refused:
+        return Refused(
+            f"{self._storage.place}: another run takes it at the same moment; wait for that one, "
+            "or name another directory"
+        )
+
     def renew(self) -> bool:
         """Say that this process is alive; return False, and write nothing, if it was replaced."""
-        return self._write(ended=False)
+        return self._write()
 
     def release(self) -> None:
         """Say that this process has ended; its number stays, for any that come late."""
         if not self._write(ended=True):
             self._storage.remove(f"{FOLDER}/{self._name}")
 
-    def _write(self, ended: bool) -> bool:
+    def _write(self, *, held: bool = True, ended: bool = False) -> bool:
         names = self._storage.files(FOLDER)
         if max(map(number_of, names), default=0) > self.number:
             return False
         self._renewed += 1
-        record = {**_this_process(), "renewed": self._renewed, "ended": ended}
+        record = {**_this_process(), "renewed": self._renewed}
+        record |= {"held": held, "ended": ended}
         self._storage.write(f"{FOLDER}/{self._name}", json.dumps(record).encode())
         return True
 
@@ -229,10 +248,12 @@ class Claim:
             now = self._claims()
         return now
 
-    def _claims(self) -> dict[str, bytes]:
+    def _claims(self, apart_from: Collection[str] = ()) -> dict[str, bytes]:
         """Return what each claim says, by name; nothing for one that has gone meanwhile."""
         claims = {}
         for name in self._storage.files(FOLDER):
+            if name in apart_from:
+                continue
             with contextlib.suppress(FileNotFoundError):
                 claims[name] = self._storage.read(f"{FOLDER}/{name}")
         return claims
@@ -289,6 +310,11 @@ def _is_over(data: bytes) -> bool:
         return True
     started, process = record.get("started"), record.get("process")
     return _is_of_here(data) and isinstance(process, int) and _started(process) != started
+
+
+def _is_held(data: bytes) -> bool:
+    """Return whether a claim says so; one that is just being written says nothing."""
+    return _read(data).get("held") is True
 
 
 def _owner(data: bytes) -> str:

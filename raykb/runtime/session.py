@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from raykb.comparison import Comparison, Entry
 from raykb.config import build, flatten
@@ -31,8 +31,27 @@ tuning, report = Later("raykb.runtime.tune"), Later("raykb.report")
 OnFailure = Literal["stop", "hole"]
 
 
+class Recorded(Protocol):
+    """What can be made again from a record of itself."""
+
+    def record(self) -> str:
+        """Return the record."""
+        ...
+
+
+RecordedT = TypeVar("RecordedT", bound=Recorded)
+
+
 class Refused(Exception):
     """The run must not start; the message says why and what to do."""
+
+
+def rows_of(results: Sequence[tuple[Entry, Result]]) -> list[dict[str, Any]]:
+    """Return what trainings found, as tables have it."""
+    return [
+        {"label": entry.label, "seed": entry.number, "steps": result.steps} | result.metrics
+        for entry, result in results
+    ]
 
 
 def search(**arguments: Any) -> list[Candidate]:
@@ -158,6 +177,22 @@ class Session:
             self.write(name, text)
             return text
         return self.storage.read(name).decode()
+
+    def renewed(
+        self, name: str, make: Callable[..., RecordedT], *arguments: Any, each: WorkerResources
+    ) -> RecordedT:
+        """Return what a worker makes, which can go on from what it recorded in an earlier run.
+
+        Args:
+            name: of the file that keeps the record.
+            make: ``make(*arguments, record, threads)`` makes it; the record is None at first.
+            arguments: for ``make``.
+            each: what making it takes.
+        """
+        record = self.storage.read(name).decode() if self.storage.exists(name) else None
+        found: RecordedT = self.machine.call(make, *arguments, record, each.cpus, resources=each)
+        self.storage.write(name, found.record().encode())
+        return found
 
     def unchanged(self, name: str, record: Mapping[str, Any], key: str) -> None:
         """Refuse to go on with other input than that which the run began with.

@@ -13,7 +13,7 @@ scored first, and nothing that was told is scored again.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +107,15 @@ class Halving:
 
     def __post_init__(self) -> None:
         refuse(misfits(self, grace_parts=at_least(1), reduction_factor=above(1)))
+
+
+def scored(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    """Return the candidates that were scored to the end, by the name of their study."""
+    studies: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        if candidate.status == "finished":
+            studies.setdefault(candidate.study.name, []).append(candidate)
+    return studies
 
 
 class LedgerError(Exception):

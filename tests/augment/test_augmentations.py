@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from raykb.augment.augmentations import AUGMENTATIONS, Augmentation
+from raykb.augment.augmentations import AUGMENTATIONS, Augmentation, view_after
 from raykb.augment.policy import Policy
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
@@ -113,3 +113,11 @@ def test_random_policy_has_the_size_asked_for() -> None:
     augmentation = build("random_policy", num_sub_policies=7, num_operations=3)
     expected = AUGMENTATIONS["policy"](Policy.random(7, 3, 3), seed=3)
     assert torch.equal(augmentation(images, ids, 0), expected(images, ids, 0))
+
+
+def test_cutout_of_the_view_is_left_out_where_an_augmentation_goes_without() -> None:
+    view = {"name": "crop_flip", "cutout": 16}
+    plain, with_it = (AUGMENTATIONS[name](seed=0) for name in ("none", "cutout"))
+    assert view_after(with_it, view) == view
+    assert view_after(plain, view) == view | {"cutout": 0}
+    assert view_after(plain, {"name": "resized_crop"}) == {"name": "resized_crop"}

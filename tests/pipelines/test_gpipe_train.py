@@ -193,7 +193,8 @@ def test_layers_are_measured_again_for_micro_batches_of_another_size(script, tmp
     session.machine = dataclasses.replace(session.machine, call=call)
     for rows in (4, 4, 16, 16):
         sample = torch.zeros(rows, 1)
-        ready = types.SimpleNamespace(network=None, sample=sample, each=StageResources())
+        data = types.SimpleNamespace(network=None)
+        ready = types.SimpleNamespace(data=data, sample=sample, each=StageResources())
         assert script["costs_of"](session, ready) == costs
     assert measured == [4, 16]
 

@@ -10,6 +10,7 @@ import subprocess
 import threading
 
 import pytest
+import torch.distributed as dist
 
 from raykb.runtime import lock
 from raykb.runtime.fence import LostLease
@@ -175,7 +176,7 @@ class Gated(RemoteStorage):
 
     def take(self):
         """Take the run directory; return whether that is done."""
-        claim = Claim(self)
+        claim = Claim(self, settle_s=0.0)
         claim._storage = self
         try:
             claim.take()
@@ -187,8 +188,8 @@ class Gated(RemoteStorage):
 
 
 @pytest.mark.parametrize("past", [0, 1])
-def test_of_two_that_take_it_at_once_at_most_one_holds_it_in_whatever_order(tmp_path, past):
-    operations = 4  # look, look, write, look
+def test_of_two_that_take_it_at_once_one_holds_it_in_whatever_order(tmp_path, past):
+    operations = 5  # look, look, write, look, look; what is left is done as it comes
     held = []
     for number, of_first in enumerate(itertools.combinations(range(2 * operations), operations)):
         place = f"file://{tmp_path}/{number}"
@@ -205,8 +206,72 @@ def test_of_two_that_take_it_at_once_at_most_one_holds_it_in_whatever_order(tmp_
             for one in both:
                 one.go.release(99)
         held.append(sum(future.result() for future in futures))
-    assert set(held) == {0, 1}
-    assert held[0] == held[-1] == 1  # one after the other
+    assert set(held) == {1}
+
+
+def takes(place, rounds):
+    """Return in which rounds this process came to hold a directory that all take at once."""
+    held = []
+    for number in range(rounds):
+        claim = Claim(RemoteStorage(f"{place}/{number}"), look_s=0.001, settle_s=0.001)
+        dist.barrier()
+        try:
+            claim.take()
+            held.append(number)
+        except Refused:
+            pass
+        dist.barrier()
+    return held
+
+
+def test_of_processes_that_take_it_at_once_each_time_one_holds_it(gloo, tmp_path):
+    first, second = gloo.run(takes, f"file://{tmp_path}", 60, size=2)
+    assert sorted(first + second) == list(range(60))
+
+
+def comes_beside(claim, storage, name, says):
+    """Have another begin when a claim has seen that nobody holds a directory that is new."""
+    settled = claim.settled
+
+    def and_another():
+        found = settled()
+        if not storage.files("lease"):
+            storage.write(f"lease/{name}", json.dumps(says).encode())
+        return found
+
+    claim.settled = and_another
+
+
+def test_a_rival_that_falls_silent_is_passed_over_by_a_number_above_its_own(remote, elsewhere):
+    waits = Waits()
+    claim = Claim(remote, stale_s=30.0, look_s=5.0, settle_s=3.0, wait=waits)
+    comes_beside(claim, remote, "00000001-zz.json", {"host": "far", "held": False})
+    claim.take()
+    assert claim.number == 2
+    assert waits.seconds == 60.0  # as long as it may be slow, then as any that is silent
+    assert [name[:8] for name in remote.files("lease")] == ["00000002"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "holds"),
+    [
+        ("00000001-00.json", {"held": False}, False),  # the smaller name
+        ("00000001-zz.json", {"held": True}, False),
+        ("00000001-zz.json", {"held": False, "ended": True}, True),
+    ],
+)
+def test_who_comes_at_once_withdraws_for_a_smaller_name_and_for_a_holder(
+    remote, elsewhere, name, says, holds
+):
+    claim = Claim(remote, wait=Waits())
+    comes_beside(claim, remote, name, says)
+    if holds:  # with a number above that of the one that has ended
+        claim.take()
+        assert claim.number == 2
+        return
+    with pytest.raises(Refused, match="another run takes it at the same moment"):
+        claim.take()
+    assert remote.files("lease") == [name]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from torch import nn
 
 from raykb.comparison import Comparison
 from raykb.engine.loop import Evaluated, Training
+from raykb.runtime.comparison_run import ComparisonRun
 from raykb.runtime.resources import WorkerResources
-from raykb.runtime.session import Refused
+from raykb.runtime.session import Refused, rows_of
 from raykb.runtime.work import TrainJob
 
 CONFIG = {"seed": 3, "method": {"name": "own", "factor": 2.0}}
@@ -141,3 +142,46 @@ def test_what_was_found_is_written_printed_and_told_to_the_tracker(opened, tmp_p
     assert '"images": 9' in (tmp_path / "results.json").read_text()
     means = {f"test/top1/{label}": top1 for label, top1 in FOUND.items()}
     assert session.parent.points == [(0, means | {"test/top1": FOUND["own"]})]
+
+
+class Counted:
+    """Knows how often it was made, by its record."""
+
+    def __init__(self, step, record, threads):
+        self.count = step + int(record or 0)
+        self.threads = threads
+
+    def record(self):
+        return str(self.count)
+
+
+def test_what_is_renewed_goes_on_from_its_record(opened):
+    each = WorkerResources(cpus=2)
+    made = [opened().renewed("count.txt", Counted, 3, each=each) for _ in range(2)]
+    assert [(own.count, own.threads) for own in made] == [(3, 2), (6, 2)]
+    assert opened().storage.read("count.txt") == b"6"
+
+
+def test_a_run_that_is_one_comparison_plans_and_trains_its_entries(opened):
+    section = {"rivals": {"half": {"name": "own", "factor": 1.0}}, "seeds": 2}
+    config = CONFIG | {"comparison": section, "resources": {"training": {"side_by_side": 2}}}
+    run = ComparisonRun.of(config, "data", beside={"data workers": WorkerResources()})
+    (phase,) = run.phases
+    assert (phase.name, phase.units, phase.each.side_by_side) == ("trainings", 4, 2)
+    assert phase.beside == {"data workers": WorkerResources()}
+
+    def job(entry):
+        return TrainJob(entry.name, training, {"factor": entry.config["method"]["factor"]}, 0)
+
+    results = run.train(opened(config), job)
+    assert rows_of(results) == [
+        {"label": label, "seed": seed, "steps": 1, "test/top1": FOUND[label]}
+        for seed in (0, 1)
+        for label in ("half", "own")
+    ]
+
+
+def test_the_phase_and_resources_of_a_comparison_may_have_other_names():
+    config = CONFIG | {"comparison": {}, "resources": {"game": {"cpus": 3}}}
+    run = ComparisonRun.of(config, None, name="games", resources="game")
+    assert (run.phase.name, run.each.cpus) == ("games", 3)
