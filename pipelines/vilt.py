@@ -37,6 +37,7 @@ from raykb.assembly import (
 )
 from raykb.config import Problems, Section, build
 from raykb.data.pairs import PairSet
+from raykb.data.wordpiece import WordPiece
 from raykb.engine.recipe import Recipe
 from raykb.evaluate.fine_tuning import FineTuning
 from raykb.later import Later
@@ -96,23 +97,23 @@ def vilt(session: Session, ready: Ready) -> None:
     told = session.told(TRAINING, results)
     for each in told:
         if each.seed == 0:
-            session.write(f"found_{each.label}.png", report.png(found(each, sets["test"])))
+            for name, figure in pictures(each, sets["test"], data.vocabulary).items():
+                session.write(f"{name}_{each.label}.png", report.png(figure))
     rows = [{"label": each.label, "seed": each.seed} | each.metrics for each in told]
     share = 100 * max(session.config["fine_tuning"]["shares"])
     classified = ["test/prompts/top1", f"test/fine_tuning/top1_{share:g}"]
     session.tell(ready.comparison, rows, [*RECALLS, *classified])
 
 
-def found(told: Any, test: PairSet) -> Any:
-    """Return a picture of the test images that some captions find first."""
-    images, title = (
-        test.images,
-        f"{told.label.replace('_', ' ')}: whose caption it is, what it finds",
-    )
-    pictures = (images.images, images.labels)
-    return report.neighbours(
-        told.details["retrieval"], pictures, pictures, test.classes, title=title
-    )
+def pictures(told: Any, test: PairSet, vocabulary: WordPiece) -> dict[str, Any]:
+    """Return what some pairs of the test find, and where words are if they are seen with images."""
+    label, images = told.label.replace("_", " "), test.images.images
+    retrieved, title = told.details["retrieval"], f"{label}: what captions and pictures find"
+    made = {"found": report.retrieved(retrieved, images, test.captions, title=title)}
+    if "alignment" in told.details:
+        aligned, title = told.details["alignment"], f"{label}: onto which patches words are moved"
+        made["aligned"] = report.aligned(aligned, images, vocabulary.decode, title=title)
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:

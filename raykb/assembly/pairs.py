@@ -23,6 +23,7 @@ from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
 from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy
 from raykb.evaluate.fine_tuning import FineTuning
+from raykb.evaluate.pair_alignment import PairAlignment
 from raykb.evaluate.pair_retrieval import PairRetrieval
 from raykb.evaluate.pair_scores import SCORES
 from raykb.evaluate.prompts import Prompted
@@ -137,7 +138,8 @@ def pair_data(
     plain_tokens = vocabulary.first_plain, len(vocabulary)
     view = PairView(form, train, vocabulary.mask, plain_tokens, asked.hidden)
     order = Shuffled(len(train), recipe.batch_size, seed, keep_last=recipe.keep_last)
-    scores, plain = SCORES[PAIR_METHODS[config["method"]["name"]].scored_by], ClassifierView(form)
+    scored_by, plain = PAIR_METHODS[config["method"]["name"]].scored_by, ClassifierView(form)
+    scores = SCORES[scored_by]
     names = [asked.prompt.format(name.lower()) for name in test.classes]
     prompts = torch.from_numpy(vocabulary.encode(names, test.tokens.shape[1]).tokens)
     shown = test.subset(np.arange(len(test))[: asked.pictures])
@@ -145,6 +147,8 @@ def pair_data(
         "retrieval": PairRetrieval(shown, plain, scores),
         "prompts": Prompted(test, plain, prompts, scores),
     }
+    if scored_by == "matching":  # it learns of texts and images that are seen together
+        own["alignment"] = PairAlignment(shown, plain)
     by = JudgedBy(train, test, plain, len(test.classes), stream_seed(seed, "protocols"))
     tuned = BackboneEvaluation(by, {"fine_tuning": build(FineTuning, config["fine_tuning"])})
     return Data(

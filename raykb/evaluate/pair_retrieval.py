@@ -19,7 +19,7 @@ from raykb.engine.loop import Evaluated
 from raykb.evaluate.pair_scores import Scores
 
 CUTS = (1, 5, 10)  # the k
-_SHOWN = 5  # queries, and images of each, in the details
+_SHOWN, _TEXTS = 5, 3  # queries, and images of each, in the details; and texts of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,11 @@ class PairRetrieval:
     scores: Scores
 
     def __call__(self, network: nn.Module, device: torch.device) -> Evaluated:
-        """Return ``image_recall_k`` and ``text_recall_k``; details: what some texts find."""
+        """Return ``image_recall_k`` and ``text_recall_k``; details: what some pairs find.
+
+        Of these, all by their rows: the ``queries``, the ``nearest`` images of the text of each,
+        and for its image the best ``texts``, each by the first that has it.
+        """
         fields = list(plain_batches(self.examples, self.view, device))
         images, tokens = (
             torch.cat([each[name] for each in fields]) for name in ("images", "tokens")
@@ -46,10 +50,21 @@ class PairRetrieval:
         scores = self.scores(network, images, texts)  # (T, I)
         belongs = own[None] == torch.arange(len(texts), device=device)[:, None]
         figures = recalls(scores, belongs, "image") | recalls(scores.T, belongs.T, "text")
-        queries = torch.from_numpy(np.linspace(0, len(images) - 1, _SHOWN).astype(int))
-        first = scores[own[queries.to(device)]].argsort(dim=1, descending=True, stable=True)
-        nearest = first[:, :_SHOWN].tolist()
-        return Evaluated(figures, {"queries": queries.tolist(), "nearest": nearest})
+        queries = spread(len(images), _SHOWN)
+        ranks = scores[own[queries]].argsort(dim=1, descending=True, stable=True)
+        best = scores.T[queries].argsort(dim=1, descending=True, stable=True)
+        first = belongs.int().argmax(1)  # (T,) who has a text
+        details = {
+            "queries": queries,
+            "nearest": ranks[:, :_SHOWN].tolist(),
+            "texts": first[best[:, :_TEXTS]].tolist(),
+        }
+        return Evaluated(figures, details)
+
+
+def spread(count: int, shown: int) -> list[int]:
+    """Return some of ``count`` rows at equal distances, each once."""
+    return list(dict.fromkeys(np.linspace(0, count - 1, shown).astype(int).tolist()))
 
 
 def recalls(scores: Tensor, belongs: Tensor, what: str) -> dict[str, float]:

@@ -91,8 +91,10 @@ class WithText(Backbone, Protocol):
     Attributes:
         textual: embeds tokens; ``textual.words`` has a row for each of the vocabulary.
         matching: from pooled tokens to logits of not belonging together, and of belonging.
+        patch: side of a patch in pixels.
     """
 
+    patch: int
     textual: nn.Module
     matching: nn.Module
 

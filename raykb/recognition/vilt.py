@@ -11,7 +11,7 @@ ICML 2021, arXiv:2102.03334. The network is ``raykb/models/vilt.py``.
 Symbols:
     b    pairs of a batch; of floor(b/2) the image is the true one (y = 1), of the others one drawn
          from the data set
-    d    optimal transport distance of words and patches (``optimal_transport.py``)
+    d    optimal transport distance of words and patches (``raykb/parts/optimal_transport.py``)
     w    weight of the alignment, 0.1
 
 Two passes a step: text with hidden words and true image; whole text, true or false image.
@@ -32,9 +32,9 @@ from torch.nn import functional as F
 from raykb.engine.arguments import above, at_least, misfits, refuse
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import WithText, require
+from raykb.parts.optimal_transport import transport_distance
 from raykb.parts.precision import at_least_float32
 from raykb.recognition.batch import PairBatch
-from raykb.recognition.optimal_transport import transport_distance
 
 
 def true_pairs(lots: Tensor) -> Tensor:

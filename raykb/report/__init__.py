@@ -9,6 +9,7 @@ from raykb.report.cells import cells
 from raykb.report.choices import chosen, errors_by_corruption
 from raykb.report.comparison import ComparisonTable
 from raykb.report.figures import png
+from raykb.report.pairs import aligned, retrieved
 from raykb.report.probes import neighbours, probe_curves
 from raykb.report.pseudo_labels import told_of
 from raykb.report.scenes import scenes
@@ -26,6 +27,7 @@ __all__ = [
     "Standings",
     "TaskTable",
     "Told",
+    "aligned",
     "attention",
     "cells",
     "chosen",
@@ -35,6 +37,7 @@ __all__ = [
     "png",
     "probe_curves",
     "reached",
+    "retrieved",
     "scenes",
     "search_files",
     "searches",

@@ -106,8 +106,11 @@ def test_images_without_captions_are_refused_with_the_remedy():
         captions_of(train)
 
 
-def test_the_sample_is_of_800_emoji_none_of_which_is_in_both_parts():
+def test_of_emoji_in_the_test_of_the_sample_the_other_houses_picture_is_in_training():
     train, test, _ = open_records("emoji_sample")
-    assert (len(train), len(test), len(train.classes)) == (640, 160, 8)
+    assert (len(train), len(test), len(train.classes)) == (2945, 327, 8)
+    others = test.ids ^ 1  # the other picture of the same emoji
     assert set(train.ids).isdisjoint(test.ids)
+    assert set(others) < set(train.ids)
     assert "" not in captions_of(train) + captions_of(test)
+    assert set(captions_of(test)) < set(captions_of(train))

@@ -46,6 +46,15 @@ def test_each_finds_its_own_both_ways_and_an_image_of_a_text_is_enough():
     assert found.details["nearest"][-1][0] == found.details["queries"][-1]
 
 
+def test_details_say_what_texts_and_images_find_by_rows_that_have_it():
+    details = PairRetrieval(pairs(), VIEW, near)(torch.nn.Identity(), CPU).details
+    columns = (details[key] for key in ("queries", "nearest", "texts"))
+    for query, images, texts in zip(*columns, strict=True):
+        assert max(query - 1, 0) == max(images[0] - 1, 0)  # rows 0 and 1 have one text
+        assert max(query - 1, 0) == max(texts[0] - 1, 0)
+        assert len(set(texts)) == 3
+
+
 def test_who_has_it_the_wrong_way_round_finds_nothing_first():
     figures = PairRetrieval(pairs(), VIEW, far)(torch.nn.Identity(), CPU).figures
     assert figures["image_recall_1"] == figures["text_recall_1"] == 0

@@ -132,7 +132,7 @@ def test_a_smoke_run_ends_with_results_pictures_and_weights(scripts, alone, tmp_
             each *= len(tasks) * config["folds"]["splits"]
             pictures = {f"{task}.png" for task in tasks}
         if room == "pairs":
-            pictures |= {f"found_{label}.png" for label in labels}
+            pictures |= {f"found_{label}.png" for label in labels} | {"aligned_vilt.png"}
         if room == "recognition":
             pictures |= {"curves.png", "confusion.png"}
         if room == "selfsup":  # initial weights stand beside what was trained

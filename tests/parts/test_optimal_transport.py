@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raykb.engine.seeding import generator
-from raykb.recognition.optimal_transport import cosine_cost, transport_distance, transport_plan
+from raykb.parts.optimal_transport import cosine_cost, transport_distance, transport_plan
 
 
 def present(*shape):
