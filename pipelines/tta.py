@@ -23,7 +23,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
     answer(__file__, __doc__)  # --help, before the imports below take their seconds
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -163,10 +162,10 @@ def predictors(
     read, share = session.storage.read, session.machine.share
     shown = [share({n: joined([read(p.name)]) for n, p in own.items()}) for own in seen]
     tables = {n: share(joined(read(p.name) for p in own.values())) for n, own in learnt.items()}
-    make = functools.partial(TrainJob.of, build=training, resources=ready.resources["predictor"])
-    given = {"methods": PREDICTION, "models": PREDICTORS, "data": loss_prediction_data}
-    of = {e.name: {"table": tables[e.name], "conditions": shown[e.number]} for e in entries}
-    return [(e, make(e, **of[e.name], **given)) for e in entries]
+    each, given = ready.resources["predictor"], dict[str, Any](data=loss_prediction_data)
+    given |= {"methods": PREDICTION, "models": PREDICTORS}
+    own = {e.name: {"table": tables[e.name], "conditions": shown[e.number]} for e in entries}
+    return [(e, TrainJob.of(e, training, each, **given, **own[e.name])) for e in entries]
 
 
 def tell_results(session: Session, ready: Ready, results: list[tuple[Entry, Result]]) -> None:
