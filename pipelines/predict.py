@@ -142,6 +142,11 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
         raise ValueError(f"{folder.uri}/{file}: has no {missing[0]!r}, so it trained no classifier")
     if "linear_probe" in config:
         raise ValueError(f"{folder.uri}/{file}: learnt a backbone, and trained no classifier on it")
+    if "hardening" in config:
+        raise ValueError(
+            f"{folder.uri}/{file}: learnt which transformation an image wants, and labels nothing; "
+            "name the classifier, in target/seed-0"
+        )
     classes, shape = task_of(run, config["data"])
     model: nn.Module = build(
         {**SEQUENTIALS, **MODELS}, config["model"], classes=len(classes), channels=shape[0]

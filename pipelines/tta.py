@@ -8,6 +8,7 @@ images. With no option it does so on the images that come with raykb, in minutes
 
   tta.py --set target.weights=runs/train-1/cutmix/seed-0/final.pt --set comparison.seeds=3
   tta.py --set selection.severities=[5] --set selection.threshold=1.5
+  tta.py --set selection.judged_on=valid         # to choose settings without the test images
 
 Paper: Kim, Kim, Kim, "Learning Loss for Test-Time Augmentation", NeurIPS 2020, arXiv:2010.11422.
 """
@@ -158,28 +159,13 @@ def predictors(
     pieces = [piece for own in (*seen, *learnt.values()) for piece in own.values()]
     jobs = {piece.name: FileJob(**vars(piece)) for piece in pieces}  # some are of several tables
     make_files(session, TABLES, list(jobs.values()), each=ready.resources["tables"])
-    read = session.storage.read
-    seen_by = [{name: joined([read(p.name)]) for name, p in own.items()} for own in seen]
-    conditions = [session.machine.share(each) for each in seen_by]
-    tables = {
-        name: session.machine.share(joined(read(piece.name) for piece in own.values()))
-        for name, own in learnt.items()
-    }
-    return [(e, job(ready, e, tables[e.name], conditions[e.number])) for e in entries]
-
-
-def job(ready: Ready, entry: Entry, table: Any, conditions: Any) -> TrainJob:
-    """Return the training of a predictor on a table, judged on those of the test images."""
-    return TrainJob.of(
-        entry,
-        training,
-        ready.resources["predictor"],
-        methods=PREDICTION,
-        models=PREDICTORS,
-        data=loss_prediction_data,
-        table=table,
-        conditions=conditions,
-    )
+    read, share = session.storage.read, session.machine.share
+    shown = [share({n: joined([read(p.name)]) for n, p in own.items()}) for own in seen]
+    tables = {n: share(joined(read(p.name) for p in own.values())) for n, own in learnt.items()}
+    each, given = ready.resources["predictor"], dict[str, Any](data=loss_prediction_data)
+    given |= {"methods": PREDICTION, "models": PREDICTORS}
+    own = {e.name: {"table": tables[e.name], "conditions": shown[e.number]} for e in entries}
+    return [(e, TrainJob.of(e, training, each, **given, **own[e.name])) for e in entries]
 
 
 def tell_results(session: Session, ready: Ready, results: list[tuple[Entry, Result]]) -> None:

@@ -36,6 +36,16 @@ def entry(label="a", number=0, seed=3, **changes):
     return Entry(label, number, seed, 0, CONFIG | changes)
 
 
+def test_on_the_validation_split_nothing_learns_from_what_is_judged_and_no_test_image_is_seen():
+    selection = CONFIG["selection"] | {"judged_on": "valid"}
+    own = Tables(CONFIG | {"selection": selection}, tables().data, STATE, "cpu", 1)
+    train = image_set(20)
+    learnt, asked = own.parts(train, image_set(40).subset(np.arange(20, 40)))
+    assert (len(learnt), len(asked)) == (16, 4)
+    assert set(learnt.ids) | set(asked.ids) == set(train.ids)
+    assert not set(learnt.ids) & set(asked.ids)
+
+
 def keys(made):
     return [(piece.name, piece.key) for piece in made.values()]
 

@@ -45,6 +45,7 @@ from raykb.engine.arguments import at_least, misfits, refuse
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
+OF_PREDICTORS = ("target", "hardening", "selection", "comparison")
 VALID_SHARE = 0.2  # of the training images, where settings are chosen
 _BOX = 1 / 3  # of the side: the 74 of 224 pixels that the official code seems to mean
 
@@ -173,9 +174,10 @@ def loss_prediction_data(
 
 
 def target_config(config: Config) -> dict[str, Any]:
-    """Return the configuration of a target network's training."""
+    """Return the configuration of a target network's training: a classifier's, of the same data."""
     own = {name: part for name, part in config["target"].items() if name != "weights"}
-    return {**config, **own}
+    whole = {name: part for name, part in config.items() if name not in OF_PREDICTORS}
+    return {**whole, **own}
 
 
 def rehearse_target(

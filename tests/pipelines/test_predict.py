@@ -189,6 +189,22 @@ def test_what_cannot_be_done_is_said_in_one_line(script, tmp_path, capsys):
     assert "holds Parquet files and image files" in said(one, photos, "--out", out)
 
 
+def test_what_predicts_losses_of_transformations_is_refused_with_the_classifier_beside_it(
+    script, tmp_path, capsys
+):
+    run, photos = tmp_path / "run", tmp_path / "photos"
+    make_run(run, trainings=("extra_four/seed-0", "target/seed-0"))
+    (run / "extra_four/seed-0/config.json").write_text(
+        json.dumps(CONFIG | {"hardening": {"name": "extra_four"}})
+    )
+    photos.mkdir()
+    (photos / "a.png").write_bytes(png(sample().images[0, 0]))
+    text = refused(script, capsys, run / "extra_four/seed-0", photos, "--out", tmp_path / "a.csv")
+    assert "labels nothing; name the classifier, in target/seed-0" in text
+    script["main"]([str(run / "target/seed-0"), str(photos), "--out", str(tmp_path / "a.csv")])
+    assert (tmp_path / "a.csv").exists()
+
+
 def test_no_password_of_a_uri_is_shown(script, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(png(sample().images[0, 0]))
