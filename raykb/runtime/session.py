@@ -437,6 +437,7 @@ class Session:
                 storage=self.storage,
                 parallel=self.parallel[phase],
                 on_told=on_told,
+                limits=self.limits,
                 **arguments,
             )
 
