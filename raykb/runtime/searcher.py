@@ -26,6 +26,7 @@ class StudySearcher(Searcher):
         studies: Sequence[OpenStudy],
         *,
         per_group: int,
+        parallel: Callable[[], int],
         max_failed: int | None = None,
         record: Callable[[dict[str, Any]], None],
         on_told: Callable[[Candidate], None],
@@ -35,7 +36,7 @@ class StudySearcher(Searcher):
         for study in studies:
             self._groups.setdefault(study.study.group, []).append(study)
         self._all = list(studies)
-        self._per_group = per_group
+        self._per_group, self.parallel = per_group, parallel
         self._max_failed = math.inf if max_failed is None else max_failed
         self._record = record
         self._on_told = on_told
@@ -67,9 +68,11 @@ class StudySearcher(Searcher):
         raise SearchError(f"{failed}, with: {'; '.join(dict.fromkeys(self.failures))}")
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next candidate, None while every group is full, or FINISHED."""
+        """Return the next candidate, None while every group or the cluster is full, or FINISHED."""
         if self.over:
             return Searcher.FINISHED
+        if sum(study.in_flight for study in self._all) >= self.parallel():
+            return None if any(study.to_ask for study in self._all) else Searcher.FINISHED
         ready: list[tuple[int, OpenStudy]] = []
         for group in self._groups.values():
             study = next((s for s in group if s.to_ask or s.in_flight), None)

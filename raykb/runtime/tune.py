@@ -180,6 +180,9 @@ class _Errors(tune.Callback):
     def __init__(self, searcher: StudySearcher, storage: Storage) -> None:
         self._searcher, self._storage = searcher, storage
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._searcher.parallel()  # raises where no evaluator will ever be placed
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if error := trial.last_result.get("error"):
             _logger.warning("%s failed: %s", _name(trial.config), error)
@@ -210,7 +213,7 @@ def search(
     shared: Mapping[str, Any],
     storage: Storage,
     resources: WorkerResources,
-    parallel: int,
+    parallel: int | Callable[[], int],
     per_group: int = 1,
     sampler_name: str = "tpe",
     parts: int = 1,
@@ -230,7 +233,7 @@ def search(
         shared: what ``score.setup`` gets, put into the object store once for all evaluators.
         storage: the run directory; ``ledger.jsonl`` in it is replayed if it is there.
         resources: what one evaluator takes.
-        parallel: evaluators side by side.
+        parallel: evaluators side by side, as the plan allows; it is asked anew all the while.
         per_group: candidates of one group in flight.
         sampler_name: ``tpe`` or ``random``.
         parts: parts of the data that a whole score covers.
@@ -266,7 +269,12 @@ def search(
 
         record({"event": "opened", "optuna": optuna.__version__})
         searcher = StudySearcher(
-            opened, per_group=per_group, max_failed=max_failed, record=record, on_told=on_told
+            opened,
+            per_group=per_group,
+            parallel=parallel if callable(parallel) else lambda: parallel,
+            max_failed=max_failed,
+            record=record,
+            on_told=on_told,
         )
         evaluator = tune.with_parameters(
             _Evaluator,
@@ -279,7 +287,7 @@ def search(
             storage=storage,
         )
         errors = _Errors(searcher, storage)
-        _tune(evaluator, searcher, scheduler, left, resources, parallel, retries, errors)
+        _tune(evaluator, searcher, scheduler, left, resources, retries, errors)
         searcher.refuse()
     return [candidate for study in opened for candidate in study.candidates]
 
@@ -290,7 +298,6 @@ def _tune(
     scheduler: TrialScheduler,
     samples: int,
     resources: WorkerResources,
-    parallel: int,
     retries: int,
     errors: tune.Callback,
 ) -> None:
@@ -301,7 +308,7 @@ def _tune(
         TUNE_DISABLE_SIGINT_HANDLER="1",
         TUNE_GLOBAL_CHECKPOINT_S="3600",
         TUNE_WARN_THRESHOLD_S="60",
-        TUNE_MAX_PENDING_TRIALS_PG=str(parallel),
+        TUNE_MAX_PENDING_TRIALS_PG=str(searcher.parallel()),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # _Errors says it in one line
     with tempfile.TemporaryDirectory(prefix="raykb-tune-") as folder:
@@ -313,7 +320,6 @@ def _tune(
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=samples,
-                max_concurrent_trials=parallel,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

@@ -281,7 +281,7 @@ def test_evaluators_that_never_work_end_the_search_with_their_error(local_ray, t
         run(tmp_path, score=Broken())
 
 
-def open_studies(width=4, per_group=1, studies=STUDIES, max_failed=None):
+def open_studies(width=4, per_group=1, studies=STUDIES, max_failed=None, parallel=99):
     opened = [OpenStudy(study, space=SPACE, width=width, sampler_name="tpe") for study in studies]
     records = []
     return (
@@ -290,6 +290,7 @@ def open_studies(width=4, per_group=1, studies=STUDIES, max_failed=None):
         StudySearcher(
             opened,
             per_group=per_group,
+            parallel=lambda: parallel,
             max_failed=max_failed,
             record=records.append,
             on_told=lambda candidate: None,
@@ -306,6 +307,14 @@ def test_no_group_has_more_in_flight_than_it_may(per_group):
         "split-1/round-0": per_group,
     }
     assert searcher.suggest("one-too-many") is None
+
+
+def test_no_more_are_in_flight_than_the_cluster_has_places_for():
+    _, _, searcher = open_studies(per_group=3, parallel=2)
+    assert all(searcher.suggest(f"trial-{number}")["params"] for number in range(2))
+    assert searcher.suggest("one-too-many") is None
+    searcher.on_trial_complete("trial-0", error=True)
+    assert searcher.suggest("the next")["params"]
 
 
 def test_a_candidate_that_is_scored_part_by_part_stays_in_flight_until_the_end():
