@@ -191,6 +191,7 @@ def search(
         parts=settings.chunks,
         halving=Halving(reduction_factor=settings.halving_factor) if settings.chunks > 1 else None,
         retries=settings.retries,
+        max_failed=settings.max_failed,
     )
 
 

@@ -35,7 +35,9 @@ class SearchSettings:
         halving_factor: one in so many goes on to twice, four times … the parts.
         batch_size: images of one forward pass.
         precision: of the thetas' forward pass, ``fp32`` or ``bf16``.
-        retries: how often a candidate is scored again after its evaluator failed.
+        retries: how often a candidate is scored again after its evaluator died.
+        max_failed: candidates that may fail before the search ends; null for all, but for the first
+            ones.
         every_candidate_a_child: give each candidate, not only the kept, a run in the tracker.
     """
 
@@ -54,6 +56,7 @@ class SearchSettings:
     batch_size: int = 500
     precision: Precision = "fp32"
     retries: int = 2
+    max_failed: int | None = None
     every_candidate_a_child: bool = False
 
     def __post_init__(self) -> None:
@@ -74,6 +77,7 @@ class SearchSettings:
             images=or_none(at_least(1)),
             halving_factor=above(1),
             retries=at_least(0),
+            max_failed=or_none(at_least(0)),
         )
         if self.keep > self.width:
             problems.append(f"keep: {self.keep}, must be at most the width, {self.width}")

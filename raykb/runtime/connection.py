@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raykb
 from raykb.runtime.retrying import PATIENCE, patience_s
+from raykb.runtime.head import answers
 from raykb.runtime.session import Refused
 from raykb.runtime.storage import LocalStorage, Storage
 
@@ -29,7 +29,7 @@ def cluster_address() -> str | None:
     if address := os.environ.get("RAY_ADDRESS"):
         if address == "local":  # as Ray itself reads it: a new one, whatever runs on this host
             return None
-        if "://" not in address and ":" in address and not _answers(address):
+        if "://" not in address and ":" in address and not answers(address):
             raise Refused(
                 f"RAY_ADDRESS: no cluster answers at {address!r}; start one with `ray start "
                 "--head`, or unset RAY_ADDRESS to have a local Ray"
@@ -37,7 +37,7 @@ def cluster_address() -> str | None:
         return address
     address = _noted(Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster")
     # `ray start` leaves its address there, also when it has been killed since
-    return address if address and _answers(address) else None
+    return address if address and answers(address) else None
 
 
 def _noted(note: Path) -> str:
@@ -67,16 +67,6 @@ def _noted(note: Path) -> str:
         file=sys.stderr,
     )
     return ""
-
-
-def _answers(address: str) -> bool:
-    """Return whether something listens at ``host:port``."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=2.0):
-            return True
-    except (OSError, ValueError):
-        return False
 
 
 @contextlib.contextmanager

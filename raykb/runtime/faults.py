@@ -5,17 +5,34 @@ the driver knows it within a second, whatever else breaks in consequence.
 """
 
 import contextlib
+import re
 import traceback
 from typing import Any
 
 import ray
 import torch.distributed as dist
+from ray import exceptions
 from ray.exceptions import RayTaskError
 
 from raykb.engine.faults import add_note, causes, noted, notes
 from raykb.runtime.mailbox import Failure
 
 _SEND_S = 10.0
+_LOST = (  # of a process, a node, or of what one of them had
+    dist.DistError,
+    exceptions.WorkerCrashedError,
+    exceptions.RayActorError,
+    exceptions.NodeDiedError,
+    exceptions.LocalRayletDiedError,
+    exceptions.ObjectLostError,
+    exceptions.OutOfMemoryError,  # Ray ended the process, for the node had no memory left
+    exceptions.RpcError,
+    exceptions.TaskPlacementGroupRemoved,
+    exceptions.ActorPlacementGroupRemoved,
+    exceptions.TaskUnschedulableError,
+    exceptions.ActorUnschedulableError,
+)
+_GLOO = re.compile(r"\[\S*/gloo/[\w/]+\.(cc|h):\d+\] ")  # the place in gloo's own source
 
 
 class WorkerTraceback(Exception):
@@ -29,14 +46,19 @@ class WorkerError(RuntimeError):
 def is_loss(error: BaseException) -> bool:
     """Return whether an exception says that a process, node or peer was lost; else it is a bug.
 
-    Ray's own errors say that a process or node is gone; what a peer of it sees is gloo's or
-    NCCL's complaint. All else was raised by the training.
+    What it was raised from counts, too, and not what its text is about. Gloo's complaint has no
+    type of its own: it is a RuntimeError that begins with the place in gloo's source; what its
+    checks of arguments find does not.
     """
+    return any(map(_is_loss, causes(error)))
+
+
+def _is_loss(error: BaseException) -> bool:
     if isinstance(error, RayTaskError):  # raised in a task or actor that the worker called
         return isinstance(error.cause, BaseException) and is_loss(error.cause)
-    if type(error).__module__.startswith("ray.") or isinstance(error, dist.DistError):
+    if isinstance(error, _LOST) or type(error).__module__.startswith("ray.train."):
         return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    return type(error) is RuntimeError and _GLOO.match(str(error)) is not None
 
 
 def send_failure(mailbox: Any, name: str, rank: int, error: Exception) -> None:
@@ -45,7 +67,7 @@ def send_failure(mailbox: Any, name: str, rank: int, error: Exception) -> None:
     failure = Failure(
         name,
         rank,
-        any(is_loss(cause) for cause in causes(error)),
+        is_loss(error),
         f"{type(original).__module__}.{type(original).__qualname__}".removeprefix("builtins."),
         str(original),
         notes(original),

@@ -20,6 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from raykb.engine.loop import Worker
 from raykb.runtime.faults import is_loss
+from raykb.runtime.mailbox import may_go_on
 from raykb.runtime.network import NodeTorchConfig
 from raykb.runtime.resources import Group, ResourceError, WorkerResources, cluster, describe, fit
 from raykb.runtime.storage import open_storage
@@ -46,7 +47,7 @@ def run_group(job: TrainJob, uri: str, mailbox: Any, retries: int, limits: Limit
         except (TrainingFailedError, RayError) as error:
             bugs = [cause for cause in _failures(error) if not is_loss(cause)]
             # Ray may see no more than the first consequence of a bug; the mailbox knows the bug
-            if bugs or attempt == retries or not ray.get(mailbox.again.remote(job.name)):
+            if bugs or attempt == retries or not may_go_on(mailbox, job.name):
                 raise (bugs or [error])[0] from error
 
 

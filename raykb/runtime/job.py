@@ -37,8 +37,9 @@ from raykb.runtime import resources
 from raykb.runtime.command_line import Options, parser
 from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_address, connected
 from raykb.runtime.fence import LostLease
+from raykb.runtime.head import watched_head
 from raykb.runtime.lock import locked
-from raykb.runtime.resources import Phase, ResourceError
+from raykb.runtime.resources import Phase, Plan, ResourceError
 from raykb.runtime.run_files import RECORD
 from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
 from raykb.runtime.session import Refused, Session
@@ -297,12 +298,23 @@ def _run(
             close("KILLED")
             tell(code)
 
+        def head_lost(why: str) -> None:
+            if not told.locked():
+                parent.text(why, "error.txt")
+                print(f"{name}: {why}", file=sys.stderr)
+                close("FAILED")
+                tell(EXIT_FAILED)
+            sys.stdout.flush()
+            os._exit(code)  # what it ends with, also if Ray's own end has no end
+
         on_stop = stack.enter_context(_patience(end_anyway))
+        look = stack.enter_context(watched_head(head_lost))
         try:
             with _signals(stopped, on_stop):
                 stack.enter_context(connected(address))
+                look(ray.get_runtime_context().gcs_address)
                 with _signals(stopped, on_stop):  # again, since Ray sets its own
-                    parallel = resources.plan(ready.phases, resources.cluster())
+                    parallel = Plan(ready.phases, say=_say)
                     check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
                     session = Session(
                         config, record["config"], held, parallel, parent, tracker, files, written
@@ -322,6 +334,10 @@ def _run(
             close(status)
         tell(code)
         return code
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _parent(

@@ -3,10 +3,14 @@
 This file imports next to nothing: its process starts while those of the first workers do.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_ANSWER_S = 60.0
 
 
 class Letter(NamedTuple):
@@ -85,6 +89,30 @@ def open_mailbox() -> Any:
     return Mailbox.options(  # type: ignore[attr-defined]
         scheduling_strategy=on_this_host(), max_restarts=-1, max_task_retries=-1
     ).remote()
+
+
+def taken(mailbox: Any) -> list[Letter | Failure]:
+    """Return the letters since the last call; one that does not answer is begun anew, empty."""
+    try:
+        letters: list[Letter | Failure] = ray.get(mailbox.take.remote(), timeout=_ANSWER_S)
+    except GetTimeoutError:
+        ray.kill(mailbox, no_restart=False)
+        return []
+    return letters
+
+
+def closed(mailbox: Any) -> None:
+    """Have no training begun again from now on."""
+    with contextlib.suppress(GetTimeoutError):
+        ray.get(mailbox.close.remote(), timeout=_ANSWER_S)
+
+
+def may_go_on(mailbox: Any, name: str) -> bool:
+    """Return whether the job ``name`` may be begun again, as far as the mailbox knows."""
+    try:
+        return bool(ray.get(mailbox.again.remote(name), timeout=_ANSWER_S))
+    except GetTimeoutError:
+        return True
 
 
 def on_this_host() -> NodeAffinitySchedulingStrategy:

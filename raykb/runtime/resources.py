@@ -1,7 +1,8 @@
 """What a run needs against what there is: refused with numbers, never waited for in silence."""
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,9 @@ import torch
 
 from raykb.config import Section, build
 from raykb.engine.arguments import among, at_least, misfits, or_none, refuse
+
+_LOOK_S = 2.0
+_LEFT_S = 60.0
 
 
 class ResourceError(Exception):
@@ -178,6 +182,69 @@ def plan(phases: Sequence[Phase], nodes: Sequence[Node]) -> dict[str, int]:
     return parallel
 
 
+class Plan(Mapping[str, int]):
+    """How many pieces of each phase run side by side, on the nodes that are there when it is asked.
+
+    Args:
+        phases: of the run.
+        say: is told of each change of the cluster.
+        look: returns its nodes.
+        clock: seconds.
+
+    Raises:
+        ResourceError: not even one piece of some phase fits.
+    """
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        *,
+        say: Callable[[str], None],
+        look: Callable[[], list[Node]] = cluster,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._phases = {phase.name: phase for phase in phases}
+        self._say, self._look, self._clock = say, look, clock
+        self._nodes, self._looked = look(), clock()
+        self._found = plan(phases, self._nodes)
+        self._fitted = dict.fromkeys(self._phases, self._looked)
+
+    def __getitem__(self, name: str) -> int:
+        """Return how many pieces of a phase run side by side; of what has no place now, one.
+
+        Raises:
+            ResourceError: it has had no place for a minute, and no fewer workers will do.
+        """
+        phase, now = self._phases[name], self._clock()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            nodes, before = self._look(), self._nodes
+            self._renew(nodes, now)
+            if nodes != before:
+                self._say(f"there is now {describe(nodes)}; {name}: {self._found[name]} at once")
+        if now - self._fitted[name] > _LEFT_S and phase.each.workers == 1:
+            raise ResourceError(
+                f"{name}: one needs {needs(phase)}, and for {now - self._fitted[name]:.0f} s there "
+                f"was {describe(self._nodes)}; go on with --resume when the nodes are back"
+            )
+        return self._found[name]
+
+    def _renew(self, nodes: list[Node], now: float) -> None:
+        self._nodes = nodes
+        for name, phase in self._phases.items():
+            try:
+                self._found |= plan([phase], nodes)
+                self._fitted[name] = now
+            except ResourceError:
+                self._found[name] = 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
 def needs(phase: Phase) -> str:
     """Return what one piece of ``phase`` takes, in words."""
     parts = [_amount(phase.each.cpus, phase.each.gpus, phase.each.workers)]
@@ -190,8 +257,10 @@ def needs(phase: Phase) -> str:
 
 def describe(nodes: Sequence[Node]) -> str:
     """Return what the nodes have, in words."""
-    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} with " + " | ".join(
-        _amount(node.cpus, node.gpus) for node in nodes
+    return (
+        f"{len(nodes)} node{'s' * (len(nodes) != 1)}"
+        + " with " * bool(nodes)
+        + " | ".join(_amount(node.cpus, node.gpus) for node in nodes)
     )
 
 

@@ -8,7 +8,7 @@ from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from raykb.runtime.open_study import OpenStudy
-from raykb.runtime.studies import Candidate
+from raykb.runtime.studies import Candidate, SearchError
 
 _HOPELESS = 4
 
@@ -26,6 +26,8 @@ class StudySearcher(Searcher):
         studies: Sequence[OpenStudy],
         *,
         per_group: int,
+        parallel: Callable[[], int],
+        max_failed: int | None = None,
         record: Callable[[dict[str, Any]], None],
         on_told: Callable[[Candidate], None],
     ) -> None:
@@ -34,27 +36,43 @@ class StudySearcher(Searcher):
         for study in studies:
             self._groups.setdefault(study.study.group, []).append(study)
         self._all = list(studies)
-        self._per_group = per_group
+        self._per_group, self.parallel = per_group, parallel
+        self._max_failed = math.inf if max_failed is None else max_failed
         self._record = record
         self._on_told = on_told
         self.by_trial: dict[str, Candidate] = {}
 
     @property
-    def hopeless(self) -> bool:
-        """Whether the first candidates failed one and all: then so would the others."""
-        return len(self.failures) >= _HOPELESS
-
-    @property
     def failures(self) -> list[str]:
-        """The errors of this process's candidates, as long as none was ever scored."""
-        if any(c.status in ("finished", "stopped") for s in self._all for c in s.candidates):
-            return []
+        """The errors of this process's candidates that failed, the first one first."""
         return [c.error for c in self.by_trial.values() if c.status == "failed"]
 
-    def suggest(self, trial_id: str) -> Any:
-        """Return the next candidate, None while every group is full, or FINISHED."""
+    @property
+    def hopeless(self) -> bool:
+        """Whether the first candidates failed one and all: then so would the others."""
+        scored = any(c.status in ("finished", "stopped") for s in self._all for c in s.candidates)
+        return not scored and len(self.failures) >= _HOPELESS
+
+    @property
+    def over(self) -> bool:
+        """Whether the search ends before all is asked."""
+        return self.hopeless or len(self.failures) > self._max_failed
+
+    def refuse(self) -> None:
+        """Raise SearchError, with the reasons in the order in which they came, if it ended so."""
+        if not self.over:
+            return
+        failed = f"{len(self.failures)} candidates failed, {self._max_failed:g} may (max_failed)"
         if self.hopeless:
+            failed = f"no candidate could be scored; the first {len(self.failures)} failed"
+        raise SearchError(f"{failed}, with: {'; '.join(dict.fromkeys(self.failures))}")
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next candidate, None while every group or the cluster is full, or FINISHED."""
+        if self.over:
             return Searcher.FINISHED
+        if sum(study.in_flight for study in self._all) >= self.parallel():
+            return None if any(study.to_ask for study in self._all) else Searcher.FINISHED
         ready: list[tuple[int, OpenStudy]] = []
         for group in self._groups.values():
             study = next((s for s in group if s.to_ask or s.in_flight), None)
@@ -87,6 +105,8 @@ class StudySearcher(Searcher):
         if error or result is None or "part" not in result:
             candidate.status = "failed"
             candidate.error = candidate.error or "the evaluator failed"
+        elif "error" in result:
+            candidate.status, candidate.error = "failed", result["error"]
         else:
             self._keep(candidate, result)
             whole = int(result["part"]) == int(result["parts"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -274,7 +275,7 @@ class Session:
             return self.machine.train(
                 jobs,
                 storage=self.storage,
-                parallel=self.parallel[phase],
+                parallel=functools.partial(self.parallel.__getitem__, phase),
                 on_letter=on_letter,
                 on_result=on_result,
                 on_failure=leave_hole if on_failure == "hole" else None,
@@ -470,8 +471,9 @@ class Session:
                 studies=studies,
                 width=width,
                 storage=self.storage,
-                parallel=self.parallel[phase],
+                parallel=functools.partial(self.parallel.__getitem__, phase),
                 on_told=on_told,
+                limits=self.limits,
                 **arguments,
             )
 

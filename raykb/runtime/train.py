@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 from raykb.engine import checkpoint
 from raykb.later import Later
 from raykb.runtime.faults import is_loss, original
-from raykb.runtime.mailbox import Letter, on_this_host, open_mailbox
+from raykb.runtime.mailbox import Letter, closed, on_this_host, open_mailbox, taken
 from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.run_files import FINAL
 from raykb.runtime.storage import Storage
@@ -114,7 +114,7 @@ def train(
     jobs: Sequence[TrainJob],
     *,
     storage: Storage,
-    parallel: int,
+    parallel: int | Callable[[], int],
     on_letter: Callable[[Letter], None],
     on_result: Callable[[Result], None],
     on_failure: Callable[[TrainJob, BaseException], None] | None = None,
@@ -126,7 +126,7 @@ def train(
     Args:
         jobs: the trainings; those with a result in ``storage`` are not run again.
         storage: the run directory; each job has the folder of its name.
-        parallel: trainings side by side, as the plan allows.
+        parallel: trainings side by side, as the plan allows; it is asked anew all the while.
         on_letter: gets what the workers log, in the driver.
         on_result: gets each result as it comes, those found in ``storage`` too.
         on_failure: gets each training that fails, whose result is None then; the others go on.
@@ -149,12 +149,13 @@ def train(
     waiting = [job for job in jobs if job.name not in results]
     if not waiting:
         return [results[job.name] for job in jobs]
-    mailbox = open_mailbox()
+    mailbox, allowed = open_mailbox(), parallel if callable(parallel) else lambda: parallel
     running: dict[Any, TrainJob] = {}
     bugs: dict[str, BaseException] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < parallel:
+            places = allowed()
+            while waiting and len(running) < places:
                 job = waiting.pop(0)
                 running[_launch(job, storage.uri, mailbox, retries, limits)] = job
             ready, _ = ray.wait(list(running), timeout=0.5)
@@ -173,7 +174,7 @@ def train(
                     on_result(results[job.name])  # type: ignore[arg-type]
         _deliver(mailbox, on_letter, bugs if on_failure else None)
     except Exception:
-        ray.get(mailbox.close.remote())
+        closed(mailbox)
         _end(list(running))
         raise
     finally:
@@ -209,7 +210,7 @@ def _deliver(
     mailbox: Any, on_letter: Callable[[Letter], None], bugs: dict[str, BaseException] | None
 ) -> None:
     """Hand letters on; keep the first bug of each training, or raise the first of all."""
-    for letter in ray.get(mailbox.take.remote()):
+    for letter in taken(mailbox):
         if isinstance(letter, Letter):
             on_letter(letter)
         elif not letter.lost:

@@ -112,14 +112,31 @@ class Watch:
     @contextlib.contextmanager
     def evaluation(self, what: str) -> Iterator[None]:
         """Say that networks are evaluated: each forward pass of a module is a sign of life."""
-        self.single(what)
-        hook = modules.register_module_forward_pre_hook(lambda module, inputs: self.single(what))
+        with self._alive(self._limits.first_s, what):
+            yield
+
+    @contextlib.contextmanager
+    def score(self, what: str) -> Iterator[None]:
+        """Say that a candidate is scored, which is repeated, and forward passes are signs, too."""
+        self.begin(what)
+        with self._alive(*self._last_sign):
+            yield
+        self.end()
+        self.rest()
+
+    @contextlib.contextmanager
+    def _alive(self, limit_s: float, what: str) -> Iterator[None]:
+        self._sign(limit_s, what)
+        hook = modules.register_module_forward_pre_hook(
+            lambda module, inputs: self._sign(limit_s, what)
+        )
         try:
             yield
         finally:
             hook.remove()
 
     def _sign(self, limit_s: float, what: str) -> None:
+        self._last_sign = limit_s, what
         self._board.write(limit_s, what)
 
 

@@ -61,6 +61,10 @@ def fail(fault, marks):
         if fault == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         loop_for_ever(fault)
+    if fault == "wait":
+        Path(marks, "waits").touch()
+        while not Path(marks, "go").exists():
+            time.sleep(0.1)
     if fault == "bug":
         Path(marks, f"raised-{time.time()}").touch()
         error = ArithmeticError("a bug in step 13")

@@ -5,11 +5,21 @@ import traceback
 
 import pytest
 import torch.distributed as dist
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectStoreFullError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    WorkerCrashedError,
+)
 
 from raykb.engine.faults import add_note, causes, noted, notes
 from raykb.runtime import faults
 from raykb.runtime.faults import WorkerError, WorkerTraceback, is_loss, original, send_failure
+
+CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer"
 
 
 class Box:
@@ -140,13 +150,23 @@ def test_what_the_driver_cannot_unpickle_is_named_too(sent):
 @pytest.mark.parametrize(
     ("error", "lost"),
     [
-        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (RuntimeError(CLOSED), True),
+        (RuntimeError("[/a/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting"), True),
         (dist.DistNetworkError("the store is gone"), True),
         (ActorDiedError(), True),
         (RayTaskError("read", "trace", ActorDiedError()), True),
         (RayTaskError("read", "trace", ValueError("a bug in a data actor")), False),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (ValueError("gloo"), False),
+        (ValueError(CLOSED), False),
+        (NotImplementedError(CLOSED), False),
+        (RuntimeError("gloo: no such data set"), False),
+        (RuntimeError(f"in step 3: {CLOSED}"), False),
+        (RuntimeError("[enforce fail at /a/gloo/transport/tcp/pair.cc:9] 20 vs 12"), False),
+        (WorkerCrashedError(), True),
+        (NodeDiedError("gone"), True),
+        (GetTimeoutError("a training that waits for an actor"), False),
+        (ObjectStoreFullError("full"), False),
+        (RuntimeEnvSetupError("no such package"), False),
     ],
 )
 def test_lost_peers_and_bugs_are_told_apart(error, lost):
@@ -154,7 +174,7 @@ def test_lost_peers_and_bugs_are_told_apart(error, lost):
 
 
 def test_a_lost_peer_is_known_through_what_is_wrapped_around_it(sent):
-    gloo = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    gloo = RuntimeError(CLOSED)
     assert sent(caught(gloo, RuntimeError("failed to run backward"))).lost
 
 

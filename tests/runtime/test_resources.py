@@ -6,6 +6,7 @@ from raykb.runtime.resources import (
     Group,
     Node,
     Phase,
+    Plan,
     ResourceError,
     WorkerResources,
     fit,
@@ -93,3 +94,69 @@ def test_workers_fit_if_each_has_a_place_on_some_node(count, wanted):
 def test_a_group_out_of_range_is_refused(argument, value, allowed):
     with pytest.raises(ValueError, match=f"^{argument}: .*{allowed}$"):
         Group(**{argument: value})
+
+
+class Cluster:
+    """Nodes and a clock that stand until they are changed."""
+
+    def __init__(self, *nodes):
+        self.nodes, self.now, self.said = list(nodes), 100.0, []
+
+    def plan(self, *phases):
+        return Plan(phases, say=self.said.append, look=self.there, clock=lambda: self.now)
+
+    def there(self):
+        return list(self.nodes)
+
+
+def test_nodes_that_join_are_used_and_those_that_leave_are_not_and_both_is_said():
+    cluster = Cluster(Node(2, 0))
+    found = cluster.plan(phase())
+    assert dict(found) == {"theta trainings": 2}
+    cluster.nodes.append(Node(1, 0))
+    assert found["theta trainings"] == 2  # nobody looks all the time
+    cluster.now += 2.0
+    assert found["theta trainings"] == 3
+    del cluster.nodes[0]
+    cluster.now += 2.0
+    assert found["theta trainings"] == 1
+    cluster.now += 2.0
+    assert found["theta trainings"] == 1
+    assert cluster.said == [
+        "there is now 2 nodes with 2 CPU | 1 CPU; theta trainings: 3 at once",
+        "there is now 1 node with 1 CPU; theta trainings: 1 at once",
+    ]
+
+
+def test_what_has_no_place_any_more_is_given_up_after_a_minute_unless_nodes_come_back():
+    cluster = Cluster(Node(2, 0))
+    found = cluster.plan(phase(cpus=2), Phase("small ones", 9, WorkerResources()))
+    cluster.nodes = [Node(1, 0)]
+    for _ in range(20):
+        cluster.now += 3.0
+        assert found["theta trainings"] == 1
+    cluster.nodes = [Node(1, 0), Node(4, 0)]
+    cluster.now += 3.0
+    assert found["theta trainings"] == 2
+    cluster.nodes = [Node(1, 0)]
+    cluster.now += 61.0
+    told = "^theta trainings: one needs 2 CPU, and for 61 s there was 1 node with 1 CPU; go on with"
+    with pytest.raises(ResourceError, match=told):
+        found["theta trainings"]
+    assert found["small ones"] == 1
+
+
+def test_a_group_waits_by_rules_of_its_own():
+    cluster = Cluster(Node(2, 0))
+    found = cluster.plan(phase(workers=2))
+    cluster.nodes = []
+    cluster.now += 1000.0
+    assert found["theta trainings"] == 1
+    assert cluster.said == ["there is now 0 nodes; theta trainings: 1 at once"]
+
+
+def test_a_phase_of_nothing_has_nothing_side_by_side():
+    cluster = Cluster(Node(2, 0))
+    found = cluster.plan(phase(units=0))
+    cluster.now += 2.0
+    assert found["theta trainings"] == 0

@@ -18,7 +18,8 @@ from raykb.engine.faults import notes
 from raykb.engine.loop import Evaluated, Training
 from raykb.engine.objective import CrossEntropy, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.optim import cosine, scheduled, sgd, updater
-from raykb.runtime.resources import WorkerResources
+from raykb.runtime import mailbox as mailboxes
+from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.run_files import FINAL
 from raykb.runtime.storage import LocalStorage
 from raykb.runtime.train import call, finished, share, train
@@ -79,11 +80,11 @@ def data(local_ray):
     return share(torch.randn(32, 4, generator=torch.Generator().manual_seed(0)).numpy())
 
 
-def run(folder, jobs, *, letters=None, results=None, **arguments):
+def run(folder, jobs, *, letters=None, results=None, parallel=2, **arguments):
     return train(
         jobs,
         storage=LocalStorage(folder),
-        parallel=2,
+        parallel=parallel,
         on_letter=(letters if letters is not None else []).append,
         on_result=(results if results is not None else []).append,
         **arguments,
@@ -216,6 +217,36 @@ def test_one_of_several_that_fails_leaves_a_hole_and_the_others_end(alone, data,
     letters = []
     (again,) = run(tmp_path, [job("nan", data)], letters=letters)  # it goes on where it was good
     assert (letters[0].step, again.metrics) == (12, result.metrics)
+
+
+def test_places_that_are_lost_under_way_end_the_trainings_that_wait_for_them(data, tmp_path):
+    asked = []
+
+    def places():
+        asked.append(len(asked))
+        if len(asked) > 3:
+            raise ResourceError("nodes are gone")
+        return 2
+
+    job_without_place = dataclasses.replace(job("a", data), resources=WorkerResources(cpus=64))
+    with pytest.raises(ResourceError, match="nodes are gone"):
+        run(tmp_path, [job_without_place], parallel=places)
+    assert len(asked) == 4
+
+
+def test_a_mailbox_whose_process_is_stopped_is_begun_anew(local_ray, monkeypatch):
+    mailbox = mailboxes.open_mailbox()
+    letter = mailboxes.Letter("a", 1, 2, {})
+    process = ray.get(mailbox.__ray_call__.remote(lambda self: os.getpid()))
+    ray.get(mailbox.put.remote(letter))
+    assert mailboxes.taken(mailbox) == [letter]
+    os.kill(process, signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(mailboxes, "_ANSWER_S", 0.5)
+        assert mailboxes.may_go_on(mailbox, "a")
+        assert mailboxes.taken(mailbox) == []
+    assert ray.get(mailbox.__ray_call__.remote(lambda self: os.getpid())) != process
+    ray.kill(mailbox)
 
 
 @pytest.mark.slow

@@ -3,9 +3,12 @@
 import json
 import math
 import os
+import signal
 import sys
+import time
 import types
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from raykb.runtime.searcher import StudySearcher
 from raykb.runtime.storage import LocalStorage
 from raykb.runtime.studies import LEDGER, Candidate, Halving, LedgerError, SearchError, Study
 from raykb.runtime.tune import search
+from raykb.runtime.watch import Limits, hangs
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
@@ -30,20 +34,35 @@ STUDIES = [
 
 
 class Parabola:
-    """The reward is highest at x = 0.3 and red; ``faults`` maps a candidate to what goes wrong."""
+    """The reward is highest at x = 0.3 and red; ``faults`` maps a candidate to what goes wrong.
 
-    def __init__(self, faults=None):
-        self.faults = faults or {}
+    In ``marks`` is a file for each time that a candidate was scored.
+    """
+
+    def __init__(self, faults=None, marks=None):
+        self.faults, self.marks = faults or {}, marks
 
     def setup(self, values):
         self.total = float(values.sum())
 
     def score(self, candidate, budget):
         fault = self.faults.get((candidate["study"], candidate["number"]))
+        if self.marks:
+            again = [*Path(self.marks).glob(f"{candidate['number']}-*")]
+            Path(self.marks, f"{candidate['number']}-{time.time_ns()}").touch()
+            if again and fault in ("kill once", "loop once"):
+                fault = None
         if fault == "raise":
+            self.total = math.nan  # spoilt for the next one, unless that has a new score
             raise RuntimeError("this candidate is out of memory")
+        if fault == "nothing":
+            return None
         if fault == "die":
             os._exit(1)
+        if fault == "kill once":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while fault == "loop once":
+            pass
         params = candidate["params"]
         reward = -((params["x"] - 0.3) ** 2) - 0.1 * (params["colour"] != "red")
         reward = math.nan if fault == "nan" else reward
@@ -144,7 +163,11 @@ def test_a_ledger_of_another_search_is_refused(whole, tmp_path, change):
 
 
 ILL = {
-    "split-0/round-0": {1: ("raise", "this candidate is out of memory"), 3: ("nan", "not finite")},
+    "split-0/round-0": {
+        1: ("raise", "RuntimeError: this candidate is out of memory"),
+        2: ("nothing", "ValueError: score: None, must be figures by name, a 'reward' among them"),
+        3: ("nan", "not finite"),
+    },
     "split-1/round-0": {4: ("die", "")},  # the last one: nobody is needed after it
 }
 
@@ -152,16 +175,21 @@ ILL = {
 @pytest.mark.parametrize(
     "name", ["split-0/round-0", pytest.param("split-1/round-0", marks=pytest.mark.slow)]
 )
-def test_a_bad_candidate_is_tried_again_then_told_once_and_the_search_goes_on(
-    local_ray, tmp_path, name
-):
+def test_a_bad_candidate_is_told_once_and_the_search_goes_on_as_without_it(whole, tmp_path, name):
     faults = {(name, number): fault for number, (fault, _) in ILL[name].items()}
     studies = [study for study in STUDIES if study.name == name]
-    candidates = run(tmp_path, score=Parabola(faults), studies=studies, retries=1)
+    (tmp_path / "marks").mkdir()
+    score = Parabola(faults, str(tmp_path / "marks"))
+    candidates = run(tmp_path, score=score, studies=studies, retries=1)
     failed = {c.number: c.error for c in candidates if c.status == "failed"}
     assert failed.keys() == ILL[name].keys()
     assert all(error in failed[number] for number, (_, error) in ILL[name].items())
-    assert sum(c.status == "finished" for c in candidates) == 5 - len(failed)
+    well = [each for each in summary(candidates) if each[3] == "finished"]
+    assert len(well) == 5 - len(failed)
+    assert all(each in summary(whole[1]) for each in well)
+    scored = Counter(int(mark.name.split("-")[0]) for mark in (tmp_path / "marks").iterdir())
+    lost = {number for number, fault in ILL[name].items() if fault[0] == "die"}
+    assert scored == {number: 2 if number in lost else 1 for number in range(5)}
     told = [r for r in LocalStorage(tmp_path).records(LEDGER) if r["event"] == "told"]
     assert len(told) == 5
     again = run(tmp_path, studies=studies)  # nothing is scored again, what failed stays failed
@@ -169,6 +197,22 @@ def test_a_bad_candidate_is_tried_again_then_told_once_and_the_search_goes_on(
         (c.params, c.status, c.error) for c in candidates
     ]
     assert len(list(LocalStorage(tmp_path).records(LEDGER))) == 11
+
+
+@pytest.mark.slow
+def test_evaluators_that_are_killed_once_or_hang_once_change_nothing(whole, tmp_path):
+    (tmp_path / "marks").mkdir()
+    study = STUDIES[1]
+    faults = {(study.name, 1): "kill once", (study.name, 3): "loop once"}
+    score = Parabola(faults, str(tmp_path / "marks"))
+    limits = Limits(times=2.0, least_s=2.0, first_s=120.0)
+    candidates = run(tmp_path, score=score, studies=[study], limits=limits)
+    scored = Counter(int(mark.name.split("-")[0]) for mark in (tmp_path / "marks").iterdir())
+    assert scored == {0: 1, 1: 2, 2: 1, 3: 2, 4: 1}
+    assert summary(candidates) == [each for each in summary(whole[1]) if each[0] == study.name]
+    (told,) = hangs(LocalStorage(tmp_path), tune.SEARCH)
+    assert f"hung at {study.name}, candidate 3 (usually " in told
+    assert "in score" in told
 
 
 HALVED = {"parts": 4, "halving": Halving(), "width": 8, "studies": STUDIES[::2]}
@@ -227,29 +271,29 @@ def test_halving_that_takes_in_earlier_candidates_judges_as_if_it_had_seen_them(
     assert judge(fresh, range(12, 24)) != later
 
 
-@pytest.mark.slow
-def test_evaluators_that_never_work_end_the_search_with_their_error(
-    local_ray, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(searcher, "_HOPELESS", 2)  # each failure is a process
-
+def test_evaluators_that_never_work_end_the_search_with_their_error(local_ray, tmp_path):
     class Broken(Parabola):
         def setup(self, values):
             raise ImportError("no such theta")
 
-    found = r"no candidate could be scored; the first 2 failed .*no such theta"
+    found = r"no candidate could be scored; the first 4 failed, with: ImportError: no such theta$"
     with pytest.raises(SearchError, match=found):
-        run(tmp_path, score=Broken(), retries=0)
+        run(tmp_path, score=Broken())
 
 
-def open_studies(width=4, per_group=1, studies=STUDIES):
+def open_studies(width=4, per_group=1, studies=STUDIES, max_failed=None, parallel=99):
     opened = [OpenStudy(study, space=SPACE, width=width, sampler_name="tpe") for study in studies]
     records = []
     return (
         opened,
         records,
         StudySearcher(
-            opened, per_group=per_group, record=records.append, on_told=lambda candidate: None
+            opened,
+            per_group=per_group,
+            parallel=lambda: parallel,
+            max_failed=max_failed,
+            record=records.append,
+            on_told=lambda candidate: None,
         ),
     )
 
@@ -263,6 +307,14 @@ def test_no_group_has_more_in_flight_than_it_may(per_group):
         "split-1/round-0": per_group,
     }
     assert searcher.suggest("one-too-many") is None
+
+
+def test_no_more_are_in_flight_than_the_cluster_has_places_for():
+    _, _, searcher = open_studies(per_group=3, parallel=2)
+    assert all(searcher.suggest(f"trial-{number}")["params"] for number in range(2))
+    assert searcher.suggest("one-too-many") is None
+    searcher.on_trial_complete("trial-0", error=True)
+    assert searcher.suggest("the next")["params"]
 
 
 def test_a_candidate_that_is_scored_part_by_part_stays_in_flight_until_the_end():
@@ -305,6 +357,26 @@ def test_one_candidate_that_is_scored_is_hope_enough():
         hopeful.on_trial_complete(f"trial-{number}", scored if not number else None)
     assert not hopeful.hopeless
     assert hopeful.suggest("one more")["params"]
+
+
+def test_a_search_ends_when_more_candidates_fail_than_may_and_says_why():
+    _, records, failing = open_studies(per_group=4, max_failed=1)
+    scored = {"part": 1, "parts": 1, "reward": 0.5, "figures/reward": 0.5}
+    broken = {"part": 1, "parts": 1, "reward": math.nan, "error": "ValueError: too dark"}
+    for number, result in enumerate([scored, broken, None]):
+        assert not failing.over
+        failing.refuse()
+        assert failing.suggest(f"trial-{number}")["params"]
+        failing.on_trial_complete(f"trial-{number}", result)
+    assert failing.suggest("one more") == "FINISHED"
+    assert [record["status"] for record in records if record["event"] == "told"] == [
+        "finished",
+        "failed",
+        "failed",
+    ]
+    found = "^2 candidates failed, 1 may .*, with: ValueError: too dark; the evaluator failed$"
+    with pytest.raises(SearchError, match=found):
+        failing.refuse()
 
 
 def test_tpe_learns_where_the_good_candidates_are():
