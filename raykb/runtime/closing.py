@@ -3,7 +3,7 @@
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from raykb.runtime.left import Left, record_of, spool_of
+from raykb.runtime.left import Left, Tracked, record_of, spool_of
 from raykb.runtime.lock import locked
 from raykb.runtime.secrets import redacted
 from raykb.runtime.sender import brief
@@ -33,7 +33,8 @@ def clean(storage: Storage) -> list[str]:
 def close(storage: Storage, uri: str) -> list[str]:
     """End the runs of a killed run as KILLED in the tracking store; return their names.
 
-    What the run could not send is sent first, if it is on this host.
+    What the run could not send is sent first, if it is on this host, and that it was killed with
+    it; where it is not, the store alone is told. A run that goes on does the same as it begins.
 
     Raises:
         Refused: a process holds the run directory.
@@ -42,16 +43,18 @@ def close(storage: Storage, uri: str) -> list[str]:
     """
     spool = spool_of(storage)
     with locked(storage):
+        before = {run.id for run in Tracked.of(storage, uri).runs if run.status == "RUNNING"}
         if (spool / "tracking.json").exists() and (left := replay(spool, uri=uri)):
             raise ConnectionError(
-                f"{redacted(uri)}: {left} records could not be sent; nothing is closed, try again "
+                f"{redacted(uri)}: {left} records could not be sent; not all is closed, try again "
                 "when it answers"
             )
-        known = Left.of(storage, uri).tracked
-        running = [run for run in known.runs if run.status == "RUNNING"] if known else []
+        now = Tracked.of(storage, uri).runs
         try:
-            for run in running:
-                MlflowClient(tracking_uri=uri).set_terminated(run.id, "KILLED")
+            for run in now:
+                if run.status == "RUNNING":
+                    MlflowClient(tracking_uri=uri).set_terminated(run.id, "KILLED")
         except MlflowException as error:
             raise ConnectionError(f"{redacted(uri)}: {brief(error)}") from error
-    return [run.name for run in running]
+    killed = ("RUNNING", "KILLED")
+    return [run.name for run in now if run.id in before and run.status in killed]

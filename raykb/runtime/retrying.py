@@ -53,6 +53,8 @@ _LASTING = re.compile(  # in what object stores say, which have no numbers
     re.IGNORECASE,
 )
 
+_NUMBERED = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
+
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -83,9 +85,8 @@ def may_pass(error: OSError) -> bool:
     """
     if error.errno is not None:
         return error.errno in _PASSING
-    return type(error) in (OSError, ConnectionError, TimeoutError) and not _LASTING.search(
-        str(error)
-    )
+    words = re.sub(r"'[^']*'", "", str(error))  # without names of keys and buckets
+    return not isinstance(error, _NUMBERED) and _LASTING.search(words) is None
 
 
 def pause_s(place: str, number: int) -> float:

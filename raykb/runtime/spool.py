@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raykb.data.atomic import temporary_name
+from raykb.data.atomic import whole_file
 
 _READ_BYTES = 1 << 18  # of the log at a time
 _WINDOW = 1024  # steps of a metric that may come in any order
@@ -88,9 +88,8 @@ class Spool:
 
     def note(self, state: Mapping[str, Any]) -> None:
         """Replace the state."""
-        temporary = self.state_file.with_name(temporary_name(self.state_file.name))
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self.state_file)
+        with whole_file(self.state_file) as file:
+            file.write(json.dumps(state).encode())
 
     def close(self) -> None:
         """Leave the spool to other processes."""

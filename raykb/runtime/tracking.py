@@ -7,7 +7,8 @@
 
 A call appends a line to the spool (1) and returns. A thread reads the spool (2), sends in batches
 (3) and then notes how far it has got (4). The spool is the queue: nothing waits in memory, and
-after a crash, with a new process on the same spool, the thread goes on where (4) says.
+after a crash, with a new process on the same spool, the thread goes on where (4) says. What ran
+at the crash is KILLED then, until it is asked for again.
 
 What is sent twice, since a process died between (3) and (4), arrives once. A point carries the
 time of its call and MLflow keeps equal points once; a run carries its key as the tag
@@ -373,9 +374,17 @@ class Tracker:
         self._thread.start()
 
     def _recall(self) -> int:
-        """Take up what an earlier process has left, and return how far it was sent."""
-        state = self._spool.state()
+        """Take up what an earlier process has left, and return how far it was sent.
+
+        Runs that it did not end, since it was killed, ended with its last record.
+        """
+        state, going_on, last = self._spool.state(), dict[str, None](), 0
         for record in self._spool.records():
+            last = record.get("at", last)
+            if record["op"] == "run":
+                going_on[record["run"]] = None
+            elif record["op"] == "finish":
+                going_on.pop(record["run"], None)
             if record["op"] == "spool":
                 self._sender.spool_id = record["id"]
             elif record["op"] == "log":
@@ -384,6 +393,8 @@ class Tracker:
         if not self._sender.spool_id:
             self._sender.spool_id = uuid.uuid4().hex
             self._spool.append({"op": "spool", "id": self._sender.spool_id})
+        for key in reversed(going_on):  # children before their parent
+            self._spool.append({"op": "finish", "at": last, "run": key, "status": "KILLED"})
         self._state["spool"] = self._sender.spool_id
         same = all(state.get(key) == self._state[key] for key in ("uri", "experiment", "spool"))
         self._sender.ids |= state["ids"] if same else {}

@@ -397,7 +397,9 @@ def _partly_sent(log: Path) -> bool:
 
 
 @pytest.mark.timeout(900)
-def test_after_kill_9_every_point_is_there_once(make, uri, tmp_path):
+def test_after_kill_9_runs_are_killed_until_they_go_on_and_every_point_is_there_once(
+    make, uri, tmp_path
+):
     log = tmp_path / "spool" / "tracking.jsonl"
     process = start(uri, tmp_path / "spool", 1_000_000)
     deadline = time.monotonic() + 400
@@ -407,7 +409,14 @@ def test_after_kill_9_every_point_is_there_once(make, uri, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    last = max(json.loads(line).get("step", 0) for line in log.read_bytes().splitlines()[:-1])
+    records = [json.loads(line) for line in log.read_bytes().splitlines(keepends=True)[:-1]]
+    last = max(record.get("step", 0) for record in records)
+
+    assert make().close(wait_s=300) == 0  # whoever opens its spool, and asks for no run
+    for name in ("parent", "child"):
+        info = run_of(uri, name).info
+        assert info.status == "KILLED"
+        assert 0 <= info.end_time - records[-1]["at"] <= 1000  # the time of its last record
 
     stop = last + 50
     again = make()
@@ -416,6 +425,7 @@ def test_after_kill_9_every_point_is_there_once(make, uri, tmp_path):
         child.log(step, {"loss": step, "top1": -step})
     assert again.close(wait_s=300) == 0
     run = run_of(uri, "child")
+    assert run.info.status == "FINISHED"
     assert points(uri, run.info.run_id, "loss") == [(n, float(n)) for n in range(stop)]
     assert points(uri, run.info.run_id, "top1") == [(n, float(-n)) for n in range(stop)]
     assert run.data.tags["mlflow.parentRunId"] == run_of(uri, "parent").info.run_id
