@@ -1,7 +1,6 @@
 """A checkpoint is whole or it does not count, wherever its writer was killed."""
 
 import json
-import pickle
 from pathlib import Path
 
 import pytest
