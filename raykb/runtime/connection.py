@@ -138,8 +138,8 @@ def _say_if_open() -> None:
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" or address.startswith("127."):
         return
     print(
-        f"Ray {ray.__version__} at {address} asks for no token: whoever reaches its ports runs code "
-        "as this user. Set RAY_AUTH_MODE=token, for `ray start` on every node, too (`ray "
+        f"Ray {ray.__version__} at {address} asks for no token: whoever reaches its ports runs "
+        "code as this user. Set RAY_AUTH_MODE=token, for `ray start` on every node, too (`ray "
         "get-auth-token --generate` makes one), or let nobody else reach this network",
         file=sys.stderr,
     )

@@ -37,6 +37,7 @@ from raykb.runtime.command_line import Options, parser
 from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_address, connected
 from raykb.runtime.fence import LostLease
 from raykb.runtime.lock import locked
+from raykb.runtime.nodes import awaited
 from raykb.runtime.resources import Phase, ResourceError
 from raykb.runtime.run_files import RECORD
 from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
@@ -297,7 +298,7 @@ def _run(
             with _signals(stopped, on_stop):
                 stack.enter_context(connected(address))
                 with _signals(stopped, on_stop):  # again, since Ray sets its own
-                    parallel = resources.plan(ready.phases, resources.cluster())
+                    parallel = resources.plan(ready.phases, awaited(ready.phases))
                     check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
                     session = Session(
                         config, record["config"], held, parallel, parent, tracker, files, written
