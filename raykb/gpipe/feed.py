@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from raykb.engine.messages import told
 from raykb.gpipe.grid import Grid
 from raykb.gpipe.partition import Value
 from raykb.gpipe.probe import Spec, as_tuple
@@ -37,6 +38,8 @@ class Fed:
 
 
 _END = -1  # in place of a number of samples
+_NAMES = {each: name for name, each in vars(torch).items() if isinstance(each, torch.dtype)}
+_TYPES = {name: each for each, name in _NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,19 @@ class _Look:
         """Return that of a batch."""
         given, aims = (tuple(map(Spec.of, as_tuple(value))) for value in (inputs, targets))
         return cls(given, isinstance(inputs, Tensor), aims, isinstance(targets, Tensor))
+
+    def plain(self) -> list[Any]:
+        """Return it as JSON has it."""
+        halves = (self.inputs, self.targets)
+        specs = [[(spec.shape, _NAMES[spec.dtype]) for spec in half] for half in halves]
+        return [*specs, self.bare, self.target_bare]
+
+    @classmethod
+    def of_plain(cls, said: list[Any]) -> "_Look":
+        """Return what :meth:`plain` made plain."""
+        *specs, bare, target_bare = said
+        given, aims = (tuple(Spec(tuple(shape), _TYPES[name]) for shape, name in s) for s in specs)
+        return cls(given, bare, aims, target_bare)
 
 
 class Feed:
@@ -111,9 +127,9 @@ class Feed:
             self._finish()
             return None, total
         if not known:
-            news: list[Any] = [look]
-            dist.broadcast_object_list(news, grid.peer(0), group=grid.row)
-            self._look = news[0]
+            said = None if look is None else look.plain()
+            said = told(said, source=grid.peer(0), group=grid.row, device=self._device)
+            self._look = _Look.of_plain(said)
         return self._look, total
 
     def _finish(self) -> None:

@@ -30,6 +30,7 @@ from torch.distributed.pipelining import (
 
 from raykb.engine.arguments import refuse
 from raykb.engine.faults import add_note
+from raykb.engine.messages import gathered
 from raykb.engine.seeding import stream_seed
 from raykb.gpipe.batchnorm import DeferredBatchNorm, commit_statistics, deferred_layers
 from raykb.gpipe.check import pipeline_problems
@@ -221,9 +222,9 @@ class Pipeline:
 
     def spans(self) -> list[list[Span]]:
         """Return what each worker of this pipeline did in the last step, on every one of them."""
-        found: list[Any] = [None] * self.grid.workers
-        dist.all_gather_object(found, self.recorder.spans(), group=self.grid.row)
-        return found
+        own = self.recorder.spans()
+        found = gathered(own, group=self.grid.row, device=self._device)
+        return [[Span(*span) for span in spans] for spans in found]
 
     def _pieces(self, rows: int) -> list[_Piece]:
         """Return the equal micro-batches of ``Tensor.chunk``, and a smaller last one."""
@@ -428,9 +429,7 @@ class Pipeline:
         have had no sample.
         """
         if not self._names:
-            names: list[Any] = [sorted(terms)] * dist.get_world_size()
-            if len(names) > 1:
-                dist.all_gather_object(names, sorted(terms))
+            names = gathered(sorted(terms), device=self._device)
             self._names = sorted({name for own in names for name in own})
         if not self._names:
             return {}

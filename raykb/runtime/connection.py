@@ -78,6 +78,7 @@ def connected(where: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    private_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # leave CUDA_VISIBLE_DEVICES alone in workers without a GPU; Ray warns where nobody has chosen
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -95,10 +96,44 @@ def connected(where: str | None) -> Iterator[None]:
                 "given (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN); start one with `ray start --head`, "
                 "or set RAY_ADDRESS=local to have a local Ray"
             ) from error
+    private_token()  # Ray may have made it just now
+    _say_if_open()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def private_token() -> None:
+    """Make the file of this user's token readable by its owner alone; Ray leaves it to the umask.
+
+    Another one's file, as a secret that Kubernetes mounts, is left as it is.
+    """
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    try:
+        state = path.stat()
+        if state.st_uid == os.geteuid() and state.st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError:  # there is none, or it lies where nothing can be changed
+        return
+
+
+def _say_if_open() -> None:
+    """Say so if whoever reaches the ports of this cluster may run what he likes on it.
+
+    A Ray of 2.60 or later that is started here asks for a token unless it is told not to; one of
+    before asks for none unless it is told to, and so does one of ``ray start``.
+    """
+    address = ray.util.get_node_ip_address()
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" or address.startswith("127."):
+        return
+    print(
+        f"Ray {ray.__version__} at {address} asks for no token: whoever reaches its ports runs "
+        "code as this user. Set RAY_AUTH_MODE=token, for `ray start` on every node, too (`ray "
+        "get-auth-token --generate` makes one), or let nobody else reach this network",
+        file=sys.stderr,
+    )
 
 
 def _runtime_env() -> dict[str, Any] | None:

@@ -39,7 +39,8 @@ from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_addr
 from raykb.runtime.fence import LostLease
 from raykb.runtime.head import watched_head
 from raykb.runtime.lock import locked
-from raykb.runtime.resources import Phase, Plan, ResourceError
+from raykb.runtime.nodes import awaited, limit_s
+from raykb.runtime.resources import LEFT_S, Phase, Plan, ResourceError
 from raykb.runtime.run_files import RECORD
 from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
 from raykb.runtime.session import Refused, Session
@@ -314,7 +315,9 @@ def _run(
                 stack.enter_context(connected(address))
                 look(ray.get_runtime_context().gcs_address)
                 with _signals(stopped, on_stop):  # again, since Ray sets its own
-                    parallel = Plan(ready.phases, say=_say)
+                    awaited(ready.phases)
+                    patience_s = max(LEFT_S, limit_s())
+                    parallel = Plan(ready.phases, say=_say, patience_s=patience_s)
                     check_shared(storage, RECORD, ray.util.get_node_ip_address(), ray.nodes())
                     session = Session(
                         config, record["config"], held, parallel, parent, tracker, files, written

@@ -13,7 +13,7 @@ from raykb.config import Section, build
 from raykb.engine.arguments import among, at_least, misfits, or_none, refuse
 
 _LOOK_S = 2.0
-_LEFT_S = 60.0
+LEFT_S = 60.0
 
 
 class ResourceError(Exception):
@@ -190,6 +190,7 @@ class Plan(Mapping[str, int]):
         say: is told of each change of the cluster.
         look: returns its nodes.
         clock: seconds.
+        patience_s: for how long a phase may be without a place before that is an error.
 
     Raises:
         ResourceError: not even one piece of some phase fits.
@@ -202,7 +203,9 @@ class Plan(Mapping[str, int]):
         say: Callable[[str], None],
         look: Callable[[], list[Node]] = cluster,
         clock: Callable[[], float] = time.monotonic,
+        patience_s: float = LEFT_S,
     ) -> None:
+        self._patience_s = patience_s
         self._phases = {phase.name: phase for phase in phases}
         self._say, self._look, self._clock = say, look, clock
         self._nodes, self._looked = look(), clock()
@@ -213,7 +216,7 @@ class Plan(Mapping[str, int]):
         """Return how many pieces of a phase run side by side; of what has no place now, one.
 
         Raises:
-            ResourceError: it has had no place for a minute, and no fewer workers will do.
+            ResourceError: it has had no place for too long, and no fewer workers will do.
         """
         phase, now = self._phases[name], self._clock()
         if now - self._looked >= _LOOK_S:
@@ -222,7 +225,7 @@ class Plan(Mapping[str, int]):
             self._renew(nodes, now)
             if nodes != before:
                 self._say(f"there is now {describe(nodes)}; {name}: {self._found[name]} at once")
-        if now - self._fitted[name] > _LEFT_S and phase.each.workers == 1:
+        if now - self._fitted[name] > self._patience_s and phase.each.workers == 1:
             raise ResourceError(
                 f"{name}: one needs {needs(phase)}, and for {now - self._fitted[name]:.0f} s there "
                 f"was {describe(self._nodes)}; go on with --resume when the nodes are back"

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
-
-import torch.distributed as dist
 
 from raykb.engine import checkpoint, shards
 from raykb.engine.checkpoint import Damaged, Part
 from raykb.engine.loop import Training, Worker
+from raykb.engine.messages import gathered, told, told_bytes
 from raykb.engine.seeding import rng_state
 from raykb.runtime.storage import Storage
 
@@ -50,7 +50,7 @@ class Checkpoints:
             rank=rank,
             holds={} if shard is None else shards.holds(state),
         )
-        parts = self._of_all(part)
+        parts = [Part(**each) for each in self._of_all(asdict(part))]
         if rank == 0:
             checkpoint.commit(self._folder, parts, step=step)
         self.step = step
@@ -90,9 +90,11 @@ class Checkpoints:
         All parts go through rank 0, since they are small.
         """
         rank = self._worker.rank
-        parts = self._from_first(checkpoint.newest(self._folder, self._tell) if rank == 0 else None)
-        if parts is None:
+        found = checkpoint.newest(self._folder, self._tell) if rank == 0 else None
+        count = self._from_first(None if found is None else len(found))
+        if count is None:
             return None
+        parts = [self._bytes_of_first(part) for part in found or [b""] * count]
         state: dict[str, Any] = checkpoint.decode(parts[0])
         if rank < len(parts):
             state["rng"] = checkpoint.decode(parts[rank])["rng"]
@@ -110,25 +112,25 @@ class Checkpoints:
             found = self._from_first(self._newest() if self._worker.rank == 0 else None)
             if found is None:
                 return None
-            folder, parts = found
+            folder, parts = found[0], [Part(**part) for part in found[1]]
             own = self._worker.rank if len(parts) == self._worker.size else None
             state: dict[str, Any] = {"rng": rng_state()}
-            damage: Damaged | None = None
+            damage = ""
             try:
                 state |= shards.read_share(self._folder, folder, parts, names, own)
             except Damaged as error:
-                damage = error
-            damages = [each for each in self._of_all(damage) if each is not None]
+                damage = str(error)
+            damages = list(filter(None, self._of_all(damage)))
             if not damages:
                 return state
             if self._worker.rank == 0:
-                checkpoint.set_aside(self._folder, folder, damages[0], self._tell)
+                checkpoint.set_aside(self._folder, folder, Damaged(damages[0]), self._tell)
 
-    def _newest(self) -> tuple[str, list[Part]] | None:
+    def _newest(self) -> tuple[str, list[dict[str, Any]]] | None:
         """Return the folder and the parts of the newest checkpoint that has a manifest."""
         for folder in checkpoint.folders(self._folder):
             try:
-                return folder, checkpoint.manifest(self._folder, folder)
+                return folder, list(map(asdict, checkpoint.manifest(self._folder, folder)))
             except FileNotFoundError:
                 continue
             except Damaged as error:
@@ -142,14 +144,15 @@ class Checkpoints:
 
     def _of_all(self, value: Any) -> list[Any]:
         """Return the values of all ranks."""
-        values = [value] * self._worker.size
-        if self._worker.size > 1:
-            dist.all_gather_object(values, value)
-        return values
+        worker = self._worker
+        return gathered(value, device=worker.device) if worker.size > 1 else [value]
 
     def _from_first(self, value: Any) -> Any:
         """Return rank 0's value."""
-        values = [value]
-        if self._worker.size > 1:
-            dist.broadcast_object_list(values, src=0)
-        return values[0]
+        worker = self._worker
+        return told(value, device=worker.device) if worker.size > 1 else value
+
+    def _bytes_of_first(self, data: bytes) -> bytes:
+        """Return rank 0's bytes."""
+        worker = self._worker
+        return told_bytes(data, device=worker.device) if worker.size > 1 else data

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import ray
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from raykb.config import build
 from raykb.engine.loop import Evaluated, Shard, Training, Worker
+from raykb.engine.messages import gathered
 from raykb.engine.objective import Objective
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES, NamedOptimizer, scheduled
 from raykb.engine.recipe import Lengths, Recipe
@@ -273,8 +273,8 @@ def _figures(
     uri: str,
 ) -> dict[str, float]:
     """Return what a run was worth to its workers, and leave the spans of a middling step."""
-    peaks: list[Any] = [None] * worker.size
-    dist.all_gather_object(peaks, max(0, _memory(worker.device, peak=True) - before))
+    own = max(0, _memory(worker.device, peak=True) - before)
+    peaks = gathered(own, device=worker.device)
     figures = {f"memory/worker-{rank}/peak_mib": peak / MIB for rank, peak in enumerate(peaks)}
     most = max((sum(map(len, spans)) for spans in traces), default=0)
     whole = sorted((t for t in traces if sum(map(len, t)) == most), key=_duration)

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 import venv
 from pathlib import Path
 
@@ -83,7 +86,7 @@ def start(interpreter, folder, *options):
     return process, environment
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head(interpreter, tmp_path_factory):
     folder = Path(tempfile.mkdtemp(prefix="rkb", dir="/tmp"))  # socket paths are short
     port, dashboard = free_port(), free_port()
@@ -110,11 +113,18 @@ def head(interpreter, tmp_path_factory):
     shutil.rmtree(folder)
 
 
-def submit(interpreter, environment, *arguments, status=0):
-    client = [interpreter, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
+def submit(
+    interpreter,
+    environment,
+    *arguments,
+    status=0,
+    script="pipelines/fastaa_search.py",
+    options=("--working-dir", "."),
+):
+    client = [interpreter, "-m", "ray.scripts.scripts", "job", "submit", *options]
     for _ in range(30):
         done = subprocess.run(
-            [*client, "--", str(interpreter), "pipelines/fastaa_search.py", *arguments],
+            [*client, "--", str(interpreter), script, *arguments],
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -139,9 +149,54 @@ def test_a_job_needs_no_raykb_on_the_nodes_and_its_results_stay(interpreter, hea
     assert (home / "mlflow.db").exists()
 
 
+def status_of(url, token=None):
+    """Return what the dashboard answers to somebody with this token, or without one."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    if token is None:
+        request = urllib.request.Request(url)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+FORMS = {  # of delivery: what `ray job submit` gets beside the command
+    "modules": ["--runtime-env-json", json.dumps({"py_modules": [str(ROOT / "raykb")]})],
+    "nothing": [],
+}
+FOUND = """
+import sys
+{guard}
+import ray
+from raykb.runtime.connection import cluster_address, connected
+with connected(cluster_address()):
+    there = ray.remote(lambda: __import__("raykb").__file__).remote()
+    print("a worker has", ray.get(there, timeout=120))
+"""
+
+
+@slow
+def test_a_job_brings_raykb_to_the_workers_without_a_working_directory(interpreter, head, tmp_path):
+    _, environment = head
+    for form, options in FORMS.items():
+        # from the head's checkout the script finds raykb beside itself, as those of pipelines do
+        guard = f"sys.path.insert(0, {str(ROOT)!r})" if form == "nothing" else ""
+        script = tmp_path / "found.py"
+        script.write_text(FOUND.format(guard=guard))
+        output = submit(interpreter, environment, script=str(script), options=options)
+        (place,) = re.findall(r"a worker has (\S+)", output)
+        assert place.endswith("/raykb/__init__.py")
+        assert not place.startswith(str(ROOT)), form  # but a copy that the job has brought
+
+
 @slow
 def test_a_client_without_the_token_is_turned_away(interpreter, head):
     _, environment = head
+    jobs = environment["RAY_API_SERVER_ADDRESS"] + "/api/jobs/"
+    assert status_of(jobs) == 401
+    assert status_of(jobs, "fedcba9876543210" * 4) == 403
+    assert status_of(jobs, environment["RAY_AUTH_TOKEN"]) == 200
     bare = {k: v for k, v in environment.items() if k != "RAY_AUTH_TOKEN"}
     bare["HOME"] = "/nonexistent"
     bare["RAY_AUTH_MODE"] = "disabled"

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from raykb.runtime.connection import cluster_address
+from raykb.runtime import connection
+from raykb.runtime.connection import cluster_address, connected, private_token
 from raykb.runtime.session import Refused
 
 
@@ -76,3 +77,64 @@ def test_a_note_that_is_no_file_or_that_anybody_can_write_is_passed_over_and_sai
     os.mkfifo(note, 0o600)
     assert cluster_address() is None
     assert "is no file of one user alone" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- who may come in
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """A Ray that is not started, at whatever address the test says."""
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connection.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(connection.ray, "init", lambda **options: None)
+
+    def at(address, mode):
+        monkeypatch.setattr(connection.ray.util, "get_node_ip_address", lambda: address)
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+
+    return at
+
+
+@pytest.mark.parametrize("where", [None, "10.0.0.7:6379"])
+@pytest.mark.parametrize(
+    ("address", "mode", "told"),
+    [
+        ("10.0.0.7", "disabled", True),
+        ("10.0.0.7", "", True),
+        ("10.0.0.7", "token", False),
+        ("127.0.0.1", "disabled", False),
+    ],
+)
+def test_a_cluster_beyond_this_host_that_asks_for_no_token_is_said(
+    no_ray, capsys, where, address, mode, told
+):
+    no_ray(address, mode)
+    with connected(where):
+        pass
+    said = capsys.readouterr().err
+    assert ("at 10.0.0.7 asks for no token: whoever reaches its ports runs code" in said) == told
+    assert ("Set RAY_AUTH_MODE=token" in said) == told
+
+
+def test_the_file_of_the_token_is_its_owner_s_alone_also_if_ray_has_just_made_it(
+    no_ray, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    private_token()  # there is none
+    no_ray("10.0.0.7", "token")
+    file = tmp_path / ".ray" / "auth_token"
+    file.parent.mkdir()
+    monkeypatch.setattr(connection.ray, "init", lambda **options: file.write_text("a token"))
+    with connected(None):
+        assert file.stat().st_mode & 0o777 == 0o600
+    other = tmp_path / "mounted"
+    other.write_text("a token")
+    other.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(other))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: other.stat().st_uid + 1)
+        private_token()
+    assert other.stat().st_mode & 0o777 == 0o644  # somebody else's
+    private_token()
+    assert other.stat().st_mode & 0o777 == 0o600
