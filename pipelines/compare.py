@@ -20,6 +20,7 @@ examples:
   compare.py --experiment fast-autoaugment --by augmentation --metric test/top1
   compare.py --run runs/semi_train-20261121-120000     the table of its results.md
   compare.py --run runs/semi_train-20261121-120000 --best --costs --html page.html
+  compare.py --run runs/semi_train-20261121-120000 --into raykb/semi/README.md
 """
 DEFAULT = ("test/top1", "pseudo_labels/correct")
 EXPERIMENT = "semi-supervised"
@@ -57,6 +58,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, metavar, what in (
         ("--csv", "FILE", "write every training as a row of a CSV file"),
         ("--markdown", "FILE", "write the tables"),
+        ("--into", "FILE.md", "make the tables of a document again, where it has them"),
         ("--picture", "FILE.png", "draw the first table"),
         ("--html", "FILE", "write a page for a browser: tables, curves, pictures, settings"),
     ):
@@ -75,6 +77,7 @@ from raykb.report import png
 from raykb.report.comparison import ComparisonTable
 from raykb.report.costs import best, costs, names_of
 from raykb.report.curves import over_the_steps
+from raykb.report.documents import renewed
 from raykb.report.page import results_page
 from raykb.report.tables import markdown
 from raykb.runtime import runs as store
@@ -262,6 +265,8 @@ def show(uri: str, runs: list[TrackedRun], passed_over: int, given: argparse.Nam
         print(f"\n{given.csv}: {len(rows)} rows")
     if given.markdown:
         given.markdown.write_text("\n\n".join(texts) + "\n", "utf-8")
+    if given.into:
+        given.into.write_text(renewed(given.into.read_text("utf-8"), found.text()), "utf-8")
     if given.picture:
         given.picture.write_bytes(png(found.figure()))
     if given.html:

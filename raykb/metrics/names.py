@@ -60,10 +60,12 @@ METRICS = {
     "pseudo_labels/cluster_size": Metric("cluster size"),
     "time/wall_s": Metric("seconds", higher_is_better=False),
     "time/cpu_s": Metric("CPU s", higher_is_better=False),
+    "time/gpu_s": Metric("GPU s", higher_is_better=False),
     "memory/peak_mib": Metric("peak MiB", higher_is_better=False),
 }
-COSTS = ("time/wall_s", "time/cpu_s", "memory/peak_mib")
+COSTS = ("time/wall_s", "time/cpu_s", "time/gpu_s", "memory/peak_mib")
 BEST = "best/"  # before the name of a metric: its best value over the steps
+END, ON_THE_WAY = "test/", "valid/"  # one metric, measured at the end and before
 
 FAMILIES = {  # by how their names begin; what follows is in the heading
     "test/dice/": "Dice of {} %",
@@ -83,6 +85,10 @@ def metric(name: str) -> Metric:
     if name.startswith(BEST):
         shown = metric(name.removeprefix(BEST))
         return shown._replace(heading=f"best {shown.heading}")
+    if name.startswith(ON_THE_WAY):
+        at_the_end = name.replace(ON_THE_WAY, END, 1)
+        if (shown := metric(at_the_end)).heading != at_the_end:
+            return shown._replace(heading=f"{shown.heading} on the way")
     for family, heading in FAMILIES.items():
         if name.startswith(family):
             own = name.removeprefix(family).replace("_", " ")

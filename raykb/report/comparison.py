@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from raykb.metrics.classification import paired_difference
 from raykb.metrics.names import metric
-from raykb.report.figures import BLUE, RED, plain_figure
+from raykb.report.figures import BLUE, RED, literal, plain_figure
 from raykb.report.tables import NONE, cell, markdown, plain
 
 SCHEMA = 2
@@ -149,7 +149,8 @@ class ComparisonTable:
             beside = axes.get_yaxis_transform()
             figures = figures.removesuffix(" ± ")  # of one seed
             axes.text(1.02, place, figures, transform=beside, va="center", color=colour, fontsize=9)
-        axes.set_yticks(range(len(ordered)), [row["label"].replace("_", " ") for row in ordered])
+        names = [literal(row["label"].replace("_", " ")) for row in ordered]
+        axes.set_yticks(range(len(ordered)), names)
         axes.set_ylim(-0.6, len(ordered) - 0.4)
         axes.set_xlabel(f"{shown.heading}: mean ± sd over seeds, and each seed")
         axes.grid(axis="x", alpha=0.3)

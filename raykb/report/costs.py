@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from raykb.metrics.names import COSTS, metric
+from raykb.metrics.names import COSTS, END, ON_THE_WAY, metric
 from raykb.report.tables import markdown
 
 History = Mapping[str, Sequence[tuple[int, float]]]
@@ -44,4 +44,4 @@ def best(history: History, name: str) -> float | None:
 
 def names_of(name: str) -> list[str]:
     """Return the names of a metric: that of the end, and that on the way."""
-    return list(dict.fromkeys([name, name.replace("test/", "valid/", 1)]))
+    return list(dict.fromkeys([name, name.replace(END, ON_THE_WAY, 1)]))

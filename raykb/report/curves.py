@@ -4,14 +4,16 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from raykb.metrics.names import metric
 from raykb.report.costs import History
-from raykb.report.figures import COLOURS, bare, png
+from raykb.report.figures import COLOURS, bare, literal, png
 
 _COLUMNS = 3
 _LINES = ("-", "--", ":")  # where there are more labels than colours
-_LEFT_OUT = ("time/", "memory/", "train/stream/", "train/class_share/", "data/", "cluster/")
+_LEFT_OUT = ("time/", "memory/", "train/stream/", "data/", "cluster/")
+_OF_CLASSES = "/class_"  # in the name of what there is of each class
 
 
 def over_the_steps(histories: Sequence[tuple[str, History]]) -> dict[str, bytes]:
@@ -35,8 +37,17 @@ def curved(histories: Sequence[tuple[str, History]], most: int = 12) -> list[str
     for _, history in histories:
         for name, points in history.items():
             counts[name] = max(counts.get(name, 0), len(points))
-    there = [n for n, count in counts.items() if count > 1 and not n.startswith(_LEFT_OUT)]
-    return sorted(there, key=lambda n: (n.startswith("train/"), "loss" not in n, n))[:most]
+    there = [
+        name
+        for name, count in counts.items()
+        if count > 1 and not name.startswith(_LEFT_OUT) and _OF_CLASSES not in name
+    ]
+    return sorted(there, key=_rank)[:most]
+
+
+def _rank(name: str) -> tuple[bool, int, bool, str]:
+    """Return what is less for a metric that comes first; parts of another come after it."""
+    return name.startswith("train/"), name.count("/"), "loss" not in name, name
 
 
 def curves(histories: Sequence[tuple[str, History]], names: Sequence[str]) -> Figure:
@@ -57,9 +68,10 @@ def curves(histories: Sequence[tuple[str, History]], names: Sequence[str]) -> Fi
             over = _over([points for points in own if points], metric(name).scale)
             again, colour = divmod(place, len(COLOURS))
             line = {"color": COLOURS[colour], "linestyle": _LINES[again % len(_LINES)]}
-            panel.plot(over.index, over["mean"], label=label, linewidth=1.4, **line)
+            panel.plot(over.index, over["mean"], label=literal(label), linewidth=1.4, **line)
             panel.fill_between(over.index, over["min"], over["max"], alpha=0.15, lw=0, **line)
         panel.set_title(metric(name).heading, fontsize=9, loc="left")
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panel.grid(alpha=0.3)
         bare(panel)
     for panel in panels.flat[len(names) :]:

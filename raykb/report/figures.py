@@ -27,6 +27,11 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def literal(text: str) -> str:
+    """Return text that matplotlib shows as it is: between dollars it would read formulas."""
+    return text.replace("$", r"\$")
+
+
 def plain_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """Return a figure of one bare diagram; width and height in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -8,6 +8,8 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from string import Template
 
+from raykb.report.tables import cells
+
 BUDGET = 12 * 2**20  # bytes of pictures of a page; mail servers take about twice that
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -19,15 +21,18 @@ _PAGE = Template("""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
+:root { color-scheme: light dark; --line: #ddd; --rule: #999; --soft: #555 }
+@media (prefers-color-scheme: dark) { :root { --line: #444; --rule: #888; --soft: #aaa } }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 }
+h1, summary { overflow-wrap: anywhere }
+table { border-collapse: collapse; display: block; margin: 1rem 0; overflow-x: auto }
 th, td { padding: 0.15rem 0.8rem; text-align: right; vertical-align: top }
-th { border-bottom: 2px solid #999 }
-td { border-bottom: 1px solid #ddd; overflow-wrap: anywhere }
+th { border-bottom: 2px solid var(--rule) }
+td { border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
 th:first-child, td:first-child, .left td, .left th { text-align: left }
-img { max-width: 100% }
+img { border-radius: 4px; max-height: 46rem; max-width: 100% }
 figure { margin: 1rem 0 }
-figcaption, .note { color: #555 }
+figcaption, .note { color: var(--soft) }
 </style>
 </head>
 <body>
@@ -97,7 +102,7 @@ def _block(block: str) -> str:
     lines = block.splitlines()
     if not all(line.startswith("|") for line in lines) or len(lines) < 2:
         return f"<p>{html.escape(block)}</p>"
-    head, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+    head, _, *rows = map(cells, lines)
     return table(head, rows)
 
 

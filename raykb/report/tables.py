@@ -1,6 +1,7 @@
 """Tables as text, and their values as text and as JSON."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,18 +13,33 @@ NONE = "–"  # in place of what is missing
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table that reads well in a terminal, too: first column left, rest right."""
+    """Return a Markdown table that reads well in a terminal, too: first column left, rest right.
+
+    Line breaks, and what else would move a terminal's cursor, are replaced; bars are escaped.
+    """
+    head, *rows = (list(map(_one_line, row)) for row in (head, *rows))
     widths = [max(3, *map(len, column)) for column in zip(head, *rows, strict=True)]
 
-    def line(cells: Sequence[str]) -> str:
+    def line(texts: Sequence[str]) -> str:
         first, *rest = (
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            text.rjust(width) if place else text.ljust(width)
+            for place, (text, width) in enumerate(zip(texts, widths, strict=True))
         )
         return f"| {' | '.join([first, *rest])} |"
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
+def cells(row: str) -> list[str]:
+    """Return the texts of a row that :func:`markdown` made."""
+    inner = row.strip().removeprefix("|").removesuffix("|")
+    return [text.strip().replace(r"\|", "|") for text in re.split(r"(?<!\\)\|", inner)]
+
+
+def _one_line(text: str) -> str:
+    shown = (letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return "".join(shown).replace("|", r"\|")
 
 
 def cell(value: float | None, shown: Metric, sign: str = "") -> str:

@@ -38,15 +38,18 @@ class Meter:
         return time.perf_counter() - self._wall
 
     def figures(self) -> dict[str, float]:
-        """Return ``time/wall_s``, ``time/cpu_s`` and ``memory/peak_mib``.
+        """Return ``time/wall_s``, ``time/cpu_s`` and ``memory/peak_mib``; on a GPU ``time/gpu_s``.
 
-        CPU seconds are those of this process and of the children of it that have ended.
+        CPU seconds are those of this process and of the children of it that have ended; GPU seconds
+        are those for which the training had its GPU, at work or not.
         """
         on_gpu = self._device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else _peak_resident()
+        wall = self.seconds()
         return {
-            "time/wall_s": self.seconds(),
+            "time/wall_s": wall,
             "time/cpu_s": _cpu_seconds() - self._cpu,
+            **({"time/gpu_s": wall} if on_gpu else {}),
             "memory/peak_mib": peak / _MIB,
         }
 

@@ -19,7 +19,7 @@ TRAININGS = ("mlflow.experimentKind", "custom_model_development")
 """The tag of an experiment of trainings; without one the UI takes it for one of language models."""
 
 _SERVERS = ("http://", "https://")
-_COSTS = ("time/wall_s", "time/cpu_s", "memory/peak_mib")
+_COSTS = ("time/wall_s", "time/cpu_s", "time/gpu_s", "memory/peak_mib")
 _RESULTS = "results"  # name of the section of the first charts
 _SHOWN = 6  # metrics that have a bar and a curve
 _LINE = {  # what the UI expects of a curve, as it writes it

@@ -37,9 +37,20 @@ def test_labels_have_headings_of_their_own():
 
 def test_the_best_over_the_steps_is_shown_as_the_metric_is():
     assert metric("best/test/top1") == Metric("best top-1 %", 100)
-    assert metric("best/valid/loss") == Metric("best valid/loss", 1, False)
+    assert metric("best/valid/loss") == Metric("best loss on the way", 1, False)
+
+
+def test_on_the_way_a_metric_is_shown_as_at_the_end():
+    assert metric("valid/top1") == Metric("top-1 % on the way", 100)
+    assert metric("valid/dice/liver") == Metric("Dice of liver % on the way", 100)
+    assert metric("valid/own_error") == Metric("valid/own_error", 1, False)
 
 
 def test_of_costs_less_is_better():
     assert not any(metric(name).higher_is_better for name in COSTS)
-    assert [metric(name).heading for name in COSTS] == ["seconds", "CPU s", "peak MiB"]
+    assert [metric(name).heading for name in COSTS] == [
+        "seconds",
+        "CPU s",
+        "GPU s",
+        "peak MiB",
+    ]

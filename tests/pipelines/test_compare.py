@@ -297,6 +297,17 @@ def test_the_table_of_a_run_is_made_again_as_its_results_have_it(script, whole, 
     assert (tmp_path / "again.md").read_text() == results
 
 
+def test_the_table_of_a_document_is_made_again_from_the_store(script, whole, tmp_path, capsys):
+    folder, there = whole
+    results, document = (folder / "results.md").read_text(), tmp_path / "README.md"
+    document.write_text(f"# Ours\n\n{results.replace('13.79', '99.99')}\nAs measured.\n")
+    script["main"]([*there, "--into", str(document)])
+    assert document.read_text() == f"# Ours\n\n{results}\nAs measured.\n"
+    document.write_text("nothing\n")
+    assert "0 tables begin with method" in refused(script, *there, "--into", str(document))
+    assert document.read_text() == "nothing\n"
+
+
 def test_another_subject_and_fewer_trainings_are_another_table(script, whole, capsys):
     _, there = whole
     script["main"]([*there, "--against", "half"])

@@ -231,3 +231,9 @@ def test_the_lowest_loss_is_on_top():
 def test_a_comparison_of_one_seed_is_drawn_without_spread():
     figure = compared({label: scores[:1] for label, scores in SCORES.items()}).figure()
     assert [text.get_text() for text in figure.axes[0].texts] == ["80.00", "85.00", "90.00"]
+
+
+def test_a_label_is_no_formula_in_the_picture():
+    found = compared({"$x_{$": [0.1, 0.2], "searched_policy": [0.3, 0.4]}).figure()
+    found.draw_without_rendering()
+    assert r"\$x {\$" in [label.get_text() for label in found.axes[0].get_yticklabels()]

@@ -3,6 +3,7 @@
 import base64
 
 from raykb.report.page import folded, page, pictures, results_page, table, told
+from raykb.report.tables import markdown
 
 EVIL = "<script>alert('&')</script>"
 
@@ -19,6 +20,17 @@ def test_all_texts_are_escaped():
     assert "<script" not in whole
     assert whole.count("&lt;script&gt;alert(&#x27;&amp;&#x27;)") == 12
     assert "&lt;script" in folded(EVIL, "") + table([EVIL], [])
+
+
+def test_a_bar_in_a_name_opens_no_cell():
+    html = told(markdown(["method", "top-1 %"], [["a|b<i>", "1"]]))
+    assert "<td>a|b&lt;i&gt;</td><td>1</td>" in html
+
+
+def test_a_page_is_light_and_dark():
+    whole = page("x", {})
+    assert "color-scheme: light dark" in whole
+    assert "@media (prefers-color-scheme: dark)" in whole
 
 
 def test_tables_and_paragraphs_of_a_report_are_those_of_the_page():

@@ -41,6 +41,15 @@ def test_the_peak_of_memory_is_that_since_the_beginning():
     assert Meter(CPU).figures()["memory/peak_mib"] < before + 100
 
 
+def test_seconds_on_a_gpu_are_those_for_which_the_training_had_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * MIB)
+    figures = Meter(torch.device("cuda")).figures()
+    assert figures["time/gpu_s"] == figures["time/wall_s"] > 0
+    assert figures["memory/peak_mib"] == 3
+    assert "time/gpu_s" not in Meter(CPU).figures()
+
+
 def test_where_the_kernel_has_no_such_files_the_peak_is_that_of_the_process(monkeypatch, tmp_path):
     monkeypatch.setattr(meter, "_PROCESS", tmp_path / "none")
     assert Meter(CPU).figures()["memory/peak_mib"] > 10

@@ -55,6 +55,7 @@ def test_the_first_charts_are_what_is_compared_over_the_steps_and_what_it_cost()
         ("LINE", "train/loss"),
         ("BAR", "time/wall_s"),
         ("BAR", "time/cpu_s"),
+        ("BAR", "time/gpu_s"),
         ("BAR", "memory/peak_mib"),
     ]
 
@@ -63,5 +64,5 @@ def test_a_page_of_many_metrics_is_no_longer_than_a_tag_may_be():
     metrics = [f"test/{number}/{'x' * 200}" for number in range(20)]
     tag = view_tag("abc", "label", metrics)[1]
     assert len(tag) < 20_000  # MLflow's limit
-    assert sum(kind == "BAR" for kind, _ in charts_of(metrics)) == 6 + 3
-    assert len({chart["uuid"] for chart in json.loads(tag)["compareRunCharts"]}) == 6 + 6 + 1 + 3
+    assert sum(kind == "BAR" for kind, _ in charts_of(metrics)) == 6 + 4
+    assert len({chart["uuid"] for chart in json.loads(tag)["compareRunCharts"]}) == 6 + 6 + 1 + 4
