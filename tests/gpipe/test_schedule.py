@@ -121,7 +121,7 @@ def test_tables_are_what_torch_runs(schedule):
 def test_torch_refuses_what_is_not_runnable(schedule, workers, micro_batches, per_worker):
     assert not runnable(schedule, workers * per_worker, micro_batches, per_worker)
     try:
-        with pytest.raises(ValueError, match="icrobatches|exactly 2 stages"):
+        with pytest.raises(ValueError, match=r"icrobatches|exactly 2 stages"):
             run_by_torch(schedule, workers, micro_batches, per_worker)
     finally:
         dist.destroy_process_group()
