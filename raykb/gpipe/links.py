@@ -84,8 +84,10 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Any, *gradients: Tensor) -> Any:
-        return None, *(
-            gradient if gradient.dtype == spec.dtype else spec.empty(ctx.device).zero_()
+        return None, *(  # contiguous, as it will be sent
+            gradient.contiguous()
+            if gradient.dtype == spec.dtype
+            else spec.empty(ctx.device).zero_()
             for gradient, spec in zip(gradients, ctx.like, strict=True)
         )
 
@@ -95,8 +97,10 @@ class _Leave(torch.autograd.Function):
     def forward(ctx: Any, specs: Sequence[Spec], phonies: int, *tensors: Tensor) -> Any:
         ctx.phonies = phonies
         ctx.floating = [tensor.is_floating_point() for tensor in tensors[phonies:]]
-        return tuple(  # torch 2.11 refuses the odd strides that contiguous() leaves to sides of 1
-            _encode(tensor, spec.dtype).reshape(-1).view(spec.shape).detach()  # nor takes it views
+        # torch 2.11 refuses the odd strides that contiguous() leaves to sides of 1, and any torch
+        # detaches in place what left once the gradients of the inputs are there: never a view.
+        return tuple(
+            _encode(tensor, spec.dtype).reshape(-1).view(spec.shape).detach()
             for tensor, spec in zip(tensors[phonies:], specs, strict=True)
         )
 

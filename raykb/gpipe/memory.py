@@ -6,13 +6,15 @@ and their backward pass. Of these it keeps A each (all that autograd saves, and 
 or with checkpointing I (the inputs alone) until one is recomputed. How many there are at a time
 follows from the schedule; with n stages, m micro-batches and k = min(m, n - j) on stage j:
 
-| checkpoint      | ``gpipe``         | ``gpipe_fifo``    | ``1f1b``                           |
-| --------------- | ----------------- | ----------------- | ---------------------------------- |
-| ``never``       | m A               | m A               | k A                                |
-| ``always``      | (m - 1) I + A     | (m - 1) I + A     | (k - 1) I + A                      |
-| ``except_last`` | (m - 1) I + A     | (m - 1) I + A     | (k - 1) I + A                      |
+| checkpoint      | ``gpipe``         | ``gpipe_fifo``    | ``1f1b``        | ``zero_bubble``  |
+| --------------- | ----------------- | ----------------- | --------------- | ---------------- |
+| ``never``       | m A               | m A               | k A             | min(m, n) A      |
+| ``always``      | (m - 1) I + A     | (m - 1) I + A     | (k - 1) I + A   |                  |
+| ``except_last`` | (m - 1) I + A     | (m - 1) I + A     | (k - 1) I + A   |                  |
 
-Messages on their way and the workspaces of kernels are not in it.
+Messages on their way and the workspaces of kernels are not in it; nor are, where the backward pass
+is split, the gradients of what layers with weights return, kept for the turn of the weights, of j
+micro-batches on stage j; of these A counts whole, though what is behind the last weights is gone.
 """
 
 import threading

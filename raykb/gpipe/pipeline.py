@@ -28,7 +28,6 @@ from torch.distributed.pipelining import (
     ScheduleZBVZeroBubble,
 )
 
-from raykb.engine.arguments import refuse
 from raykb.engine.faults import add_note
 from raykb.engine.messages import gathered
 from raykb.engine.seeding import stream_seed
@@ -297,6 +296,8 @@ class Pipeline:
         key = (specs, batch.bare, piece.count, training)
         if key not in self._runs:
             boundaries = self._probed(specs, batch.bare, training)
+            if training and self.schedule in SPLIT:
+                self._refuse_unable(specs, batch.bare)
             self._runs[key] = self._connected(boundaries, piece.count, training)
         self._runs.move_to_end(key)
         while len(self._runs) > _KEPT_RUNS:
@@ -308,11 +309,7 @@ class Pipeline:
         for part in self._meta:
             part.train(training)
         try:
-            found = probe(self._meta, specs, bare=bare, travel=self._autocast)
-            if training and self.schedule in SPLIT:
-                layers = [layer for part in self._meta for layer in part.layers]
-                refuse(split_problems(layers, specs, bare=bare))
-            return found
+            return probe(self._meta, specs, bare=bare, travel=self._autocast)
         except ValueError as error:
             failure = error.__cause__ or error
             add_note(failure, str(error))
@@ -321,6 +318,15 @@ class Pipeline:
                 for layer in deferred_layers(part):
                     layer.discard()
         raise failure
+
+    def _refuse_unable(self, specs: Sequence[Spec], bare: bool) -> None:
+        """Raise ValueError with the layers that cannot split their backward pass."""
+        layers = [layer for part in self._meta for layer in part.layers]
+        problems = split_problems(layers, specs, bare=bare)
+        for layer in [norm for part in self._meta for norm in deferred_layers(part)]:
+            layer.discard()
+        if problems:
+            raise ValueError("\n".join(problems))
 
     def _connected(self, boundaries: Boundaries, count: int, training: bool) -> _Run:
         """Return new stages, their portals and their schedule."""

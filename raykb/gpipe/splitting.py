@@ -78,7 +78,7 @@ def _forward(
         value, left = part(main[0] if boundaries.bare[index] else main, copied)
     results = [*as_tuple(value), *left.values()]
     leaves = [t for t in [*given, *skips.values()] if t is not None and t.requires_grad]
-    weights = [weight for weight in part.parameters() if weight.requires_grad]
+    weights: list[Tensor] = [weight for weight in part.parameters() if weight.requires_grad]
     return (leaves, weights), [t for t in results if t is not None and t.requires_grad]
 
 

@@ -356,7 +356,9 @@ class Stage(PipelineStage):
 
     def get_local_bwd_output(self, mb_index: int) -> Any:
         """Return the gradients for a stage before that is here, too; none without backward."""
-        return super().get_local_bwd_output(mb_index) if self.has_backward else ()
+        if not self.has_backward:
+            return ()
+        return super().get_local_bwd_output(mb_index)  # type: ignore[no-untyped-call]
 
     def set_local_bwd_input(self, next_stage_bwd_outputs: Any, mb_index: int) -> None:
         """Take the gradients of a stage behind that is here, too; none without backward."""

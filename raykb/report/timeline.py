@@ -8,15 +8,17 @@ from matplotlib.patches import Patch
 
 from raykb.report.figures import plain_figure
 
-_PASSES = {"F": "forward", "B": "backward"}
+_PASSES = {"F": "forward", "B": "backward", "I": "backward, inputs", "W": "backward, weights"}
 _SHADES = {  # of a pass: (fill, ink) for a worker's first stage, and for its further ones
     "F": (("#56B4E9", "black"), ("#0072B2", "white")),
     "B": (("#E69F00", "black"), ("#D55E00", "white")),
+    "I": (("#E69F00", "black"), ("#D55E00", "white")),
+    "W": (("#7FD6BA", "black"), ("#009E73", "white")),
 }
 _IDLE = "0.93"
 
 Span = tuple[str, int, int, float, float]
-"""When a pass ran: F or B, stage, micro-batch, start and end in seconds."""
+"""When a pass ran: F, B, or I and W, stage, micro-batch, start and end in seconds."""
 
 
 def timeline(
@@ -28,8 +30,9 @@ def timeline(
     """Draw what each worker of a pipeline ran when: boxes with the numbers of the micro-batches.
 
     Args:
-        spans_by_worker: of each worker, (``"F"`` or ``"B"``, stage, micro-batch, start and end in
-            seconds of a clock that all share).
+        spans_by_worker: of each worker, (``"F"``, ``"B"``, or ``"I"`` and ``"W"`` where the
+            backward pass is split, stage, micro-batch, start and end in seconds of a clock that all
+            share).
         factors: shares of the time for the heading, in order, such as bubble, balance and runtime.
         title: what ran; stands before the factors.
     """
@@ -66,7 +69,7 @@ def timeline(
         Patch(
             color=_SHADES[kind][further][0], label=f"{_PASSES[kind]}{', further stages' * further}"
         )
-        for further, kind in sorted(drawn, key=lambda key: (key[0], "FB".index(key[1])))
+        for further, kind in sorted(drawn, key=lambda key: (key[0], "FBIW".index(key[1])))
     ]
     keys.append(Patch(color=_IDLE, label="idle"))
     figure.legend(

@@ -150,6 +150,8 @@ def caught(stages, at, way, options):
         (3, 2, "forward", {"schedule": "1f1b"}),
         (2, 1, "loss", {"schedule": "gpipe"}),
         (2, 1, "loss", {"schedule": "1f1b"}),
+        (3, 0, "backward", {"schedule": "zero_bubble", "checkpoint": "never"}),
+        (3, 1, "backward", {"schedule": "zero_bubble", "checkpoint": "never"}),
         (1, 0, "forward", {}),
         (1, 0, "recomputation", {"checkpoint": "always"}),
     ],

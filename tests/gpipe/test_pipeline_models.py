@@ -33,13 +33,19 @@ def network_and_data(name, dtype=torch.float64):
     return layers, x, torch.arange(8, dtype=dtype) / 8
 
 
-def trained(name, balance, cases, dtype):
-    grid = make_grid(len(balance))
+def trained(name, balance, cases, dtype, per_worker=1):
+    grid = make_grid(len(balance) // per_worker)
     found = []
     for schedule, checkpoint, skip in cases:
         layers, x, y = network_and_data(name, dtype)
         own = Rig(
-            layers, grid, balance=balance, schedule=schedule, checkpoint=checkpoint, skip=skip
+            layers,
+            grid,
+            per_worker=per_worker,
+            balance=balance,
+            schedule=schedule,
+            checkpoint=checkpoint,
+            skip=skip,
         )
         loss = own.step(x, y, 4)
         found.append((loss, own.gradients()))
@@ -52,6 +58,7 @@ CASES = [
     ("gpipe", "never", "tuple"),
     ("1f1b", "except_last", "tuple"),
     ("gpipe_fifo", "always", "tuple"),
+    ("zero_bubble", "never", "portal"),
 ]
 
 
@@ -79,6 +86,19 @@ def test_three_stages_of_a_network_give_its_gradients(gloo, name, dtype, cases):
         error, where = largest_error(merged(rank[number][1] for rank in by_rank), gradients)
         scale = max(1.0, max(float(g.abs().max()) for g in gradients.values()))
         assert error <= tolerance * scale, (case, where, error)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_skips_pass_through_a_v_of_stages_and_their_gradients_back(gloo, workers):
+    layers, x, y = network_and_data("unet")
+    cases = [("zbv", "never", skip) for skip in ("portal", "tuple")]
+    balance = even(len(layers), 2 * workers)
+    by_rank = gloo.run(trained, "unet", balance, cases, torch.float64, 2, size=workers)
+    loss, gradients = reference(whole(layers), x, y, number=4)
+    for number, case in enumerate(cases):
+        assert by_rank[0][number][0] == pytest.approx(loss, rel=1e-12), case
+        error, where = largest_error(merged(rank[number][1] for rank in by_rank), gradients)
+        assert error <= 1e-12, (case, where)
 
 
 def sent(balance, skip):

@@ -51,6 +51,17 @@ def test_stages_of_one_worker_are_told_apart():
     assert "forward, further stages" in texts(figure)
 
 
+def test_a_backward_pass_in_two_parts_has_two_colours():
+    passes = [("F", 1, 0, 0.0, 1.0), ("I", 1, 0, 1.0, 2.0), ("W", 1, 0, 2.0, 3.0)]
+    figure = timeline([passes])
+    (axes,) = figure.axes
+    colours = {container.patches[0].get_facecolor() for container in axes.containers}
+    assert len(colours) == 3
+    found = texts(figure)
+    assert "backward, inputs" in found
+    assert "backward, weights" in found
+
+
 def test_numbers_stand_only_where_they_fit():
     spans = [("F", 0, i, i, i + 1.0) for i in range(300)] + [("B", 0, 0, 300.0, 400.0)]
     (axes,) = timeline([spans]).axes
