@@ -13,8 +13,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raykb
-from raykb.runtime.retrying import PATIENCE, patience_s
 from raykb.runtime.head import answers
+from raykb.runtime.retrying import PATIENCE, patience_s
 from raykb.runtime.session import Refused
 from raykb.runtime.storage import LocalStorage, Storage
 

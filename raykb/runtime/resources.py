@@ -14,6 +14,7 @@ from raykb.engine.arguments import among, at_least, misfits, or_none, refuse
 
 _LOOK_S = 2.0
 LEFT_S = 60.0
+"""Seconds for which a phase may be without a place before its run gives up."""
 
 
 class ResourceError(Exception):
