@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from raykb.data.candidates import CANDIDATES, mirrored
-from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 
 NAMES = tuple(CANDIDATES)
@@ -137,7 +137,7 @@ class LossPrediction(Objective):
         self.temperature, self.rank_temperature = temperature, rank_temperature
         self.tolerance = tolerance
         rules = {"temperature": above(0), "rank_temperature": above(0), "tolerance": at_least(0)}
-        refuse(misfits(self, **rules))
+        check_settings(self, **rules)
 
     def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, and ``regret``: what the first choice loses more than the best."""
