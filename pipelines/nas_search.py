@@ -59,6 +59,7 @@ from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.decathlon import TOLERANCES_MM
 from raykb.engine.loop import Training
+from raykb.engine.optim import SCHEDULES
 from raykb.engine.recipe import Recipe
 from raykb.later import Later
 from raykb.nas.bilevel import SearchRecipe
@@ -80,7 +81,10 @@ PREPARATION, SEARCH, RETRAINING = "preparation", "architecture searches", "retra
 VALID, TEST = "test/valid/dice", ("test/dice", "test/nsd")  # of a retraining
 
 
-SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
+RECIPE_3D = functools.partial(Recipe, clip_norm=12.0)  # nnU-Net's, and so is its schedule
+SCHEMA = {
+    "optimizer": SECTIONS["optimizer"],
+    "schedule": Section(SCHEDULES, default="poly"),
     "data": Section(Tasks, given=("test_cases",)),
     "plan": PlanSettings,
     "folds": Section(Folds, given=("run",)),
@@ -90,8 +94,10 @@ SCHEMA = {name: SECTIONS[name] for name in ("optimizer", "schedule")} | {
     "search": SearchRecipe,
     "model": Section(NETWORKS, given=("classes", "channels", *PLANNED), default=CELLS),
     "method": Section(METHODS, given=("task", "batch_dice"), default="dice_cross_entropy"),
-    "supernet": Section(Recipe, given=("batch_size",), renamed=RECIPE.renamed),
-    "retraining": Section(Recipe, given=("batch_size", "evaluate_every"), renamed=RECIPE.renamed),
+    "supernet": Section(RECIPE_3D, given=("batch_size",), renamed=RECIPE.renamed),
+    "retraining": Section(
+        RECIPE_3D, given=("batch_size", "evaluate_every"), renamed=RECIPE.renamed
+    ),
     "replicas": compared(over="sampler", on_failure="hole"),
     "beside": Beside,
     "halving": Halving,

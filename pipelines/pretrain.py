@@ -49,6 +49,7 @@ from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.crops import CROPS
 from raykb.data.images import ImageSet
+from raykb.data.normalisation import form
 from raykb.data.source import View
 from raykb.data.unlabelled import UnlabelledImages
 from raykb.engine.recipe import Recipe
@@ -74,7 +75,7 @@ SPREAD = "test/spread"  # of features, whatever protocols are asked
 COLLAPSED = 0.05  # spread below which they say the same of all images
 SCHEMA = SECTIONS | {
     "crops": Section(CROPS, default="simclr"),
-    "unlabelled": Section(UnlabelledImages, given=("ratio",)),
+    "unlabelled": Section(UnlabelledImages, given=("ratio",), derived=form),
     "stream": STREAM,
     "method": Section(METHODS, given=("task",)),
     "recipe": RECIPE,

@@ -39,6 +39,7 @@ from raykb.assembly import (
 from raykb.comparison import Entry
 from raykb.config import Problems, Renamed, Section
 from raykb.data.labels import Labels, to_json
+from raykb.data.normalisation import form
 from raykb.data.strong import PAIRS
 from raykb.data.unlabelled import UnlabelledImages
 from raykb.later import Later
@@ -58,7 +59,7 @@ LABELS, UNLABELLED = "labels.json", "stream.json"
 METRICS = ("test/top1", "pseudo_labels/correct")
 SCHEMA = SECTIONS | {
     "labels": Labels,
-    "unlabelled": UnlabelledImages,
+    "unlabelled": Section(UnlabelledImages, derived=form),
     "pair": Section(PAIRS, given=("strong_views",), default="fixmatch"),
     "stream": STREAM,
     "method": Section(METHODS, given=("task",)),

@@ -55,7 +55,7 @@ VOCABULARY = "vocab.txt"
 RECALLS = [f"test/retrieval/{what}_recall_{k}" for what in ("image", "text") for k in (1, 5, 10)]
 SCHEMA = SECTIONS | {
     "captions": Captions,
-    "model": Section(IMAGE_TEXT, given=("classes", "channels")),
+    "model": Section(IMAGE_TEXT, given=("classes", "channels"), default="vilt"),
     "method": Section(PAIR_METHODS, given=("task",), default="vilt"),
     "fine_tuning": Section(FineTuning),
     "recipe": RECIPE,

@@ -22,6 +22,7 @@ from raykb.comparison import Comparison
 from raykb.config import Problems, Section, build
 from raykb.data.datasets import DATASETS
 from raykb.data.feed import Unread
+from raykb.data.normalisation import normalisation
 from raykb.data.views import VIEWS
 from raykb.engine.assemble import assemble
 from raykb.engine.loop import Evaluation, Feed, Training, Worker
@@ -41,7 +42,7 @@ SHARED = ("data", "labels", "outside", "resources", "scenes", "tracking", "unlab
 """Sections that are read once for all trainings of a run, if it has them."""
 SECTIONS: dict[str, Any] = {
     "data": DATASETS,
-    "view": VIEWS,
+    "view": Section(VIEWS, default="crop_flip", derived=normalisation),
     "model": Section(MODELS, given=("classes", "channels")),
     "optimizer": Section(OPTIMIZERS, given=("model",)),
     "schedule": Section(SCHEDULES, default="cosine"),

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from raykb.augment.ranks import ranks, soft_ranks, taught_sorter
 from raykb.data.candidates import CANDIDATES, mirrored
-from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 
 NAMES = tuple(CANDIDATES)
@@ -124,7 +124,7 @@ class LossPrediction(Objective):
         self.temperature, self.rank_temperature = temperature, rank_temperature
         self.tolerance, self.sorter_steps = tolerance, sorter_steps
         above_0 = dict.fromkeys(("temperature", "rank_temperature"), above(0))
-        refuse(misfits(self, tolerance=at_least(0), sorter_steps=at_least(0), **above_0))
+        check_settings(self, tolerance=at_least(0), sorter_steps=at_least(0), **above_0)
         self.sorter = taught_sorter(task.classes, sorter_steps) if sorter_steps else None
 
     def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:

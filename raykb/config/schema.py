@@ -5,13 +5,17 @@ of it, a type as ``int`` or ``str | None`` for a plain value, a :class:`Value` w
 default, or a :class:`Renamed` for what had another name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from raykb.config.values import Constructor, is_type
 
 Table: TypeAlias = Mapping[str, Constructor] | Constructor
+
+
+def _nothing(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Section:
         rows: arguments that hold sections again, by label, each with their kind, or the argument
             that says it: ``{"models": "model"}``, or ``{"rivals": "over"}`` where ``over: method``
             makes each of the ``rivals`` a whole section like ``method``.
+        derived: returns, from what a configuration says elsewhere, arguments that are meant where
+            none are given, before the constructor's defaults; what it reads may be wrong yet.
     """
 
     table: Table
@@ -39,6 +45,7 @@ class Section:
     default: str | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, str] = field(default_factory=dict)
+    derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
 
     def constructor(self, name: Any) -> Constructor | None:
         """Return the constructor of this name, or the only one; None if there is none."""

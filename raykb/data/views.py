@@ -60,15 +60,16 @@ class CropFlipView:
     to the mean colour; its centre is any pixel, and the border cuts off what lies outside.
 
     Attributes:
-        mean: of the channels, for values in [0, 1]; one number each, or one for all.
+        mean: of the channels, for values in [0, 1]; one number each, or one for all. Values are in
+            [-1, 1] by default.
         std: the same for the standard deviation.
         padding: pixels of black on each side before the crop; 0 for no crop.
         flip: whether half of the images are mirrored left to right.
         cutout: side of the square in pixels, rounded down to even as in the source; 0 for none.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[float] = (0.5,)
+    std: Sequence[float] = (0.5,)
     padding: int = 4
     flip: bool = True
     cutout: int = 0
@@ -122,7 +123,8 @@ class ResizedCropView:
     come in this order where the source shuffles them.
 
     Attributes:
-        mean: of the channels, for values in [0, 1]; one number each, or one for all.
+        mean: of the channels, for values in [0, 1]; one number each, or one for all. ImageNet's by
+            default.
         std: the same for the standard deviation.
         size: side of the view in pixels.
         scale: least and greatest share of the image's area in the crop.
@@ -132,8 +134,8 @@ class ResizedCropView:
         lighting: standard deviation of the noise along the principal components of colour.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
     size: int = 224
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

@@ -1,6 +1,6 @@
 """What arguments must be, in a word each; all that are not are told in one message.
 
-refuse(misfits(self, steps=at_least(1), ema_decay=within(0, 1), clip_norm=or_none(above(0))))
+check_settings(self, steps=at_least(1), ema_decay=within(0, 1), clip_norm=or_none(above(0)))
 """
 
 from collections.abc import Callable, Sequence
@@ -31,6 +31,11 @@ def within(low: float, high: float) -> Rule:
     return Rule(f"in [{low:g}, {high:g})", lambda value: low <= value < high)
 
 
+def between(low: float, high: float) -> Rule:
+    """Return the rule of a number in a range that has both ends."""
+    return Rule(f"in {low:g}..{high:g}", lambda value: low <= value <= high)
+
+
 def among(*allowed: Any) -> Rule:
     """Return the rule of a choice."""
     return Rule(" or ".join(map(repr, allowed)), lambda value: value in allowed)
@@ -55,6 +60,11 @@ def refuse(problems: Sequence[str]) -> None:
     """Raise ValueError if there are problems; it names them all."""
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def check_settings(of: object, **rules: Rule) -> None:
+    """Raise ValueError that names every attribute that does not keep its rule."""
+    refuse(misfits(of, **rules))
 
 
 def refuse_outside(**values: tuple[float, float, float]) -> None:

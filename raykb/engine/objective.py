@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raykb.engine.arguments import at_least, misfits, refuse, within
+from raykb.engine.arguments import at_least, check_settings, misfits, refuse, within
 
 Batch = Any
 """What a step sees of the data: the named tuple that the objective asks for, filled."""
@@ -107,7 +107,7 @@ class CrossEntropy(Objective):
     def __init__(self, task: Task, *, label_smoothing: float = 0.0) -> None:
         super().__init__(task)
         self.label_smoothing = label_smoothing
-        refuse(misfits(self, label_smoothing=within(0, 1)))
+        check_settings(self, label_smoothing=within(0, 1))
 
     def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss`` and the share of hits ``top1`` of images (N, C, H, W), labels (N,)."""

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raykb.engine.arguments import above, among, at_least, misfits, refuse, within
+from raykb.engine.arguments import above, among, at_least, check_settings, within
 from raykb.engine.objective import Batch, Learner, Objective, Precision, Terms, learning_step
 from raykb.engine.seeding import generator
 from raykb.nas.derive import RULES
@@ -68,16 +68,14 @@ class SearchRecipe:
     rule: str = "connectivity"
 
     def __post_init__(self) -> None:
-        refuse(
-            misfits(
-                self,
-                warmup_epochs=at_least(0),
-                alpha_lr=above(0),
-                alpha_weight_decay=at_least(0),
-                cost_weight=at_least(0),
-                cost_target=within(0, 1),
-                rule=among(*RULES),
-            )
+        check_settings(
+            self,
+            warmup_epochs=at_least(0),
+            alpha_lr=above(0),
+            alpha_weight_decay=at_least(0),
+            cost_weight=at_least(0),
+            cost_target=within(0, 1),
+            rule=among(*RULES),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.arguments import at_least, check_settings
 from raykb.nas.genotype import Genotype, SearchSpace, random_genotype
 from raykb.nas.halving import Halving
 from raykb.nas.scnas import GOLDEN
@@ -38,7 +38,7 @@ class Beside:
     golden: bool = True
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, random=at_least(0)))
+        check_settings(self, random=at_least(0))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Halving:
     reduction_factor: float = 3.0
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, rungs=at_least(0), reduction_factor=above(1)))
+        check_settings(self, rungs=at_least(0), reduction_factor=above(1))
 
     def budgets(self, steps: int) -> list[int]:
         """Return r_0, r_1, … of a training of so many steps.

@@ -41,7 +41,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raykb.engine.arguments import refuse_outside
+from raykb.engine.arguments import between, check_settings
 from raykb.nas.genotype import SearchSpace
 
 
@@ -154,11 +154,8 @@ class StraightThroughAll(Sampler):
         super().__init__(space)
         self.first_temperature, self.decay = first_temperature, decay
         self.last_temperature = last_temperature
-        refuse_outside(
-            first_temperature=(first_temperature, 1e-3, 1e3),
-            decay=(decay, 0.0, 1.0),
-            last_temperature=(last_temperature, 1e-3, 1e3),
-        )
+        warm = between(1e-3, 1e3)
+        check_settings(self, first_temperature=warm, decay=between(0, 1), last_temperature=warm)
 
     def draw(self, logits: Tensor, generator: torch.Generator, epoch: int) -> Draw:
         """Return one operation executed by p, all others watched."""
@@ -263,7 +260,7 @@ class ScoreFunction(Sampler):
     def __init__(self, space: SearchSpace, *, decay: float = 0.95) -> None:
         super().__init__(space)
         self.decay = decay
-        refuse_outside(decay=(decay, 0.0, 1.0))
+        check_settings(self, decay=between(0, 1))
         self.register_buffer("baseline", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 

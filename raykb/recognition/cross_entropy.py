@@ -14,7 +14,7 @@ With label smoothing (Szegedy et al., CVPR 2016) it is the mixture of smoothed l
 from torch import nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import misfits, refuse, within
+from raykb.engine.arguments import check_settings, within
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.precision import at_least_float32
 from raykb.recognition.batch import SoftBatch
@@ -33,7 +33,7 @@ class SoftCrossEntropy(Objective):
     def __init__(self, task: Task, *, label_smoothing: float = 0.0) -> None:
         super().__init__(task)
         self.label_smoothing = label_smoothing
-        refuse(misfits(self, label_smoothing=within(0, 1)))
+        check_settings(self, label_smoothing=within(0, 1))
 
     def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, and ``top1``: how often the largest target has the largest logit."""

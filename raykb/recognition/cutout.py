@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raykb.engine.arguments import at_least, misfits, refuse, refuse_outside
+from raykb.engine.arguments import at_least, between, check_settings
 from raykb.recognition.draws import boxes_around, centres, happens, outside
 from raykb.recognition.mixture import Mixed, Mixture, check_images, mixture
 
@@ -60,8 +60,7 @@ class Cutout:
     per_sample: bool = True
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, size=at_least(1)))
-        refuse_outside(probability=(self.probability, 0.0, 1.0))
+        check_settings(self, size=at_least(1), probability=between(0, 1))
 
     def draw(self, images: Tensor, generator: torch.Generator) -> Mixture:
         """Return what becomes of a batch."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raykb.engine.arguments import above, misfits, refuse, refuse_outside
+from raykb.engine.arguments import above, between, check_settings
 from raykb.recognition.draws import beta, happens
 from raykb.recognition.mixture import Mixed, Mixture, check_images, mixture
 
@@ -65,8 +65,7 @@ class MixUp:
     dominant: bool = False
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, alpha=above(0)))
-        refuse_outside(probability=(self.probability, 0.0, 1.0))
+        check_settings(self, alpha=above(0), probability=between(0, 1))
 
     def draw(self, images: Tensor, generator: torch.Generator) -> Mixture:
         """Return what becomes of a batch."""

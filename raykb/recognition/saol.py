@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.arguments import at_least, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import WithEvidence, require
 from raykb.parts.batch_norm import statistics_kept
@@ -121,7 +121,7 @@ class SAOL(Objective):
         self.detach_donor, self.mask_width = detach_donor, mask_width
         weights = ("mask_weight", "donor_weight", "distillation_weight", "label_weight")
         positive = dict.fromkeys(weights, at_least(0))
-        refuse(misfits(self, **positive, mask_width=at_least(1)))
+        check_settings(self, **positive, mask_width=at_least(1))
         network = require(task.network, WithEvidence, "saol").requires_grad_(True)  # both layers
         self.mask = place_scores(network.map_width, mask_width, bias=True)
         self.head_params = sum(each.numel() for each in network.spatial.parameters())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, misfits, refuse
+from raykb.engine.arguments import above, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import WithText, require
 from raykb.parts.gather import gather
@@ -52,7 +52,7 @@ class TwoTowers(Objective):
     def __init__(self, task: Task, *, temperature: float = 0.07) -> None:
         super().__init__(task)
         self.temperature = temperature
-        refuse(misfits(self, temperature=above(0)))
+        check_settings(self, temperature=above(0))
         require(task.network, WithText, "two_towers").matching.requires_grad_(False)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import WithText, require
 from raykb.parts.optimal_transport import transport_distance
@@ -77,7 +77,7 @@ class ViLTObjective(Objective):
     ) -> None:
         super().__init__(task)
         self.alignment_weight, self.beta, self.iterations = alignment_weight, beta, iterations
-        refuse(misfits(self, alignment_weight=at_least(0), beta=above(0), iterations=at_least(1)))
+        check_settings(self, alignment_weight=at_least(0), beta=above(0), iterations=at_least(1))
         network = require(task.network, WithText, "vilt")
         width, vocabulary = network.width, network.textual.words.num_embeddings
         transform, decoder = nn.Linear(width, width), nn.Linear(width, vocabulary)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, misfits, refuse
+from raykb.engine.arguments import above, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.gather import gather
 from raykb.parts.precision import at_least_float32
@@ -95,7 +95,7 @@ class DiceCrossEntropy(Objective):
     def __init__(self, task: Task, *, batch_dice: bool = False, smooth: float = 1e-5) -> None:
         super().__init__(task)
         self.batch_dice, self.smooth = batch_dice, smooth
-        refuse(misfits(self, smooth=above(0)))
+        check_settings(self, smooth=above(0))
 
     def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss`` and, of the finest level, cross entropy and soft Dice."""

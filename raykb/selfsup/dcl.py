@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, misfits, or_none, refuse
+from raykb.engine.arguments import above, check_settings, or_none
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.heads import projection_head
@@ -103,7 +103,7 @@ class DCL(Objective):
     ) -> None:
         super().__init__(task)
         self.temperature, self.sigma = temperature, sigma
-        refuse(misfits(self, temperature=above(0), sigma=or_none(above(0))))
+        check_settings(self, temperature=above(0), sigma=or_none(above(0)))
         width = require(task.network, Backbone, "dcl").width
         self.head = projection_head(width, projection, hidden=hidden, negative_slope=0.0)
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, at_least, misfits, refuse, refuse_outside
+from raykb.engine.arguments import above, at_least, check_settings, refuse_outside
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.precision import at_least_float32, in_float32
@@ -148,7 +148,7 @@ class DINO(Objective):
         positive = dict.fromkeys(
             ("temperature", "teacher_temperature", "first_teacher_temperature"), above(0)
         )
-        refuse(misfits(self, **positive, local_views=at_least(0)))
+        check_settings(self, **positive, local_views=at_least(0))
         refuse_outside(
             ramp_up=(ramp_up, 0.0, 1.0),
             momentum=(momentum, 0.0, 1.0),

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raykb.engine.arguments import among, at_least, misfits, or_none, refuse, refuse_outside
+from raykb.engine.arguments import among, at_least, between, check_settings, or_none
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import WithPatches, require
 from raykb.parts.gather import gather, ranks
@@ -98,12 +98,14 @@ class GMML(Objective):
         super().__init__(task)
         self.drop, self.replace, self.aliens, self.longest = drop, replace, aliens, longest
         self.fill, self.align = fill, align
-        refuse(misfits(self, fill=among("noise", "zeros"), align=or_none(at_least(1))))
-        refuse_outside(
-            drop=(drop, 0.01, 0.95),
-            replace=(replace, 0.01, 0.95),
-            aliens=(aliens, 0.0, 1.0),
-            longest=(longest, 0.01, 1.0),
+        check_settings(
+            self,
+            fill=among("noise", "zeros"),
+            align=or_none(at_least(1)),
+            drop=between(0.01, 0.95),
+            replace=between(0.01, 0.95),
+            aliens=between(0, 1),
+            longest=between(0.01, 1),
         )
         network = require(task.network, WithPatches, "gmml")
         self.patch, width = network.patch, network.width

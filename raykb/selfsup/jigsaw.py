@@ -25,7 +25,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.arguments import at_least, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.gather import gather
@@ -105,7 +105,7 @@ class Jigsaw(Objective):
     ) -> None:
         super().__init__(task)
         self.grid, self.permutations, self.hidden = grid, permutations, hidden
-        refuse(misfits(self, grid=at_least(2), hidden=at_least(1)))
+        check_settings(self, grid=at_least(2), hidden=at_least(1))
         self.orders = distant_permutations(grid**2, permutations)
         width = require(task.network, Backbone, "jigsaw").width
         self.head = nn.Sequential(

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, misfits, refuse, refuse_outside
+from raykb.engine.arguments import above, between, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.heads import projection_head
@@ -83,8 +83,7 @@ class MoCo(Objective):
     ) -> None:
         super().__init__(task)
         self.temperature, self.momentum, self.symmetric = temperature, momentum, symmetric
-        refuse(misfits(self, temperature=above(0)))
-        refuse_outside(momentum=(momentum, 0.0, 1.0))
+        check_settings(self, temperature=above(0), momentum=between(0, 1))
         width = require(task.network, Backbone, "moco").width
         self.head = projection_head(width, projection, hidden=hidden, negative_slope=0.0)
         self.teacher, self.teacher_head = teacher_of(task.network), teacher_of(self.head)

@@ -24,7 +24,7 @@ Departures:
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, misfits, refuse
+from raykb.engine.arguments import above, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.heads import normalised_head
@@ -81,7 +81,7 @@ class NNCLR(Objective):
     ) -> None:
         super().__init__(task)
         self.temperature = temperature
-        refuse(misfits(self, temperature=above(0)))
+        check_settings(self, temperature=above(0))
         width = require(task.network, Backbone, "nnclr").width
         self.head = normalised_head((width, hidden, hidden, projection), last_norm=True)
         self.predictor = normalised_head((projection, predictor, projection))

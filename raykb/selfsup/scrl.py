@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import at_least, misfits, refuse, refuse_outside, within
+from raykb.engine.arguments import at_least, between, check_settings, within
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import WithMaps, require
 from raykb.parts.gather import gather
@@ -98,8 +98,8 @@ class SCRL(Objective):
         self.count, self.least, self.grid = count, least, grid
         self.overlap, self.jitter, self.aligned = overlap, jitter, aligned
         positive = dict.fromkeys(("projection", "hidden", "count", "least"), at_least(1))
-        refuse(misfits(self, **positive, jitter=within(0, 1)))
-        refuse_outside(momentum=(momentum, 0.0, 1.0), overlap=(overlap, 0.0, 1.0))
+        shares = dict.fromkeys(("momentum", "overlap"), between(0, 1))
+        check_settings(self, **positive, jitter=within(0, 1), **shares)
         width = require(task.network, WithMaps, "scrl").map_width
         self.head = _head(width, hidden, projection)
         self.predictor = _head(projection, hidden, projection)

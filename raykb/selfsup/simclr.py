@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, misfits, refuse
+from raykb.engine.arguments import above, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.heads import projection_head
@@ -76,7 +76,7 @@ class SimCLR(Objective):
     ) -> None:
         super().__init__(task)
         self.temperature = temperature
-        refuse(misfits(self, temperature=above(0)))
+        check_settings(self, temperature=above(0))
         width = require(task.network, Backbone, "simclr").width
         self.head = projection_head(width, projection, hidden=hidden, negative_slope=0.0)
 

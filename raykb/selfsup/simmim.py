@@ -20,7 +20,7 @@ Departures:
 import torch
 from torch import Tensor, nn
 
-from raykb.engine.arguments import at_least, misfits, refuse, within
+from raykb.engine.arguments import at_least, check_settings, within
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import WithPatches, require
 from raykb.parts.patches import patched
@@ -53,7 +53,7 @@ class SimMIM(Objective):
     def __init__(self, task: Task, *, mask_ratio: float = 0.6, unit: int = 2) -> None:
         super().__init__(task)
         self.mask_ratio, self.unit = mask_ratio, unit
-        refuse(misfits(self, mask_ratio=within(0, 1), unit=at_least(1)))
+        check_settings(self, mask_ratio=within(0, 1), unit=at_least(1))
         network = require(task.network, WithPatches, "simmim")
         self.patch = network.patch
         self.mask_token = nn.Parameter(torch.empty(network.width))

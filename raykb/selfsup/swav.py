@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, check_settings
 from raykb.engine.objective import Batch, Objective, Task, Terms
 from raykb.parts.backbone import Backbone, require
 from raykb.parts.heads import normalised_head
@@ -101,14 +101,12 @@ class SwAV(Objective):
         self.temperature, self.smoothness, self.iterations = temperature, smoothness, iterations
         self.queue_start, self.freeze_steps = queue_start, freeze_steps
         self.local_views = local_views
-        refuse(
-            misfits(
-                self,
-                temperature=above(0),
-                smoothness=above(0),
-                iterations=at_least(1),
-                local_views=at_least(0),
-            )
+        check_settings(
+            self,
+            temperature=above(0),
+            smoothness=above(0),
+            iterations=at_least(1),
+            local_views=at_least(0),
         )
         width = require(task.network, Backbone, "swav").width
         self.head = normalised_head((width, width if hidden is None else hidden, projection))

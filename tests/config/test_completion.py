@@ -240,3 +240,55 @@ def test_rows_of_what_is_no_section_are_left_as_they_are(over):
 def test_settings_are_whole_in_the_order_of_their_signature():
     fields = [one.name for one in dataclasses.fields(Settings)]
     assert list(completed({"kind": "a", "epochs": 1}, Settings)) == fields
+
+
+# ---------------------------------------------------------------------- what follows from elsewhere
+
+
+def size_of(config):
+    """The data say how many classes there are, and how deep a network they want."""
+    data = config.get("data")
+    name = data.get("name") if isinstance(data, dict) else None
+    return {"deep": {"depth": 9}, "wide": {"depth": 2, "widen": 3.0}}.get(name, {})
+
+
+def named(name: str = "deep") -> None: ...
+
+
+DERIVED = {
+    "data": named,
+    "net": Section(TABLE, default="net", given=("classes",), derived=size_of),
+}
+
+
+def test_what_follows_from_another_section_comes_before_the_constructors_default():
+    assert complete({"data": {"name": "deep"}, "net": {}}, DERIVED)["net"] == {
+        "name": "net",
+        "depth": 9,
+        "widen": 1.0,
+    }
+    assert complete({"data": {"name": "wide"}, "net": {"depth": 5}}, DERIVED)["net"] == {
+        "name": "net",
+        "depth": 5,
+        "widen": 3.0,
+    }
+
+
+def test_a_section_of_which_all_follows_may_be_left_out_and_else_is_missed():
+    assert complete({"data": {"name": "wide"}}, DERIVED)["net"]["depth"] == 2
+    assert "net" not in complete({"data": {"name": "unknown"}}, DERIVED)
+    with pytest.raises(ValueError, match="net"):
+        check({"data": {"name": "unknown"}}, DERIVED)
+
+
+def test_what_follows_is_of_what_is_set_and_only_of_arguments_that_there_are():
+    written = {"data": {"name": "deep"}}
+    assert override(written, DERIVED, ["data.name=wide"])["net"]["widen"] == 3.0
+    assert override(written, DERIVED, ["net.name=tiny"])["net"] == {"name": "tiny", "width": 1}
+    assert override(written, DERIVED, ["net.depth=7"])["net"]["depth"] == 7
+
+
+def test_a_run_goes_on_with_what_followed_when_it_began():
+    whole = complete({"data": {"name": "deep"}}, DERIVED)
+    assert complete(whole, DERIVED) == whole
+    assert override(whole, DERIVED, ["data.name=wide"])["net"]["depth"] == 9

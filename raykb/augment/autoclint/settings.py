@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raykb.engine.arguments import above, at_least, misfits, refuse, within
+from raykb.engine.arguments import above, at_least, check_settings, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,4 +80,4 @@ class AutoClint:
         }
         waits = ("wait_s", "wait_more_s", "wait_most_s", "reserve_s", "search_left_s")
         rules |= dict.fromkeys((*waits, "weight_decay"), at_least(0))
-        refuse(misfits(self, **rules))
+        check_settings(self, **rules)
