@@ -7,10 +7,11 @@ clock and over several seeds. With no option it does so on the images that come 
 minutes a game.
 
   autoclint.py --set budget.seconds=60 --set comparison.seeds=5
+  autoclint.py --set budget.clock=cpu            # on a machine that has other work
   autoclint.py --set data.name=cifar10 --set comparison.over=data --set comparison.rivals={}
 
-A wall clock decides what is trained when, so a run is not the same twice; a game that was stopped
-is played anew from its first second.
+A clock decides what is trained when, so a run is not the same twice unless it counts the network's
+passes (budget.clock=passes); a game that was stopped is played anew from its first second.
 
 Paper: Baek et al., "AutoCLINT: The Winning Method in AutoCV Challenge 2019", arXiv:2005.04373.
 """

@@ -8,7 +8,7 @@ is kept.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from raykb.assembly.builder import Config
 from raykb.config import build
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
-from raykb.engine.arguments import above, misfits, or_none, refuse
+from raykb.engine.arguments import above, misfits, refuse
 from raykb.engine.loop import Evaluated, Training, Worker
 from raykb.engine.objective import Terms
 from raykb.evaluate.ingestion import Clock, Game, GameData, Part, PassClock, ingestion
@@ -33,25 +33,27 @@ class Budget:
     Args:
         seconds: T, from the first call of ``train``.
         scale_s: t0, seconds until which time counts about linearly.
-        pass_s: seconds that each forward pass is taken to last, whatever it takes, so that a game
-            is the same twice; null for the time of the wall clock.
+        clock: ``wall``, the challenge's; ``cpu``, that of the process, which neighbours on the
+            machine hardly disturb, and which does not see a GPU; or ``passes`` of the network,
+            by which a game is the same twice.
+        pass_s: seconds that each pass is taken to last, by the clock ``passes``.
     """
 
     seconds: float = 1200.0
     scale_s: float = 60.0
-    pass_s: float | None = None
+    clock: Literal["wall", "cpu", "passes"] = "wall"
+    pass_s: float = 0.01
 
     def __post_init__(self) -> None:
-        rules = dict.fromkeys(("seconds", "scale_s"), above(0)) | {"pass_s": or_none(above(0))}
-        refuse(misfits(self, **rules))
+        refuse(misfits(self, seconds=above(0), scale_s=above(0), pass_s=above(0)))
 
-    def clock(self, network: nn.Module) -> Clock:
+    def clock_of(self, network: nn.Module) -> Clock:
         """Return what tells the time of a game that is played with ``network``."""
-        if self.pass_s is None:
-            return time.monotonic
-        clock = PassClock(self.pass_s)
-        clock.watch(network)
-        return clock
+        if self.clock != "passes":
+            return time.monotonic if self.clock == "wall" else time.process_time
+        passes = PassClock(self.pass_s)
+        passes.watch(network)
+        return passes
 
 
 def labelled_part(images: ImageSet) -> Part:
@@ -109,7 +111,7 @@ def game(
     frames, _, _, channels = data.metadata.shape
     classes = data.metadata.get_output_size()
     network = anytime_network(config, weights, classes=classes, channels=channels, video=frames > 1)
-    clock, settings = budget.clock(network), build(players, config["strategy"])
+    clock, settings = budget.clock_of(network), build(players, config["strategy"])
     plays = player(settings, network, seed=seed, device=worker.device, clock=clock)
     played: list[Game] = []
 

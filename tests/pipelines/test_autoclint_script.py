@@ -1,7 +1,9 @@
 """A game as a training: what it leaves, and what becomes of one that is stopped."""
 
+import copy
 import json
 import runpy
+import time
 
 import here
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import running
 import torch
 
-from raykb.assembly import anytime_network
+from raykb.assembly import Budget, anytime_network
 from raykb.augment.autoclint.player import Player
 
 CONFIG = {"model": {"name": "small_convnet", "width": 2}}
@@ -67,6 +69,29 @@ def test_each_prediction_is_tracked_at_its_millisecond(script, tmp_path):
     told = [(step, own) for step, own in run.points if "game/alc" in own]
     assert [step for step, _ in told] == [round(1000 * line["seconds"]) for line in ledger]
     assert [own["game/alc"] for _, own in told] == [line["alc"] for line in ledger]
+
+
+def test_a_game_by_passes_is_the_same_twice_and_says_how_far_it_came(script, tmp_path):
+    found = []
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        here.run(script, "autoclint", config(script), folder)
+        (result,) = folder.rglob("result.json")
+        told = json.loads(result.with_name("details.json").read_text())
+        found.append((told, json.loads(result.read_text())["metrics"]))
+    assert found[0] == found[1]
+    figures = found[0][1]
+    assert figures["test/epochs"] > 0
+    assert figures["test/searched"] == figures["test/sub_policies"] == 0
+
+
+def test_a_game_goes_by_the_wall_clock_unless_another_is_asked_for():
+    network = torch.nn.Identity()
+    assert Budget().clock_of(network) is time.monotonic
+    assert Budget(clock="cpu").clock_of(network) is time.process_time
+    passes = Budget(clock="passes", pass_s=0.5).clock_of(network)
+    network(torch.zeros(1))
+    copy.deepcopy(network)(torch.zeros(1))
+    assert passes() == 1.0
 
 
 def test_entries_may_differ_in_their_data(script, tmp_path):

@@ -13,8 +13,8 @@ The rate of batches of B climbs from half of ``lr max(1/2, B / 32)`` to the whol
 epochs and is halved when the training loss has not fallen for ten.
 
 Departures: the official code keeps 50 networks, of which it only ever uses the best; here that one
-is kept, as a copy. Data are bytes in memory, see ``reading.py``. A wall clock decides what is
-trained when, so two games of one seed differ; with a clock that is held they do not.
+is kept, as a copy. Data are bytes in memory, see ``reading.py``. A clock decides what is trained
+when, so two games of one seed differ; by one that counts the network's passes they do not.
 """
 
 import copy
