@@ -121,6 +121,32 @@ def begun(storage):
         save(storage, step)
 
 
+def content(storage, name):
+    """Return what a reader finds under a name, of which nothing may be torn."""
+    try:
+        return {OLD: "old", NEW: "new"}[storage.read(name)]
+    except FileNotFoundError:
+        return None
+
+
+def found(storage):
+    """Return what a reader finds, by what was to be written."""
+    newest = checkpoint.decode(checkpoint.newest(storage)[0])["step"]
+    assert not [name for name in storage.folders() if name.endswith(".corrupt")]
+    return {
+        "replace": content(storage, "file"),
+        "begin": content(storage, "new/folder/file"),
+        "append": [record["number"] for record in storage.records("log")],
+        "rename": (content(storage, "a/file"), content(storage, "b/file")),
+        "save": newest,
+    }
+
+
+BEFORE = {"replace": "old", "begin": None, "append": [0], "rename": ("old", None), "save": 2}
+AFTER = {"replace": "new", "begin": "new", "append": [0, 1], "rename": (None, "old"), "save": 3}
+BETWEEN = {"rename": ("old", "old")}  # copied and not yet removed
+
+
 # ---------------------------------------------------------------------- who is killed
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from raykb.data.atomic import temporary_name
 from raykb.runtime.storage import LocalStorage, RemoteStorage, StorageError, open_storage
 
 
@@ -165,13 +166,36 @@ def test_an_error_of_an_object_store_is_told_without_secrets(tmp_path, monkeypat
         storage.exists("x")
 
 
-def test_removing_a_link_leaves_what_it_points_to(tmp_path):
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "link").symlink_to(tmp_path / "precious")
-    LocalStorage(tmp_path / "run").remove("link")
-    assert (tmp_path / "precious").is_dir()
-    assert not (tmp_path / "run" / "link").exists()
+def test_links_are_removed_and_what_they_point_to_stays(storage, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    storage.write("folder/deep/file", b"")
+    for link in ("link", "folder/link", "folder/deep/link"):
+        (tmp_path / "run" / link).symlink_to(precious)
+    storage.remove("folder")
+    if isinstance(storage, LocalStorage):  # object stores have no links
+        storage.remove("link")
+        assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in precious.iterdir()] == ["file"]
+
+
+def test_of_dead_writers_goes_what_they_began_and_nothing_behind_a_link(tmp_path):
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    own = [run / temporary_name("file"), run / "deep" / "folder" / temporary_name("file")]
+    others = [elsewhere / temporary_name("file"), run / "mine.tmp", run / ".file.tmp"]
+    for path in (*own, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (run / "link").symlink_to(elsewhere)
+    (run / "deep" / temporary_name("link")).symlink_to(others[0])
+    storage = LocalStorage(run)
+    names = storage.temporaries()
+    assert len(names) == 3
+    assert {str(path.relative_to(run)) for path in own} < set(names)
+    assert storage.sweep() == names
+    assert storage.temporaries() == []
+    assert all(path.exists() for path in others)
 
 
 def test_a_place_is_opened_by_its_form(tmp_path):
