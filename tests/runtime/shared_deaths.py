@@ -8,6 +8,7 @@ of pyarrow's file systems, which do that in code of their own, each call. Inside
 kills who lets a file grow beyond a limit (SIGXFSZ).
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -131,8 +132,11 @@ def content(storage, name):
 
 def found(storage):
     """Return what a reader finds, by what was to be written."""
+    for folder in checkpoint.folders(storage):
+        with contextlib.suppress(FileNotFoundError):  # it was never committed
+            for part in checkpoint.manifest(storage, folder):
+                checkpoint.read_part(storage, folder, part)
     newest = checkpoint.decode(checkpoint.newest(storage)[0])["step"]
-    assert not [name for name in storage.folders() if name.endswith(".corrupt")]
     return {
         "replace": content(storage, "file"),
         "begin": content(storage, "new/folder/file"),

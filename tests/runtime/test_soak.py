@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning",
 )
 LIMIT_S = 600
-FAULTS = ["driver", "worker", "driver", "worker"]
+FAULTS = ["driver", "worker", "worker"]
 
 
 class Round:

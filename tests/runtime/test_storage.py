@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raykb.data.atomic import temporary_name
+from raykb.data.atomic import TEMPORARY, temporary_name
+from raykb.runtime.lock import locked
 from raykb.runtime.storage import LocalStorage, RemoteStorage, StorageError, open_storage
 
 
@@ -113,6 +114,38 @@ def test_a_line_that_a_crash_cut_off_does_not_count_and_is_cut_away(tmp_path, cu
     storage.append("log", {"number": 7})
     lines = path.read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [0, 1, 7]
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What was brought to the disk, in order."""
+    paths, sync = [], os.fsync
+
+    def noted(descriptor):
+        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return paths
+
+
+def test_new_folders_are_on_the_disk_before_their_files_and_a_name_after_its_file(tmp_path, synced):
+    run = tmp_path / "runs" / "run"
+    with locked(LocalStorage(run)):
+        assert synced == [tmp_path, tmp_path / "runs"]
+        synced.clear()
+        LocalStorage(run).write("a/b/file", b"")
+    *folders, file, name = synced
+    assert folders == [run, run / "a"]
+    assert TEMPORARY.fullmatch(file.name)
+    assert name == run / "a" / "b"
+    synced.clear()
+    LocalStorage(run).append("log", {})
+    LocalStorage(run).append("log", {})
+    assert synced == [run / "log", run, run / "log"]
+    synced.clear()
+    LocalStorage(run).rename("a/b", "c")
+    assert sorted(synced) == [run, run / "a"]
 
 
 def test_a_failed_write_keeps_the_old_file_and_names_path_and_free_bytes(tmp_path, monkeypatch):
