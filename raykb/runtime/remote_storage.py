@@ -206,8 +206,9 @@ class RemoteStorage:
     def sweep(self) -> list[str]:
         """Remove :meth:`temporaries`, whose writers must have died; return their names."""
         for name in (names := self.temporaries()):
-            path = str(self._root / name)
-            _reached(f"{self._base}/{name}", functools.partial(self._files.delete_file, path))
+            take = functools.partial(self._files.delete_file, str(self._root / name))
+            with contextlib.suppress(FileNotFoundError):
+                _reached(f"{self._base}/{name}", take)
         return names
 
 

@@ -1,6 +1,8 @@
 """A checkpoint is whole or it does not count, wherever its writer was killed."""
 
 import json
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,37 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(storage, 
     assert f"step-00000002 does not verify (step-00000002/{name}: " in caplog.text
     assert storage.folders() == ["step-00000001", "step-00000002.corrupt"]
     assert found(storage)[0]["step"] == 1
+
+
+def test_a_part_cut_at_any_tenth_byte_or_with_any_byte_flipped_is_not_taken(storage, tmp_path):
+    save(storage, 1)
+    save(storage, 2)
+    folder = Path(storage.uri) / "step-00000002"
+    part = folder / "part-00001.pt"
+    whole = part.read_bytes()
+    cuts = [whole[:length] for length in range(0, len(whole), 10)]
+    flips = [
+        whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        for place in range(0, len(whole), 7)
+    ]
+    for damaged in [*cuts, *flips]:
+        assert damaged != whole
+        part.write_bytes(damaged)
+        assert found(storage)[0]["step"] == 1
+        storage.rename("step-00000002.corrupt", "step-00000002")
+    part.write_bytes(whole)
+    assert found(storage)[0]["step"] == 2
+
+
+def test_a_clock_that_jumps_changes_no_order(storage, monkeypatch):
+    for step, at in ((1, 2e9), (2, 1e9), (3, 1.5e9), (99_999_999, 1.0), (100_000_000, 2.0)):
+        save(storage, step, keep=3)
+        for path in Path(storage.uri).rglob("*"):
+            if f"step-{step:08d}" in str(path):
+                os.utime(path, (at, at))
+    assert found(storage)[0]["step"] == 100_000_000
+    kept = ["step-100000000", "step-99999999", "step-00000003"]
+    assert checkpoint.folders(storage) == kept
 
 
 @pytest.mark.parametrize("name", ["../../dev/zero", "/dev/zero", "..", 5, None])

@@ -8,6 +8,7 @@ of pyarrow's file systems, which do that in code of their own, each call. Inside
 kills who lets a file grow beyond a limit (SIGXFSZ).
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -119,6 +120,35 @@ def begun(storage):
     storage.append("log", {"number": 0})
     for step in (1, 2):
         save(storage, step)
+
+
+def content(storage, name):
+    """Return what a reader finds under a name, of which nothing may be torn."""
+    try:
+        return {OLD: "old", NEW: "new"}[storage.read(name)]
+    except FileNotFoundError:
+        return None
+
+
+def found(storage):
+    """Return what a reader finds, by what was to be written."""
+    for folder in checkpoint.folders(storage):
+        with contextlib.suppress(FileNotFoundError):  # it was never committed
+            for part in checkpoint.manifest(storage, folder):
+                checkpoint.read_part(storage, folder, part)
+    newest = checkpoint.decode(checkpoint.newest(storage)[0])["step"]
+    return {
+        "replace": content(storage, "file"),
+        "begin": content(storage, "new/folder/file"),
+        "append": [record["number"] for record in storage.records("log")],
+        "rename": (content(storage, "a/file"), content(storage, "b/file")),
+        "save": newest,
+    }
+
+
+BEFORE = {"replace": "old", "begin": None, "append": [0], "rename": ("old", None), "save": 2}
+AFTER = {"replace": "new", "begin": "new", "append": [0, 1], "rename": (None, "old"), "save": 3}
+BETWEEN = {"rename": ("old", "old")}  # copied and not yet removed
 
 
 # ---------------------------------------------------------------------- who is killed

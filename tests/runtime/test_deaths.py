@@ -4,7 +4,19 @@ import itertools
 
 import pyarrow.fs
 import pytest
-from shared_deaths import NEW, OLD, STORAGES, WRITES, Counted, Writers, begun, remote, save
+from shared_deaths import (
+    AFTER,
+    BEFORE,
+    BETWEEN,
+    STORAGES,
+    WRITES,
+    Counted,
+    Writers,
+    begun,
+    found,
+    remote,
+    save,
+)
 
 from raykb.engine import checkpoint
 
@@ -15,32 +27,6 @@ SIZES = {"replace": (0, 1, 4999), "begin": (0, 4999), "append": (15, 27), "save"
 def writers():
     with Writers() as started:
         yield started
-
-
-def content(storage, name):
-    """Return what a reader finds under a name, of which nothing may be torn."""
-    try:
-        return {OLD: "old", NEW: "new"}[storage.read(name)]
-    except FileNotFoundError:
-        return None
-
-
-def found(storage):
-    """Return what a reader finds, by what was to be written."""
-    newest = checkpoint.decode(checkpoint.newest(storage)[0])["step"]
-    assert not [name for name in storage.folders() if name.endswith(".corrupt")]
-    return {
-        "replace": content(storage, "file"),
-        "begin": content(storage, "new/folder/file"),
-        "append": [record["number"] for record in storage.records("log")],
-        "rename": (content(storage, "a/file"), content(storage, "b/file")),
-        "save": newest,
-    }
-
-
-BEFORE = {"replace": "old", "begin": None, "append": [0], "rename": ("old", None), "save": 2}
-AFTER = {"replace": "new", "begin": "new", "append": [0, 1], "rename": (None, "old"), "save": 3}
-BETWEEN = {"rename": ("old", "old")}  # copied and not yet removed
 
 
 def swept(storage, folder):

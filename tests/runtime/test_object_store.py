@@ -10,8 +10,10 @@ With moto 5.2.5 all held, 28 November 2026; 5.2.1 of another environment complet
 """
 
 import contextlib
+import itertools
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -20,9 +22,12 @@ import uuid
 
 import pyarrow.fs
 import pytest
+from shared_deaths import NEW, OLD, Writers
 
+from raykb.runtime import retrying
 from raykb.runtime.fence import FOLDER, LostLease
 from raykb.runtime.lock import Claim, holder, locked
+from raykb.runtime.retrying import PATIENCE, StorageError
 from raykb.runtime.session import Refused
 from raykb.runtime.storage import open_storage
 
@@ -73,6 +78,59 @@ def _until_it_answers(port, process, log):
             return
         except OSError:
             time.sleep(0.1)
+
+
+class Wire:
+    """A way to the store that can be cut, and that kills who has sent so many bytes on it."""
+
+    def __init__(self, port):
+        self._store, self._server = port, socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self.is_whole, self.sent, self.limit, self.victim = True, 0, None, None
+        self._start(self._accept)
+
+    def _start(self, function, *arguments):
+        threading.Thread(target=function, args=arguments, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):  # of the end
+            while True:
+                caller, _ = self._server.accept()
+                if not self.is_whole:
+                    caller.close()
+                    continue
+                store = socket.create_connection(("127.0.0.1", self._store))
+                self._start(self._pump, caller, store, self._count)
+                self._start(self._pump, store, caller, lambda count: True)
+
+    def _pump(self, source, target, passes):
+        with contextlib.suppress(OSError), source, target:
+            while (data := source.recv(200)) and passes(len(data)):
+                target.sendall(data)
+
+    def _count(self, count):
+        self.sent += count
+        if self.limit is None or self.sent <= self.limit:
+            return True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.victim, signal.SIGKILL)
+        return False
+
+    def close(self):
+        self._server.close()
+
+
+@pytest.fixture
+def wire(bucket):
+    _, query = bucket
+    made = Wire(int(query.partition("127.0.0.1:")[2].partition("&")[0]))
+    yield made
+    made.close()
+
+
+def by_wire(uri, wire):
+    """Return the URI of a run by way of a wire."""
+    return f"{uri.partition('127.0.0.1:')[0]}127.0.0.1:{wire.port}&region=us-east-1"
 
 
 @pytest.fixture
@@ -156,3 +214,76 @@ def test_a_claim_that_cannot_be_read_is_waited_for_and_passed_over(run):
     claim.take().write("x", b"")
     assert claim.number == 10
     assert len(run.files(FOLDER)) == 1
+
+
+# ---------------------------------------------------------------------- kills and cuts
+
+
+@pytest.fixture(scope="module")
+def writers(bucket):
+    with Writers() as started:  # it knows the keys
+        yield started
+
+
+def replaced(run, kill):
+    """Have writers replace a file, each killed by ``kill(uri, number)``, until one is not killed.
+
+    Returns what is read after each of them.
+    """
+    fates = []
+    for number in itertools.count():
+        run.write("file", OLD)
+        was_killed = kill(run.uri, number)
+        fates.append({OLD: "old", NEW: "new"}[run.read("file")])
+        if not was_killed:
+            return fates
+
+
+def test_a_writer_that_is_killed_leaves_the_old_or_the_new(writers, run):
+    fates = replaced(run, lambda uri, at: writers.killed("remote", uri, "replace", at=at))
+    assert len(fates) > 4
+    assert [fate for fate, _ in itertools.groupby(fates)] == ["old", "new"]
+
+
+def test_a_writer_that_is_killed_while_it_sends_leaves_the_old_or_the_new(writers, run, wire):
+    def aim(process):
+        wire.victim = process
+
+    def kill(uri, number):
+        wire.sent, wire.limit = 0, 100 + 1500 * number
+        return writers.killed("remote", by_wire(uri, wire), "replace", begun=aim)
+
+    fates = replaced(run, kill)
+    assert wire.limit > len(NEW)  # what is written was on its way
+    assert (fates[0], fates[-1]) == ("old", "new")
+
+
+def test_a_store_that_answers_again_is_written_and_one_that_does_not_is_told(
+    run, wire, monkeypatch
+):
+    storage, pauses = open_storage(by_wire(run.uri, wire)), []
+
+    def pause(place, number):
+        pauses.append(place)
+        wire.is_whole = True
+        return 0.01
+
+    monkeypatch.setattr(retrying, "pause_s", pause)
+    wire.is_whole = False
+    storage.write("file", b"whole")
+    assert pauses == [f"{storage.uri.partition('?')[0]}/file"]
+    assert run.read("file") == b"whole"
+
+    monkeypatch.setenv(PATIENCE, "0")
+    wire.is_whole = False
+    monkeypatch.setattr(retrying, "pause_s", lambda place, number: 1.0)
+    with pytest.raises(StorageError, match=r"AWS Error NETWORK_CONNECTION .* \(tried 1 times in"):
+        storage.write("file", b"other")
+    assert run.read("file") == b"whole"
+
+
+def test_a_bucket_that_is_not_there_is_told_at_once(bucket, monkeypatch):
+    monkeypatch.setattr(retrying.time, "sleep", lambda seconds: pytest.fail("it was tried again"))
+    storage = open_storage(f"s3://nowhere/run{bucket[1]}")
+    with pytest.raises(StorageError, match=r"Bucket 'nowhere' not found"):
+        storage.write("file", b"")

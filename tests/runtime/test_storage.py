@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from raykb.data.atomic import TEMPORARY, temporary_name
+from raykb.runtime.lock import locked
 from raykb.runtime.storage import LocalStorage, RemoteStorage, StorageError, open_storage
 
 
@@ -114,6 +116,38 @@ def test_a_line_that_a_crash_cut_off_does_not_count_and_is_cut_away(tmp_path, cu
     assert [json.loads(line)["number"] for line in lines] == [0, 1, 7]
 
 
+@pytest.fixture
+def synced(monkeypatch):
+    """What was brought to the disk, in order."""
+    paths, sync = [], os.fsync
+
+    def noted(descriptor):
+        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return paths
+
+
+def test_new_folders_are_on_the_disk_before_their_files_and_a_name_after_its_file(tmp_path, synced):
+    run = tmp_path / "runs" / "run"
+    with locked(LocalStorage(run)):
+        assert synced == [tmp_path, tmp_path / "runs"]
+        synced.clear()
+        LocalStorage(run).write("a/b/file", b"")
+    *folders, file, name = synced
+    assert folders == [run, run / "a"]
+    assert TEMPORARY.fullmatch(file.name)
+    assert name == run / "a" / "b"
+    synced.clear()
+    LocalStorage(run).append("log", {})
+    LocalStorage(run).append("log", {})
+    assert synced == [run / "log", run, run / "log"]
+    synced.clear()
+    LocalStorage(run).rename("a/b", "c")
+    assert sorted(synced) == [run, run / "a"]
+
+
 def test_a_failed_write_keeps_the_old_file_and_names_path_and_free_bytes(tmp_path, monkeypatch):
     storage = LocalStorage(tmp_path)
     storage.write("file", b"old")
@@ -165,13 +199,36 @@ def test_an_error_of_an_object_store_is_told_without_secrets(tmp_path, monkeypat
         storage.exists("x")
 
 
-def test_removing_a_link_leaves_what_it_points_to(tmp_path):
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "link").symlink_to(tmp_path / "precious")
-    LocalStorage(tmp_path / "run").remove("link")
-    assert (tmp_path / "precious").is_dir()
-    assert not (tmp_path / "run" / "link").exists()
+def test_links_are_removed_and_what_they_point_to_stays(storage, tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    storage.write("folder/deep/file", b"")
+    for link in ("link", "folder/link", "folder/deep/link"):
+        (tmp_path / "run" / link).symlink_to(precious)
+    storage.remove("folder")
+    if isinstance(storage, LocalStorage):  # object stores have no links
+        storage.remove("link")
+        assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in precious.iterdir()] == ["file"]
+
+
+def test_of_dead_writers_goes_what_they_began_and_nothing_behind_a_link(tmp_path):
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    own = [run / temporary_name("file"), run / "deep" / "folder" / temporary_name("file")]
+    others = [elsewhere / temporary_name("file"), run / "mine.tmp", run / ".file.tmp"]
+    for path in (*own, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (run / "link").symlink_to(elsewhere)
+    (run / "deep" / temporary_name("link")).symlink_to(others[0])
+    storage = LocalStorage(run)
+    names = storage.temporaries()
+    assert len(names) == 3
+    assert {str(path.relative_to(run)) for path in own} < set(names)
+    assert storage.sweep() == names
+    assert storage.temporaries() == []
+    assert all(path.exists() for path in others)
 
 
 def test_a_place_is_opened_by_its_form(tmp_path):
