@@ -100,14 +100,20 @@ def prepare(config: dict[str, Any]) -> Ready:
     rehearse_phases(
         config, OBJECTIVES, data.stand_in, data.shape, problems, phases=("theta", "final")
     )
+    entries: list[Entry] = []
     with problems.at("comparison", config["comparison"]):
-        count = len(comparison.trainings(config))
+        entries = comparison.trainings(config)
+    for entry in entries:  # a policy's file is wanted only after hours
+        own = entry.label not in comparison.rivals
+        with problems.at("augmentation" if own else f"comparison.rivals.{entry.label}"):
+            stand_in = Policy.random(1, 1, 0)
+            augmentation(entry.config["augmentation"], seed=entry.seed, searched=stand_in)
     problems.refuse()
     splits = config["splits"]["splits"]
     phases = [
         Phase(THETA, splits, resources["theta"]),
         Phase(SEARCH, splits * settings.evaluators_per_split, resources["evaluators"]),
-        Phase(FINAL, count, resources["final"]),
+        Phase(FINAL, len(entries), resources["final"]),
     ]
     return Ready(data, settings, comparison, resources, phases)
 

@@ -17,6 +17,7 @@ from packaging.version import Version
 from ray.scripts.scripts import start as ray_start
 
 from raykb import config
+from raykb.runtime.nodes import LIMIT
 
 try:
     from ray.autoscaler._private.util import prepare_config, validate_config
@@ -29,7 +30,8 @@ except ImportError:
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = ROOT / "clusters"
-LAUNCHED = ["local", "aws_gpu", "gcp_gpu"]
+CLOUDS = ["aws_gpu", "azure_gpu", "gcp_gpu"]
+LAUNCHED = ["local", *CLOUDS]
 FILES = [*LAUNCHED, "kuberay"]
 CONFIG = ROOT / "pipelines" / "configs" / "augment" / "fastaa_fashion_mnist_sample.yaml"
 
@@ -82,7 +84,7 @@ TYPOS = {
     "minimum": (lambda c: gpu(c).update(min_workers=9), "smaller than the sum of `min_workers`"),
 }
 WITHIN = [("local", typo) for typo in ("top", "auth")]  # the other sections it has not
-WITHIN += [(name, typo) for name in ("aws_gpu", "gcp_gpu") for typo in TYPOS]
+WITHIN += [(name, typo) for name in CLOUDS for typo in TYPOS]
 
 
 def gpu(launched):
@@ -130,6 +132,31 @@ def ray_versions(name):
 
 def test_all_files_have_one_version_of_ray():
     assert len(set.union(*map(ray_versions, FILES))) == 1
+
+
+def waits(name):
+    """Seconds that a run waits for nodes on the cluster of a file."""
+    if name == "kuberay":
+        (head,) = pods(ray_cluster(kuberay("RayCluster")))[0]["spec"]["containers"]
+        return [float(each["value"]) for each in head["env"] if each["name"] == LIMIT]
+    (start,) = starts(launcher(name), "head")
+    return list(map(float, re.findall(rf"\bexport [^;]*{LIMIT}=(\S+?);.*ray start", start)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_head_says_how_long_a_run_waits_for_nodes_where_any_can_come(name):
+    assert waits(name) == [] if name == "local" else [900]
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_a_cluster_of_a_cloud_is_empty_between_runs(name):
+    launched = launcher(name)
+    types = launched["available_node_types"]
+    assert types["head"]["resources"]["CPU"] == 0
+    assert [types["gpu"][f"{end}_workers"] for end in ("min", "max")] == [0, 8]
+    assert launched["idle_timeout_minutes"] <= 10
+    groups = ray_cluster(kuberay("RayCluster"))["workerGroupSpecs"]
+    assert [group["minReplicas"] for group in groups] == [0]
 
 
 # KubeRay
@@ -359,6 +386,8 @@ def launcher_doors(launched):
     found = []
     if launched.get("file_mounts", {}).get("~/.ray/auth_token") != "~/.ray/auth_token":
         found.append("no token on the nodes")
+    if not any(re.search(r"chmod 600 ~/\.ray/auth_token$", c) for c in launched["setup_commands"]):
+        found.append("a token that others on the node can read")
     for node in ("head", "worker"):
         for line in starts(launched, node):
             if not re.search(r"\bexport [^;]*RAY_AUTH_MODE=token\b.*ray start", line):
@@ -396,6 +425,7 @@ def test_nobody_gets_in_without_the_token(name):
         ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "dashboard beyond loopback"),
         ("--dashboard-host=127.0.0.1", "", "dashboard beyond loopback"),
         ("~/.ray/auth_token: ~/.ray/auth_token", "{}", "no token on the nodes"),
+        ("chmod 600 ~/.ray", "chmod 644 ~/.ray", "a token that others on the node can read"),
     ],
 )
 @pytest.mark.parametrize("name", LAUNCHED)

@@ -22,6 +22,7 @@ from raykb.data.candidates import CANDIDATES, CROPS, FLIP, views
 from raykb.data.corruptions import corrupted
 from raykb.data.images import ImageSet
 from raykb.data.views import ImageView
+from raykb.engine.foreign import check_archive
 
 Arrays = dict[str, np.ndarray]
 NAMES = tuple(CANDIDATES)
@@ -142,6 +143,7 @@ def joined(pieces: Iterable[bytes]) -> Arrays:
     """Return the arrays of files one after another."""
     read = []
     for piece in pieces:
+        check_archive(piece)
         with np.load(io.BytesIO(piece), allow_pickle=False) as arrays:
             read.append(dict(arrays))
     return {name: np.concatenate([each[name] for each in read]) for name in read[0]}

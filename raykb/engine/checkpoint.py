@@ -21,14 +21,13 @@ import json
 import logging
 import pickle
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from raykb.engine.foreign import parsed
+from raykb.engine.foreign import check_archive, parsed
 from raykb.engine.names import check_part
 
 SCHEMA = 1
@@ -101,25 +100,14 @@ def decode(data: bytes) -> Any:
             values and tensors: code in it is refused, never run.
     """
     try:
-        _check_packing(data)
+        check_archive(data)
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (ValueError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).partition("\n")[0]  # what follows of torch's is how to run it anyway
         raise ValueError(
             "state: is damaged, or holds more than plain values and tensors, and is not read; "
-            f"bring it back from a copy ({_first_line(error)})"
+            f"bring it back from a copy ({reason})"
         ) from error
-
-
-def _check_packing(data: bytes) -> None:
-    """Refuse an archive that torch did not write: it compresses nothing, nor has it parts twice."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        unpacked = sum(each.file_size for each in archive.infolist())
-    if unpacked > len(data):
-        raise zipfile.BadZipFile(f"{len(data)} bytes that would be {unpacked}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def folder_of(step: int) -> str:

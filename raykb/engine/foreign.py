@@ -4,7 +4,9 @@ Files of data sets, policies and genotypes come from anywhere. What reads them s
 be, and refuses the rest by a ValueError before it takes memory or time.
 """
 
+import io
 import json
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,21 @@ def read_text(path: Path, *, most_bytes: int = MOST_BYTES, encoding: str = "utf-
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is no text: {error}") from error
+
+
+def check_archive(data: bytes) -> None:
+    """Refuse a zip archive that is larger than it has bytes; those of ours compress nothing.
+
+    Raises:
+        ValueError: it is, or it is no archive.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"is no archive: {error}") from error
+    if unpacked > len(data):
+        raise ValueError(f"is an archive of {len(data)} bytes that would be {unpacked}")
 
 
 def parsed(text: str | bytes) -> Any:

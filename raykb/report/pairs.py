@@ -83,8 +83,10 @@ def aligned(
         for place, (name, plan) in enumerate(words, 1):
             left, top = STEP * place, STEP * row
             _picture(axes, (left, top), images[query], GREY)
-            shade: dict[str, Any] = {"cmap": "inferno", "alpha": 0.7, "interpolation": "nearest", "vmin": 0}
-            axes.imshow(plan, extent=(left, left + 1, top + 1, top), **shade)
+            place_of = (left, left + 1, top + 1, top)
+            axes.imshow(
+                plan, "inferno", alpha=0.7, interpolation="nearest", vmin=0, extent=place_of
+            )
             axes.text(left + 0.5, top - 0.02, name, fontsize=6, ha="center", va="bottom")
     _cut(axes, width, len(rows))
     return figure

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from raykb.engine.foreign import check_archive
 from raykb.runtime.storage import open_storage
 
 
@@ -25,6 +26,7 @@ class ArrayFiles:
         """Return the arrays of this key; None where there is no file, or it is broken."""
         try:
             data = open_storage(self.uri).read(f"{key}.npz")
+            check_archive(data)
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return dict(arrays)
         except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile):

@@ -26,7 +26,7 @@ from raykb.runtime.session import Refused
 LIMIT = "RAYKB_WAIT_FOR_NODES_S"
 """The variable that says for how many seconds a run waits for nodes."""
 
-SETTLED_S = 120.0
+SETTLED_S = 60.0
 """Seconds without a new node after which those that have come are enough, if they are."""
 
 _LOOK_S = 2.0

@@ -22,20 +22,26 @@ from PIL import Image, PngImagePlugin
 from shared_bounds import MIB, at_most
 
 from raykb import config
+from raykb.augment.loss_tables import joined
 from raykb.augment.policy import Policy
 from raykb.data import cifar, parquet
 from raykb.data.datasets import DATASETS
 from raykb.data.decathlon import read_task
 from raykb.data.decoding import BadImageError, decode
+from raykb.data.decoding import encode_png as png_of
 from raykb.data.folder import folder_records
 from raykb.data.nifti import read_image, read_label
+from raykb.data.pairs import LONGEST, captions_of
 from raykb.data.parquet import parquet_records, write_shards
+from raykb.data.records import bullets
 from raykb.data.sharded_images import ShardedImages
 from raykb.data.volume_shards import _mapped
 from raykb.data.wordpiece import WordPiece
 from raykb.engine import checkpoint
 from raykb.engine.foreign import DEEPEST, parsed, printable, read_text
 from raykb.nas.genotype import Genotype
+from raykb.runtime.array_files import ArrayFiles
+from raykb.runtime.secrets import redacted
 from raykb.segmentation.plans import Plan
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -352,6 +358,19 @@ def test_an_archive_that_inflates_is_no_checkpoint():
         checkpoint.decode(data)
 
 
+def test_an_archive_that_inflates_has_no_arrays(tmp_path: Path):
+    file = io.BytesIO()
+    np.savez_compressed(file, a=np.zeros(100 * MIB, np.uint8))
+    assert len(file.getvalue()) < MIB
+    with at_most(16 * MIB), pytest.raises(ValueError, match="is an archive of"):
+        joined([file.getvalue()])
+    (tmp_path / "key.npz").write_bytes(file.getvalue())
+    with at_most(16 * MIB):
+        assert ArrayFiles(str(tmp_path)).read("key") is None  # as any that is broken
+    ArrayFiles(str(tmp_path)).write("key", {"a": np.arange(3)})
+    assert ArrayFiles(str(tmp_path)).read("key")["a"].tolist() == [0, 1, 2]
+
+
 HEADERS = {
     "absurd": ((30_000, 30_000, 30_000), 352),
     "large": ((900, 900, 900), 352),
@@ -512,13 +531,31 @@ def test_a_vocabulary_of_a_hostile_size_is_refused(tmp_path: Path):
         WordPiece.read(str(path))
 
 
+def test_a_caption_that_is_a_book_is_refused(tmp_path: Path):
+    picture = png_of(np.zeros((3, 8, 8), np.uint8))
+    rows = [(n, picture, 0, "a dog" if n else "x" * (LONGEST + 1)) for n in range(2)]
+    write_shards(tmp_path, rows, ["cat"])
+    with pytest.raises(ValueError, match=r"row 0: has a caption of 20001 signs, must be at most"):
+        captions_of(parquet_records(str(tmp_path)))
+    assert captions_of(parquet_records(str(tmp_path)).subset(np.array([1]))) == ("a dog",)
+
+
 # ---------------------------------------------------------------------- names
+
+
+def test_the_measure_of_memory_sees_what_is_used():
+    with pytest.raises(AssertionError), at_most(30 * MIB):
+        assert len(b"x" * (60 * MIB)) == 60 * MIB
+    with at_most(30 * MIB):
+        assert len(b"x" * MIB) == MIB
 
 
 def test_what_steers_a_terminal_is_written_out():
     text = "a\x1b[2J\x9b1m\x07\r\x00\u202eb\tc\nd"
     assert printable(text) == "a\\x1b[2J\\x9b1m\\x07\\x0d\\x00\\u202eb\tc\nd"
     assert printable("Müller 日本 🙂") == "Müller 日本 🙂"
+    assert redacted("http://u:p@h/a\x1b[2J") == "http://***@h/a\\x1b[2J"
+    assert "\x1b" not in bullets(["a\x1b[2J"])
 
 
 STRANGE = ["a\x1b[2Jb", "two\nlines", "n" * 300, "right\u202eleft"]
