@@ -37,7 +37,7 @@ from raykb.runtime.runs import history, tracked_runs
 from raykb.runtime.tracking import Tracker, default_uri
 
 POINTS, REPEATS = 10_000, 5
-STEPS, LOG_EVERY, TERMS, PAIRS = 1000, 50, 20, 7
+STEPS, LOG_EVERY, TERMS, PAIRS = 1000, 50, 20, 5
 RUNS, CHILDREN, LOGGED = 4, 50, 25
 
 
