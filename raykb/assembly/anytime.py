@@ -18,7 +18,7 @@ from raykb.assembly.builder import Config
 from raykb.config import build
 from raykb.data.datasets import DATASETS
 from raykb.data.images import ImageSet
-from raykb.engine.arguments import above, misfits, refuse
+from raykb.engine.arguments import above, check_settings
 from raykb.engine.loop import Evaluated, Training, Worker
 from raykb.engine.objective import Terms
 from raykb.evaluate.ingestion import Clock, Game, GameData, Part, PassClock, ingestion
@@ -45,7 +45,7 @@ class Budget:
     pass_s: float = 0.01
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, seconds=above(0), scale_s=above(0), pass_s=above(0)))
+        check_settings(self, seconds=above(0), scale_s=above(0), pass_s=above(0))
 
     def clock_of(self, network: nn.Module) -> Clock:
         """Return what tells the time of a game that is played with ``network``."""

@@ -17,7 +17,7 @@ from raykb.data.pairs import PairSet, captions_of
 from raykb.data.source import Source
 from raykb.data.views import VIEWS
 from raykb.data.wordpiece import WordPiece
-from raykb.engine.arguments import at_least, misfits, or_none, refuse, within
+from raykb.engine.arguments import at_least, check_settings, or_none, within
 from raykb.engine.loop import Evaluation
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
@@ -51,7 +51,7 @@ class Captions:
     pictures: int | None = None
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, hidden=within(0, 1), pictures=or_none(at_least(1))))
+        check_settings(self, hidden=within(0, 1), pictures=or_none(at_least(1)))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from raykb.data.volume_augmentations import PATCH_AUGMENTATIONS
 from raykb.data.volume_shards import Contents, Preparation
 from raykb.data.volume_views import PatchView
 from raykb.data.volumes import Volumes, open_volumes
-from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, check_settings, misfits, refuse
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed
 from raykb.evaluate.sliding_window import SlidingWindow
@@ -212,7 +212,7 @@ class Tasks:
             "size": at_least(16),
             "tolerance_mm": above(0),
         }
-        refuse(misfits(self, **rules))
+        check_settings(self, **rules)
 
     def count(self) -> int:
         """Return how many tasks there are; raises as :func:`opened`, or ValueError for phantoms."""

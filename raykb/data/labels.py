@@ -14,7 +14,7 @@ import numpy as np
 from raykb.data.parquet import named_classes, parquet_records
 from raykb.data.records import Records
 from raykb.data.splits import stratified_subset
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.arguments import at_least, check_settings
 from raykb.engine.foreign import parsed
 
 
@@ -29,7 +29,7 @@ class Labels:
     count: int
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, count=at_least(1)))
+        check_settings(self, count=at_least(1))
 
     def draw(self, records: Records, seed: int) -> Records:
         """Return the labelled ones of ``records``.

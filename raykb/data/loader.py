@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from raykb.data.feed import Observer, Tell, numbers
 from raykb.data.source import Fields, Piece, Source
-from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, check_settings
 from raykb.engine.loop import Worker
 from raykb.engine.memory import keep_freed_memory
 
@@ -36,7 +36,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         rules = {"workers": at_least(0), "prefetch": at_least(1), "timeout_s": above(0)}
-        refuse(misfits(self, **rules))
+        check_settings(self, **rules)
         self._observer = Observer(self.tell)
         self._running: list[Iterator[Fields]] = []
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from raykb.data.source import Rows
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.arguments import at_least, check_settings
 from raykb.engine.seeding import generator
 
 
@@ -39,7 +39,7 @@ class Shuffled:
     keep_last: bool = False
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, count=at_least(1), batch_size=at_least(1)))
+        check_settings(self, count=at_least(1), batch_size=at_least(1))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,7 +78,7 @@ class Endless:
     seed: int
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, count=at_least(1), batch_size=at_least(1)))
+        check_settings(self, count=at_least(1), batch_size=at_least(1))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raykb.data.source import Examples, Fields
 from raykb.data.views import ImageView
-from raykb.engine.arguments import misfits, refuse, within
+from raykb.engine.arguments import check_settings, within
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
 NOTHING = -100  # of tokens that were not hidden
@@ -38,7 +38,7 @@ class PairView:
     share: float = 0.15
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, share=within(0, 1)))
+        check_settings(self, share=within(0, 1))
 
     def train(self, arrays: Fields, ids: np.ndarray, seed: int, epoch: int) -> Fields:
         """Return the fields of ``raykb.recognition.batch.PairBatch``, by name."""

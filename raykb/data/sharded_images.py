@@ -17,7 +17,7 @@ import pyarrow as pa
 from raykb.data.decoding import BadImageError, decode, decode_all
 from raykb.data.shards import Shard, find_shards, read_shard
 from raykb.data.source import Read, Selected
-from raykb.engine.arguments import above, among, misfits, or_none, refuse
+from raykb.engine.arguments import above, among, check_settings, or_none
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
 _SAMPLE = Path(__file__).parent / "samples" / "fashion_mnist_train.parquet"
@@ -72,7 +72,7 @@ class ShardedImages(ShardSettings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, **SHARD_RULES))
+        check_settings(self, **SHARD_RULES)
         shards, ids = find_shards(str(_SAMPLE) if self.paths is None else self.paths)
         self.shards, self._ids = tuple(shards), ids
         self._ends = np.cumsum(self.counts)

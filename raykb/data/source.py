@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raykb.engine.arguments import among, misfits, refuse
+from raykb.engine.arguments import among, check_settings
 
 Arrays = dict[str, np.ndarray]
 """Columns of some rows by name, numbers with a first axis of n rows."""
@@ -137,7 +137,7 @@ class Source:
     views_by: Literal["workers", "trainer"] = "workers"
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, views_by=among("workers", "trainer")))
+        check_settings(self, views_by=among("workers", "trainer"))
 
     def read(self, step: int, rank: int = 0, size: int = 1) -> Piece:
         """Return a rank's share of a step as the workers hand it over."""

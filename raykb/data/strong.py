@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from raykb.data.operations import apply_operation
-from raykb.engine.arguments import at_least, misfits, refuse, within
+from raykb.engine.arguments import at_least, check_settings, within
 from raykb.engine.seeding import keyed_uniform, stream_seed
 
 # The ranges of those re-implementations: the enhancements only ever reduce.
@@ -81,7 +81,7 @@ class WeakStrong:
 
     def __post_init__(self) -> None:
         share, count = within(0, 1), {"operations": at_least(0), "strong_views": at_least(1)}
-        refuse(misfits(self, crop=share, cutout=share, **count))
+        check_settings(self, crop=share, cutout=share, **count)
 
     def __call__(
         self, images: Tensor, ids: np.ndarray | Tensor, seed: int, epoch: int

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raykb.data.operations import rows_at_a_time
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.arguments import at_least, check_settings
 
 # Principal components of ImageNet's RGB values (Krizhevsky, Sutskever, Hinton, NeurIPS 2012, in
 # the published figures that every later recipe uses), for values in [0, 1].
@@ -78,7 +78,7 @@ class CropFlipView:
 
     def __post_init__(self) -> None:
         _check_statistics(self.mean, self.std)
-        refuse(misfits(self, padding=at_least(0), cutout=at_least(0)))
+        check_settings(self, padding=at_least(0), cutout=at_least(0))
 
     def __call__(self, images: Tensor, uniforms: Tensor) -> Tensor:
         """Return (N, C, H, W) float32 for (N, C, H, W) uint8 and (N, 5) uniform numbers."""

@@ -29,7 +29,7 @@ from raykb.data.volume_operations import (
 )
 from raykb.data.volume_shards import Spacing
 from raykb.data.volume_views import PatchAugmentation
-from raykb.engine.arguments import Rule, above, at_least, misfits, refuse
+from raykb.engine.arguments import Rule, above, at_least, check_settings
 
 _FLAT = 3.0  # a patch that is so many times longer than deep is of slices
 _SMALLEST = 0.85  # scale that there is a border for; beyond it zeros are seen, as in nnU-Net
@@ -109,7 +109,7 @@ class NNUNetAugmentation:
         rules = dict.fromkeys(names, share) | dict.fromkeys(spans, span) | {"resolutions": part}
         axes = Rule("of 0, 1 and 2", lambda axes: set(axes) <= {0, 1, 2})
         rules |= {"degrees": at_least(0), "noise_variance": above(0), "mirror_axes": axes}
-        refuse(misfits(self, **rules))
+        check_settings(self, **rules)
 
     @property
     def in_slices(self) -> bool:

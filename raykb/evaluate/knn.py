@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, check_settings
 from raykb.engine.loop import Evaluated
 from raykb.evaluate.backbone import Judged
 from raykb.parts.backbone import Backbone
@@ -47,7 +47,7 @@ class KNN:
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, neighbours=at_least(1), temperature=above(0)))
+        check_settings(self, neighbours=at_least(1), temperature=above(0))
 
     def __call__(self, judged: Judged) -> Evaluated:
         """Return ``top1`` of the test images; the details have the nearest of some.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.arguments import at_least, check_settings
 from raykb.engine.loop import Evaluated
 from raykb.evaluate.backbone import Features, Judged
 from raykb.parts.backbone import Backbone
@@ -42,7 +42,7 @@ class LinearProbe:
     iterations: int = 100
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, weight_decay=at_least(0), iterations=at_least(1)))
+        check_settings(self, weight_decay=at_least(0), iterations=at_least(1))
 
     def __call__(self, judged: Judged) -> Evaluated:
         """Return ``top1`` of the test images, and of the training images, ``train_top1``."""

@@ -36,7 +36,7 @@ from raykb.data.image_views import ClassifierView
 from raykb.data.scenes import Background, Composition, Scenes
 from raykb.data.source import Examples
 from raykb.data.views import CropFlipView
-from raykb.engine.arguments import at_least, misfits, refuse
+from raykb.engine.arguments import at_least, check_settings
 from raykb.engine.loop import Evaluated
 from raykb.engine.seeding import generator, stream_seed
 from raykb.evaluate.backbone import Features, Judged
@@ -78,7 +78,7 @@ class Localisation:
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("train_scenes", "test_scenes", "iterations"), at_least(1))
-        refuse(misfits(self, weight_decay=at_least(0), **counts))
+        check_settings(self, weight_decay=at_least(0), **counts)
         self.composition()  # refuses the rest
 
     def composition(self) -> Composition:

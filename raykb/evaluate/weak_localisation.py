@@ -33,7 +33,7 @@ from raykb.data.feed import plain_batches
 from raykb.data.image_views import ClassifierView
 from raykb.data.source import Examples
 from raykb.data.views import CropFlipView
-from raykb.engine.arguments import at_least, misfits, refuse, within
+from raykb.engine.arguments import at_least, check_settings, within
 from raykb.engine.loop import Evaluated, Evaluation
 from raykb.engine.seeding import generator
 from raykb.evaluate.components import largest_component
@@ -67,7 +67,7 @@ class WeakLocalisation:
     threshold: float = 0.2
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, scenes=at_least(1), threshold=within(0, 1)))
+        check_settings(self, scenes=at_least(1), threshold=within(0, 1))
 
     def of(self, test: Examples, mean: Sequence[float], std: Sequence[float]) -> Evaluation:
         """Return the evaluation on some of the test scenes, which a mean and a std normalise.

@@ -30,7 +30,7 @@ th, td { padding: 0.15rem 0.8rem; text-align: right; vertical-align: top }
 th { border-bottom: 2px solid var(--rule) }
 td { border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
 th:first-child, td:first-child, .left td, .left th { text-align: left }
-img { border-radius: 4px; max-height: 46rem; max-width: 100% }
+img { border-radius: 4px; max-height: 60rem; max-width: 100% }
 figure { margin: 1rem 0 }
 figcaption, .note { color: var(--soft) }
 </style>

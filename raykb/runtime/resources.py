@@ -10,7 +10,7 @@ import ray
 import torch
 
 from raykb.config import Section, build
-from raykb.engine.arguments import among, at_least, misfits, or_none, refuse
+from raykb.engine.arguments import among, at_least, check_settings, misfits, or_none, refuse
 
 _LOOK_S = 2.0
 LEFT_S = 60.0
@@ -39,7 +39,7 @@ class WorkerResources:
 
     def __post_init__(self) -> None:
         rules = {"cpus": at_least(1), "gpus": at_least(0), "workers": at_least(1)}
-        refuse(misfits(self, **rules, side_by_side=or_none(at_least(1))))
+        check_settings(self, **rules, side_by_side=or_none(at_least(1)))
 
     @property
     def device(self) -> str:
@@ -67,7 +67,7 @@ class DataResources:
     cpus: int = 1
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, cpus=at_least(0)))
+        check_settings(self, cpus=at_least(0))
 
     def beside(self, each: WorkerResources) -> dict[str, WorkerResources] | None:
         """Return what a training of such workers has beside it."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raykb.engine.arguments import above, at_least, misfits, refuse
+from raykb.engine.arguments import above, at_least, check_settings
 from raykb.engine.seeding import stream_seed
 from raykb.runtime.storage import Storage
 
@@ -106,7 +106,7 @@ class Halving:
     reduction_factor: float = 2.0
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, grace_parts=at_least(1), reduction_factor=above(1)))
+        check_settings(self, grace_parts=at_least(1), reduction_factor=above(1))
 
 
 def scored(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import raykb
-from raykb.engine.arguments import above, misfits, refuse
+from raykb.engine.arguments import above, check_settings
 from raykb.later import Later
 from raykb.runtime.board import HUNG, SIZE, STACKS_SIGNAL, Board
 from raykb.runtime.storage import Storage
@@ -60,7 +60,7 @@ class Limits:
     first_s: float = 1800.0
 
     def __post_init__(self) -> None:
-        refuse(misfits(self, times=above(1), least_s=above(0), first_s=above(0)))
+        check_settings(self, times=above(1), least_s=above(0), first_s=above(0))
 
 
 class Watch:

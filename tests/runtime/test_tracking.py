@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import http.server
 import json
@@ -6,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -24,6 +26,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from raykb.runtime import sender, tracking
+from raykb.runtime.sender import sqlite_file
 from raykb.runtime.spool import Spool, Steps
 from raykb.runtime.tracking import Tracker, default_uri, environment_tags, replay, resolve_uri
 
@@ -640,6 +643,8 @@ def test_a_server_killed_and_started_again_gets_every_point_once(uri, make, tmp_
         tracker = make(uri=f"http://127.0.0.1:{port}")
         run = tracker.run("parent", params={"a": 1})
         assert run.id(120)
+        assert tracker.ready()
+        before = len(said())  # it takes long to start
         for step in range(300):
             if step == 100:
                 os.killpg(server.pid, signal.SIGKILL)
@@ -653,8 +658,23 @@ def test_a_server_killed_and_started_again_gets_every_point_once(uri, make, tmp_
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+    assert any("does not answer" in text for text in said()[before:])
     assert points(uri, run.id(), "loss") == [(step, float(step)) for step in range(300)]
     assert list((tmp_path / "artifacts").rglob("x.txt"))
+
+
+def test_a_locked_database_is_waited_for_and_gets_every_point_once(make, uri):
+    tracker = make()
+    run = tracker.run("parent")
+    assert tracker.ready()
+    with contextlib.closing(sqlite3.connect(sqlite_file(uri))) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for step in range(20):
+            run.log(step, {"loss": step})
+        assert not tracker.ready(0.5)
+        other.rollback()
+    assert tracker.close(wait_s=120) == 0
+    assert points(uri, run.id(), "loss") == [(step, float(step)) for step in range(20)]
 
 
 # ---------------------------------------------------------------------- the spool
