@@ -32,7 +32,14 @@ class Costs:
     backward_s: list[float]
     sizes: list[LayerSizes]
 
-    def balance(self, by: By | Sequence[int], stages: int, *, checkpoint: str) -> list[int]:
+    def balance(
+        self,
+        by: By | Sequence[int],
+        stages: int,
+        *,
+        checkpoint: str,
+        speeds: Sequence[float] | None = None,
+    ) -> list[int]:
         """Return the layers of each stage.
 
         Args:
@@ -41,6 +48,7 @@ class Costs:
                 where it cuts.
             stages: their number.
             checkpoint: whether forward passes are done twice.
+            speeds: of the stages' devices, which time is balanced for; None for equal ones.
         """
         if not isinstance(by, str):
             if len(by) > stages:
@@ -53,7 +61,7 @@ class Costs:
         if by == "size":
             saved = [sum(layer.saved.values()) + 2 * layer.parameters for layer in self.sizes]
             return solve(list(map(float, saved)), stages)
-        return solve(self._step_s(checkpoint), stages)
+        return solve(self._step_s(checkpoint), stages, speeds)
 
     def _step_s(self, checkpoint: str) -> list[float]:
         """Return each layer's seconds of a forward and a backward pass, recomputation included."""

@@ -1,6 +1,6 @@
 """Who does what: the processes of a run as replicas of one pipeline, and their groups.
 
-rank = replica * workers + worker            stage j lives with worker j % workers
+rank = replica * workers + worker            which stages a worker has is the schedule's business
 
           worker 0   worker 1   worker 2
 replica 0    0 ------- 1 -------- 2          a row is a pipeline

@@ -69,12 +69,11 @@ def timeline(
         Patch(
             color=_SHADES[kind][further][0], label=f"{_PASSES[kind]}{', further stages' * further}"
         )
-        for further, kind in sorted(drawn, key=lambda key: (key[0], "FBIW".index(key[1])))
+        for further, kind in sorted(drawn, key=lambda key: ("FBIW".index(key[1]), key[0]))
     ]
     keys.append(Patch(color=_IDLE, label="idle"))
-    figure.legend(
-        handles=keys, loc="outside upper right", ncols=len(keys), fontsize=8, frameon=False
-    )
+    columns = len(keys) if len(keys) < 6 else -(-len(keys) // 2)  # a stage above its further ones
+    figure.legend(handles=keys, loc="outside upper right", ncols=columns, fontsize=8, frameon=False)
     return figure
 
 

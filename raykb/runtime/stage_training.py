@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import resource
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +30,12 @@ from raykb.gpipe.grid import Grid, make_grid
 from raykb.gpipe.modes import precision
 from raykb.gpipe.partition import Value
 from raykb.gpipe.pipeline import Pipeline
+from raykb.gpipe.speed import relative_speeds
 from raykb.gpipe.trace import Span, efficiency
 from raykb.runtime.stages import MIB, PipelineSettings, layers_of
 from raykb.runtime.storage import open_storage
 
-SPANS = "spans.json"
+SPANS, SPEEDS = "spans.json", "speeds.json"
 _TRACED_STEPS = 5
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _IDENTITY = nn.Identity()
@@ -111,10 +113,12 @@ def stage_training(
     before, device, autocast = _memory(worker.device), worker.device, _AUTOCAST[recipe.precision]
     workers = worker.size // settings.replicas
     grid = make_grid(workers, settings.replicas, timeout_s=settings.timeout_s)
+    speeds = _speeds(grid, device, uri) if settings.balance == "time" else None
     loss = _loss_of(objective.to(device))
+    balance = settings.cut(costs, workers, speeds)
     pipeline = Pipeline(
         layers_of(network, seed),
-        settings.cut(costs, workers),
+        balance,
         grid=grid,
         loss=loss,
         micro_batches=settings.micro_batches,
@@ -145,6 +149,9 @@ def stage_training(
         found = {f"{split}/{name}": value for name, value in part.tested().items()}
         if split == "test":
             found |= _figures(part.traces, pipeline, settings, worker, before, uri)
+            if speeds is not None:
+                found |= {f"pipeline/speed-{rank}": own for rank, own in enumerate(speeds)}
+                found |= {f"pipeline/layers-{stage}": count for stage, count in enumerate(balance)}
         return Evaluated(found)
 
     parts: dict[str, Any] = {
@@ -164,6 +171,33 @@ def stage_training(
         log_every=lengths.log_every,
         evaluate_every=lengths.evaluate_every,
     )
+
+
+def _speeds(grid: Grid, device: torch.device, uri: str) -> list[float] | None:
+    """Return the speeds of the workers of a pipeline; None on one host, where they are alike.
+
+    They stand beside the checkpoints, so that a run that goes on on the same hosts keeps its cut.
+    """
+    hosts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(hosts, _host())
+    if len(set(hosts)) == 1:
+        return None
+    storage = open_storage(uri)
+    known: list[Any] = [None]
+    if grid.rank == 0 and storage.exists(SPEEDS):
+        record = json.loads(storage.read(SPEEDS))
+        known = [record["speeds"] if record["hosts"] == hosts else None]
+    dist.broadcast_object_list(known)
+    if known[0] is not None:
+        return list(known[0])
+    speeds = relative_speeds(grid, device)
+    if grid.rank == 0:
+        storage.write(SPEEDS, json.dumps({"hosts": hosts, "speeds": speeds}).encode())
+    return speeds
+
+
+def _host() -> str:
+    return str(ray.util.get_node_ip_address()) if ray.is_initialized() else socket.gethostname()
 
 
 def _loss_of(objective: Objective) -> Loss:

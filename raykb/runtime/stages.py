@@ -21,7 +21,7 @@ from raykb.gpipe.costs import By, Costs, measure
 from raykb.gpipe.materialise import uninitialisable
 from raykb.gpipe.partition import flatten
 from raykb.gpipe.probe import Spec
-from raykb.gpipe.schedule import SPLIT, as_run, runnable
+from raykb.gpipe.schedule import SPLIT, as_run, runnable, worker_of
 from raykb.gpipe.splitting import split_problems
 from raykb.runtime.connection import cluster_address
 from raykb.runtime.resources import Group, WorkerResources, describe, fit, this_host
@@ -45,7 +45,7 @@ class PipelineSettings:
         checkpoint: micro-batches that are recomputed in backward: ``always``, ``except_last`` (all
             but the one that is back-propagated first) or ``never``.
         balance: what is made equal over the stages, ``time``, ``size`` or ``parameters``; or the
-            layers of each stage.
+            layers of each stage. Over several hosts ``time`` is that of each one's speed.
         skip: how skip connections cross stages: by a ``portal`` straight to their end, or as a
             ``tuple`` through the stages between.
         deferred_batch_norm: let batch norm keep the statistics of whole mini-batches.
@@ -134,10 +134,19 @@ class PipelineSettings:
             found += split_problems(layers, [Spec.of(sample)])
         return found
 
-    def cut(self, costs: Costs, workers: int) -> list[int]:
-        """Return the layers of each stage, for so many workers of one pipeline."""
+    def cut(self, costs: Costs, workers: int, speeds: Sequence[float] | None = None) -> list[int]:
+        """Return the layers of each stage, for so many workers of one pipeline.
+
+        Args:
+            costs: of the layers.
+            workers: of the pipeline.
+            speeds: of the workers, where they are unlike; None for equal ones.
+        """
         stages = workers * self.stages_per_worker
-        return costs.balance(self.balance, stages, checkpoint=self.checkpoint)
+        each = None
+        if speeds is not None:
+            each = [speeds[worker_of(stage, workers, self.schedule)] for stage in range(stages)]
+        return costs.balance(self.balance, stages, checkpoint=self.checkpoint, speeds=each)
 
     def laid_out(self, costs: Costs) -> dict[str, Any]:
         """Return what will run, as predictions need to know it; layers of each stage first."""
