@@ -178,18 +178,15 @@ def _speeds(grid: Grid, device: torch.device, uri: str) -> list[float] | None:
 
     They stand beside the checkpoints, so that a run that goes on on the same hosts keeps its cut.
     """
-    hosts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(hosts, _host())
+    hosts = gathered(_host())
     if len(set(hosts)) == 1:
         return None
-    storage = open_storage(uri)
-    known: list[Any] = [None]
+    storage, kept = open_storage(uri), None
     if grid.rank == 0 and storage.exists(SPEEDS):
         record = json.loads(storage.read(SPEEDS))
-        known = [record["speeds"] if record["hosts"] == hosts else None]
-    dist.broadcast_object_list(known)
-    if known[0] is not None:
-        return list(known[0])
+        kept = record["speeds"] if record["hosts"] == hosts else None
+    if (known := gathered(kept)[0]) is not None:
+        return [float(speed) for speed in known]
     speeds = relative_speeds(grid, device)
     if grid.rank == 0:
         storage.write(SPEEDS, json.dumps({"hosts": hosts, "speeds": speeds}).encode())
