@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from raykb.config import build
 from raykb.engine.loop import Evaluated, Shard, Training, Worker
-from raykb.engine.messages import gathered
+from raykb.engine.messages import gathered, told
 from raykb.engine.objective import Objective
 from raykb.engine.optim import OPTIMIZERS, SCHEDULES, NamedOptimizer, scheduled
 from raykb.engine.recipe import Lengths, Recipe
@@ -178,14 +178,14 @@ def _speeds(grid: Grid, device: torch.device, uri: str) -> list[float] | None:
 
     They stand beside the checkpoints, so that a run that goes on on the same hosts keeps its cut.
     """
-    hosts = gathered(_host())
+    hosts = gathered(_host(), device=device)
     if len(set(hosts)) == 1:
         return None
     storage, kept = open_storage(uri), None
     if grid.rank == 0 and storage.exists(SPEEDS):
         record = json.loads(storage.read(SPEEDS))
         kept = record["speeds"] if record["hosts"] == hosts else None
-    if (known := gathered(kept)[0]) is not None:
+    if (known := told(kept, device=device)) is not None:
         return [float(speed) for speed in known]
     speeds = relative_speeds(grid, device)
     if grid.rank == 0:
