@@ -2,9 +2,8 @@
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +69,6 @@ if __name__ == "__main__":  # run from a checkout that need not be installed
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -78,15 +76,8 @@ from tqdm import tqdm
 from raykb.assembly import Supervised
 from raykb.config import build
 from raykb.data.atomic import whole_file
-from raykb.data.decoding import BadImageError, Encoded, decode_all
-from raykb.data.folder import image_files
-from raykb.data.parquet import (
-    check_schema,
-    named_errors,
-    parquet_files,
-    parquet_in,
-    whole_numbers,
-)
+from raykb.data.decoding import BadImageError
+from raykb.data.to_label import ImagesToLabel, decoded_as
 from raykb.data.views import VIEWS, ImageView
 from raykb.engine import checkpoint
 from raykb.models import MODELS, SEQUENTIALS
@@ -95,9 +86,6 @@ from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import Storage, check_new
 
 _SHOWN = 10
-
-Batch = tuple[Sequence[int | str], list[Encoded]]
-"""Ids or paths of some images, and these."""
 
 
 @dataclass
@@ -181,77 +169,12 @@ def task_of(run: Storage, data: dict[str, object]) -> tuple[tuple[str, ...], tup
     return opened.train.classes, opened.shape
 
 
-# ---------------------------------------------------------------------- what is labelled
-
-
-class Images:
-    """Images to be labelled, a batch at a time.
-
-    Args:
-        where: a folder of image files, a Parquet file, or a folder of these.
-
-    Attributes:
-        key: what names an image: ``path`` or ``id``.
-        count: how many there are.
-
-    Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: there is both, or a Parquet file is not of this layout.
-    """
-
-    def __init__(self, where: Path) -> None:
-        if not where.exists():
-            raise FileNotFoundError(f"{where}: is not there; name a folder or a Parquet file")
-        self._where, self._paths = where, list[Path]()
-        self.key = "id" if where.is_file() or any(parquet_in(where)) else "path"
-        if self.key == "id":
-            if where.is_dir() and image_files(where):
-                raise ValueError(
-                    f"{where}: holds Parquet files and image files; give each a folder of their own"
-                )
-            self._files = parquet_files([str(where)])
-            self.count = sum(map(_rows, self._files))
-        else:
-            self._paths = image_files(where)
-            self.count = len(self._paths)
-        if not self.count:
-            raise FileNotFoundError(
-                f"{where}: holds no image; there must be image files or *.parquet files in it"
-            )
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """Yield the images in order, ``size`` at a time."""
-        if self.key == "path":
-            for first in range(0, self.count, size):
-                some = self._paths[first : first + size]
-                yield [_text(path.relative_to(self._where)) for path in some], list(some)
-            return
-        for path in self._files:
-            with named_errors(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for rows in file.iter_batches(size, columns=["id", "image"]):
-                    yield rows.column("id").to_pylist(), rows.column("image").to_pylist()
-
-
-def _text(path: Path) -> str:
-    """Return a path as text that can be written: bytes that are no UTF-8 stand there escaped."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _rows(path: Path) -> int:
-    with named_errors(path):
-        schema = pq.read_schema(path)
-    check_schema(path, schema, ("id", "image"))
-    with named_errors(path):
-        ids = pq.read_table(path, columns=["id"], page_checksum_verification=True)
-    return len(whole_numbers(path, ids, "id"))
-
-
 # ---------------------------------------------------------------------- labelling
 
 
 @torch.inference_mode()
 def predict(
-    classifier: Classifier, images: Images, *, batch_size: int, device: torch.device
+    classifier: Classifier, images: ImagesToLabel, *, batch_size: int, device: torch.device
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return a row for each image, and what is wrong with those that cannot be decoded."""
     keys: list[int | str] = []
@@ -260,7 +183,7 @@ def predict(
     problems: list[str] = []
     with tqdm(total=images.count, unit=" images", desc="labelled") as progress:
         for names, encoded in images.batches(batch_size):
-            decoded = _decoded(encoded, classifier.shape)
+            decoded = decoded_as(encoded, classifier.shape)
             good = [image for image in decoded if not isinstance(image, BadImageError)]
             found = iter(_believed(classifier, good, device))
             for name, image in zip(names, decoded, strict=True):
@@ -282,23 +205,6 @@ def predict(
     return pd.DataFrame(columns), problems
 
 
-def _decoded(
-    encoded: Sequence[Encoded], shape: tuple[int, int, int]
-) -> list[np.ndarray | BadImageError]:
-    """Return each image in the shape (C, H, W) that a network takes, or why it cannot be used."""
-    channels, height, width = shape
-    side = height if height == width else None
-    return [
-        image
-        if isinstance(image, BadImageError) or image.shape == shape
-        else BadImageError(
-            f"{image.shape[1]} x {image.shape[2]} pixels, must be {height} x {width} as in "
-            "training, since only squares are made of other sizes; scale it"
-        )
-        for image in decode_all(encoded, image_size=side, channels=channels)
-    ]
-
-
 def _believed(
     classifier: Classifier, images: Sequence[np.ndarray], device: torch.device
 ) -> list[tuple[int, float]]:
@@ -317,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         check_new(given.out)
         device = device_of(given.device)
-        images = Images(given.images)
+        images = ImagesToLabel(given.images)
         classifier = read_classifier(*final_weights(given.run), device)
         table, problems = predict(classifier, images, batch_size=given.batch_size, device=device)
         if len(problems) == len(table):

@@ -59,7 +59,7 @@ SCHEMA = SECTIONS | {
     "method": Section(PAIR_METHODS, given=("task",), default="vilt"),
     "fine_tuning": Section(FineTuning),
     "recipe": RECIPE,
-    "comparison": compared(),
+    "comparison": compared(seeds=3),
     "resources.training": WORKERS,
 }
 

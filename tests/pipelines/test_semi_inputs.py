@@ -125,7 +125,7 @@ def label(predict, images, height=8, width=8):
     model = MODELS["small_convnet"](classes=2, channels=1, width=4).eval()
     view = CropFlipView(mean=[0.5], std=[0.5])
     classifier = predict["Classifier"](model, view, ("cat", "dog"), (1, height, width))
-    given = predict["Images"](images)
+    given = predict["ImagesToLabel"](images)
     return predict["predict"](classifier, given, batch_size=2, device=torch.device("cpu"))
 
 
