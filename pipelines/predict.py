@@ -141,6 +141,11 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
         raise ValueError(f"{folder.uri}/{file}: has no {missing[0]!r}, so it trained no classifier")
     if "linear_probe" in config:
         raise ValueError(f"{folder.uri}/{file}: learnt a backbone, and trained no classifier on it")
+    if "captions" in config:
+        raise ValueError(
+            f"{folder.uri}/{file}: learnt from captions, and trained no classifier; how well it "
+            "tells classes apart by their names is test/prompts/top1 of its result.json"
+        )
     classes, shape = task_of(run, config["data"])
     model: nn.Module = build(
         {**SEQUENTIALS, **MODELS}, config["model"], classes=len(classes), channels=shape[0]

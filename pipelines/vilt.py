@@ -36,6 +36,7 @@ from raykb.assembly import (
     rehearse_all,
     training,
 )
+from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.comparison import Comparison, Entry
 from raykb.config import Problems, Section, build
 from raykb.data.pairs import PairSet
@@ -54,9 +55,11 @@ report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "pairs" / "vilt_emoji.yaml"
 TRAINING, VOCABULARY = "trainings", "vocab.txt"
 RECALLS = [f"test/retrieval/{what}_recall_{k}" for what in ("image", "text") for k in (1, 5, 10)]
+VARIED = {name: AUGMENTATIONS[name] for name in ("none", "rand_augment")}  # without inversion
 SCHEMA = SECTIONS | {
     "captions": Captions,
     "model": Section(IMAGE_TEXT, given=("classes", "channels")),
+    "augmentation": Section(VARIED, given=("seed",), default="none"),
     "method": Section(PAIR_METHODS, given=("task",), default="vilt"),
     "fine_tuning": Section(FineTuning),
     "recipe": RECIPE,

@@ -83,7 +83,12 @@ def aligned(
         for place, (name, plan) in enumerate(words, 1):
             left, top = STEP * place, STEP * row
             _picture(axes, (left, top), images[query], GREY)
-            shade = {"cmap": "inferno", "alpha": 0.7, "interpolation": "nearest", "vmin": 0}
+            shade: dict[str, Any] = {
+                "cmap": "inferno",
+                "alpha": 0.7,
+                "interpolation": "nearest",
+                "vmin": 0,
+            }
             axes.imshow(plan, extent=(left, left + 1, top + 1, top), **shade)
             axes.text(left + 0.5, top - 0.02, name, fontsize=6, ha="center", va="bottom")
     _cut(axes, width, len(rows))
