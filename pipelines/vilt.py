@@ -119,9 +119,10 @@ def vilt(session: Session, ready: Ready) -> None:
         (entry, job(ready, entry, given)) for entry in ready.comparison.trainings(session.config)
     ]
     told = session.told(TRAINING, session.compare(TRAINING, ready.comparison, jobs))
+    shown = build(Captions, session.config["captions"]).shown(sets["test"])
     for each in told:
         if each.seed == 0:
-            for name, figure in pictures(each, sets["test"], data.vocabulary).items():
+            for name, figure in pictures(each, shown, data.vocabulary).items():
                 session.write(f"{name}_{each.label}.png", report.png(figure))
     rows = [{"label": each.label, "seed": each.seed} | each.metrics for each in told]
     share = 100 * max(session.config["fine_tuning"]["shares"])
@@ -142,11 +143,11 @@ def job(ready: Ready, entry: Entry, given: dict[str, Any]) -> TrainJob:
     )
 
 
-def pictures(told: Any, test: PairSet, vocabulary: WordPiece) -> dict[str, Any]:
-    """Return what some pairs of the test find, and where words are if they are seen with images."""
-    label, images = told.label.replace("_", " "), test.images.images
+def pictures(told: Any, shown: PairSet, vocabulary: WordPiece) -> dict[str, Any]:
+    """Return what some pairs that are shown find, and where words are if seen with images."""
+    label, images = told.label.replace("_", " "), shown.images.images
     retrieved, title = told.details["retrieval"], f"{label}: what captions and pictures find"
-    made = {"found": report.retrieved(retrieved, images, test.captions, title=title)}
+    made = {"found": report.retrieved(retrieved, images, shown.captions, title=title)}
     if "alignment" in told.details:
         aligned, title = told.details["alignment"], f"{label}: onto which patches words are moved"
         made["aligned"] = report.aligned(aligned, images, vocabulary.decode, title=title)

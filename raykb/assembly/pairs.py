@@ -28,7 +28,7 @@ from raykb.engine.seeding import stream_seed
 from raykb.evaluate.backbone import BackboneEvaluation, JudgedBy
 from raykb.evaluate.fine_tuning import FineTuning
 from raykb.evaluate.pair_alignment import PairAlignment
-from raykb.evaluate.pair_retrieval import PairRetrieval
+from raykb.evaluate.pair_retrieval import PairRetrieval, spread
 from raykb.evaluate.pair_scores import SCORES
 from raykb.evaluate.prompts import Prompted
 from raykb.recognition import PAIR_METHODS
@@ -45,8 +45,8 @@ class Captions:
             training captions.
         hidden: share of the words that are hidden, whole, in [0, 1).
         prompt: text for the class ``{}``.
-        pictures: of the test that are retrieved; null for all. Scores of pairs take as long as the
-            square of them.
+        pictures: of the test that are retrieved, at equal distances in its order; null for all.
+            Scores of pairs take as long as the square of them.
         shorter: side in pixels that the shorter side of each image is scaled to, which keeps its
             shape, the longer one limited (the paper: 384); null where ``data`` says the size.
     """
@@ -60,6 +60,10 @@ class Captions:
     def __post_init__(self) -> None:
         positive = or_none(at_least(1))
         refuse(misfits(self, hidden=within(0, 1), pictures=positive, shorter=positive))
+
+    def shown(self, test: PairSet) -> PairSet:
+        """Return the pairs of a test that are retrieved."""
+        return test.subset(np.array(spread(len(test), self.pictures or len(test))))
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def pair_data(
     scores = SCORES[scored_by]
     names = [asked.prompt.format(name.lower()) for name in test.classes]
     prompts = torch.from_numpy(vocabulary.encode(names, test.tokens.shape[1]).tokens)
-    shown = test.subset(np.arange(len(test))[: asked.pictures])
+    shown = asked.shown(test)
     own: dict[str, Evaluation] = {
         "retrieval": PairRetrieval(shown, plain, scores),
         "prompts": Prompted(test, plain, prompts, scores),
