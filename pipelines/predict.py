@@ -135,6 +135,11 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
             f"{folder.uri}/{file}: learnt which transformation an image wants, and labels nothing; "
             "name the classifier, in target/seed-0"
         )
+    if "captions" in config:
+        raise ValueError(
+            f"{folder.uri}/{file}: learnt from captions, and trained no classifier; how well it "
+            "tells classes apart by their names is test/prompts/top1 of its result.json"
+        )
     classes, shape = task_of(run, config["data"])
     model: nn.Module = build(
         {**SEQUENTIALS, **MODELS}, config["model"], classes=len(classes), channels=shape[0]

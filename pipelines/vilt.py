@@ -35,6 +35,7 @@ from raykb.assembly import (
     rehearse_all,
     training,
 )
+from raykb.augment.augmentations import AUGMENTATIONS
 from raykb.config import Problems, Section, build
 from raykb.data.pairs import PairSet
 from raykb.data.wordpiece import WordPiece
@@ -53,9 +54,11 @@ report = Later("raykb.report")
 DEFAULT = Path(__file__).parent / "configs" / "pairs" / "vilt_emoji.yaml"
 VOCABULARY = "vocab.txt"
 RECALLS = [f"test/retrieval/{what}_recall_{k}" for what in ("image", "text") for k in (1, 5, 10)]
+VARIED = {name: AUGMENTATIONS[name] for name in ("none", "rand_augment")}  # without inversion
 SCHEMA = SECTIONS | {
     "captions": Captions,
     "model": Section(IMAGE_TEXT, given=("classes", "channels"), default="vilt"),
+    "augmentation": Section(VARIED, given=("seed",), default="none"),
     "method": Section(PAIR_METHODS, given=("task",), default="vilt"),
     "fine_tuning": Section(FineTuning),
     "recipe": RECIPE,
@@ -95,9 +98,10 @@ def vilt(session: Session, ready: Ready) -> None:
     given |= session.share(vocabulary=data.vocabulary, **sets)
     results = ready.train(session, lambda e: TrainJob.of(e, training, ready.each, **given))
     told = session.told(TRAINING, results)
+    shown = build(Captions, session.config["captions"]).shown(sets["test"])
     for each in told:
         if each.seed == 0:
-            for name, figure in pictures(each, sets["test"], data.vocabulary).items():
+            for name, figure in pictures(each, shown, data.vocabulary).items():
                 session.write(f"{name}_{each.label}.png", report.png(figure))
     rows = [{"label": each.label, "seed": each.seed} | each.metrics for each in told]
     share = 100 * max(session.config["fine_tuning"]["shares"])
@@ -105,11 +109,11 @@ def vilt(session: Session, ready: Ready) -> None:
     session.tell(ready.comparison, rows, [*RECALLS, *classified])
 
 
-def pictures(told: Any, test: PairSet, vocabulary: WordPiece) -> dict[str, Any]:
-    """Return what some pairs of the test find, and where words are if they are seen with images."""
-    label, images = told.label.replace("_", " "), test.images.images
+def pictures(told: Any, shown: PairSet, vocabulary: WordPiece) -> dict[str, Any]:
+    """Return what some pairs that are shown find, and where words are if seen with images."""
+    label, images = told.label.replace("_", " "), shown.images.images
     retrieved, title = told.details["retrieval"], f"{label}: what captions and pictures find"
-    made = {"found": report.retrieved(retrieved, images, test.captions, title=title)}
+    made = {"found": report.retrieved(retrieved, images, shown.captions, title=title)}
     if "alignment" in told.details:
         aligned, title = told.details["alignment"], f"{label}: onto which patches words are moved"
         made["aligned"] = report.aligned(aligned, images, vocabulary.decode, title=title)

@@ -20,7 +20,18 @@ def load(records: Records, options: Options) -> ImageSet:
         ValueError: images are bad (all of them are counted, the first are named), or of different
             sizes while no ``image_size`` is set.
     """
+    images, good, bad = decoded(records, options)
+    return ImageSet(stack(images, good), good.labels, good.ids, good.classes, bad)
 
+
+def decoded(
+    records: Records, options: Options
+) -> tuple[list[np.ndarray], Records, tuple[str, ...]]:
+    """Return images (C, H, W) of any size, the records that they are of, and what others lack.
+
+    Raises:
+        ValueError: images are bad (all of them are counted, the first are named).
+    """
     encoded = list(records.read(records.rows))
     results = decode_all(encoded, image_size=options.image_size, channels=options.channels)
     bad = [
@@ -31,13 +42,7 @@ def load(records: Records, options: Options) -> ImageSet:
     check_bad_images(bad, len(records), options)
     good = np.array([isinstance(result, np.ndarray) for result in results])
     images = [result for result in results if isinstance(result, np.ndarray)]
-    return ImageSet(
-        stack(images, records.subset(np.flatnonzero(good))),
-        records.labels[good],
-        records.ids[good],
-        records.classes,
-        tuple(bad),
-    )
+    return images, records.subset(np.flatnonzero(good)), tuple(bad)
 
 
 def check_bad_images(bad: Sequence[str], total: int, options: Options) -> None:

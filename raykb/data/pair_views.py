@@ -29,6 +29,7 @@ class PairView:
         mask: the token [MASK].
         plain_tokens: first and last token, plus one, of those that may stand for another.
         share: of the words that are hidden, in [0, 1).
+        patches: of an image, of which a draw is seen; 0 where all are.
     """
 
     form: ImageView
@@ -36,6 +37,7 @@ class PairView:
     mask: int
     plain_tokens: tuple[int, int]
     share: float = 0.15
+    patches: int = 0
 
     def __post_init__(self) -> None:
         check_settings(self, share=within(0, 1))
@@ -48,20 +50,25 @@ class PairView:
 
         tokens, words = arrays["tokens"], arrays["words"]
         lots, false = uniform("pair", 2).unbind(1)
-        drawn = self.others.read((false * len(self.others)).long().numpy()).arrays["images"]
-        others, device = torch.from_numpy(drawn), tokens.device
+        drawn = self.others.read((false * len(self.others)).long().numpy()).arrays
+        device = tokens.device
+        others, sizes = (torch.from_numpy(drawn[name]).to(device) for name in ("images", "sizes"))
         draws = uniform("words", 3 * tokens.shape[1]).unflatten(1, (3, -1)).to(device)
+        lots_of_patches = uniform("patches", 2 * self.patches)
         masked, hidden = hidden_words(
             tokens, words, draws, self.share, self.mask, self.plain_tokens
         )
         return {
             "images": self.form(arrays["images"], uniform("view", self.form.draws)),
-            "false_images": self.form(others.to(device), uniform("false", self.form.draws)),
+            "false_images": self.form(others, uniform("false", self.form.draws)),
             "tokens": tokens,
             "words": words,
             "masked": masked,
             "hidden": hidden,
             "lots": lots.float(),
+            "sizes": arrays["sizes"],
+            "false_sizes": sizes,
+            "patch_lots": lots_of_patches.view(len(ids), 2, self.patches).float().to(device),
         }
 
     def finish(self, arrays: Fields) -> Fields:

@@ -27,7 +27,7 @@ _SHOWN = 5  # pairs in the details
 
 @dataclass(frozen=True, eq=False)
 class PairAlignment:
-    """Alignment of examples with ``images``, ``tokens`` and ``words``.
+    """Alignment of examples with ``images``, their ``sizes``, ``tokens`` and ``words``.
 
     Attributes:
         examples: pairs that belong together.
@@ -42,11 +42,13 @@ class PairAlignment:
         """Return ``true`` and ``false``; details: of some pairs each word's share of the plan."""
         seen = require(network, WithText, "an alignment of words and patches")
         fields = list(plain_batches(self.examples, self.view, device))
-        images, tokens, words = (
-            torch.cat([each[name] for each in fields]) for name in ("images", "tokens", "words")
+        images, sizes, tokens, words = (
+            torch.cat([each[name] for each in fields])
+            for name in ("images", "sizes", "tokens", "words")
         )
-        true, plans = moved(seen, images, tokens, words)
-        false, _ = moved(seen, images.roll(len(images) // 2, 0), tokens, words)
+        true, plans = moved(seen, images, sizes, tokens, words)
+        half = len(images) // 2
+        false, _ = moved(seen, images.roll(half, 0), sizes.roll(half, 0), tokens, words)
         queries, shape = spread(len(images), _SHOWN), grid(images, seen.patch)
         shown = [by_word(tokens[row], words[row], plans[row], shape) for row in queries]
         return Evaluated(
@@ -55,18 +57,21 @@ class PairAlignment:
         )
 
 
-def moved(network: Any, images: Tensor, tokens: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+def moved(
+    network: Any, images: Tensor, sizes: Tensor, tokens: Tensor, words: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return d (N,) and the plan (N, L, T) of words onto patches, as a network sees them jointly.
 
     Args:
         network: takes texts, too.
         images: (N, C, H, W).
+        sizes: (N, 2) height and width of each, without padding.
         tokens: (N, L).
         words: (N, L), -1 where a token is of no word.
     """
-    both = network.joint(images, tokens)
-    cost, patches = cosine_cost(both.text, both.image), torch.ones_like(both.image[:, :, 0])
-    plan = transport_plan(cost, words >= 0, patches.bool())
+    both = network.joint(images, tokens, sizes)
+    cost = cosine_cost(both.text, both.image)
+    plan = transport_plan(cost, words >= 0, both.present)
     return (plan * cost).sum((1, 2)), plan
 
 

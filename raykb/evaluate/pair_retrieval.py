@@ -24,7 +24,7 @@ _SHOWN, _TEXTS = 5, 3  # queries, and images of each, in the details; and texts 
 
 @dataclass(frozen=True, eq=False)
 class PairRetrieval:
-    """Retrieval both ways over examples with ``images`` and ``tokens``.
+    """Retrieval both ways over examples with ``images``, their ``sizes`` and ``tokens``.
 
     Attributes:
         examples: of which queries are, and what is found.
@@ -43,11 +43,11 @@ class PairRetrieval:
         and for its image the best ``texts``, each by the first that has it.
         """
         fields = list(plain_batches(self.examples, self.view, device))
-        images, tokens = (
-            torch.cat([each[name] for each in fields]) for name in ("images", "tokens")
+        images, sizes, tokens = (
+            torch.cat([each[name] for each in fields]) for name in ("images", "sizes", "tokens")
         )
         texts, own = tokens.unique(dim=0, return_inverse=True)  # (T, L), (I,)
-        scores = self.scores(network, images, texts)  # (T, I)
+        scores = self.scores(network, images, sizes, texts)  # (T, I)
         belongs = own[None] == torch.arange(len(texts), device=device)[:, None]
         figures = recalls(scores, belongs, "image") | recalls(scores.T, belongs.T, "text")
         queries = spread(len(images), _SHOWN)

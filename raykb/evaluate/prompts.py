@@ -19,7 +19,7 @@ class Prompted:
     """How many labelled images are recognised by the texts of their classes.
 
     Attributes:
-        examples: have ``images`` and ``labels``.
+        examples: have ``images``, their ``sizes`` and ``labels``.
         view: its plain form is what the network takes.
         prompts: (C, L) int64, a text for each class.
         scores: of texts and images.
@@ -34,6 +34,7 @@ class Prompted:
         """Return ``top1``."""
         hits = 0
         for fields in plain_batches(self.examples, self.view, device):
-            scores = self.scores(network, fields["images"], self.prompts.to(device))  # (C, n)
+            shown = fields["images"], fields["sizes"]
+            scores = self.scores(network, *shown, self.prompts.to(device))  # (C, n)
             hits += int((scores.argmax(0) == fields["labels"]).sum())
         return Evaluated({"top1": hits / len(self.examples)})

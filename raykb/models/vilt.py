@@ -18,6 +18,7 @@ trained before; what is padding is told by a mask, not by pixels that sum to 0.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raykb.models.vit import VisionTransformer
-from raykb.parts.patches import grid
+from raykb.parts.patches import grid, of_images
 
 PAD = 0  # the token of places without text, in every vocabulary
 
@@ -34,7 +35,8 @@ class Joint(NamedTuple):
     """What becomes of a text and an image that were seen together."""
 
     text: Tensor  # (N, L, width)
-    image: Tensor  # (N, T, width), without the class token
+    image: Tensor  # (N, K, width), the patches that are seen, without the class token
+    present: Tensor  # (N, K) bool, which of them are no padding
     pooled: Tensor  # (N, width)
 
 
@@ -114,32 +116,39 @@ class ViLT(nn.Module):
         self.matching = nn.Linear(width, 2)
         nn.init.normal_(self.types, std=0.02)
 
-    def joint(self, images: Tensor, tokens: Tensor, valid: Tensor | None = None) -> Joint:
+    def joint(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        sizes: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Joint:
         """Return what becomes of images and texts.
 
         Args:
             images: (N, channels, H, W).
             tokens: (N, L) int64, 0 where there is no text.
-            valid: (N, h, w) bool, the patches that are no padding: a rectangle at the top left of
-                each grid; None for all.
+            sizes: (N, 2) height and width of each image in pixels, at the top left of what is
+                padding; None where there is none.
+            places: (N, K) int64, the patches that are seen, row by row; None for all.
         """
-        text, image = self.textual(tokens) + self.types[0], self._embedded(images, valid)
-        present = torch.ones_like(image[:, :, 0], dtype=torch.bool)
-        if valid is not None:
-            present[:, 1:] = valid.flatten(1)
+        text = self.textual(tokens) + self.types[0]
+        image, present = self._embedded(images, sizes, places)
         padding = torch.cat([tokens == PAD, ~present], 1)
         encoded: Tensor = self.visual.encoder(torch.cat([text, image], 1), padding=padding)
         length = tokens.shape[1]
-        return Joint(encoded[:, :length], encoded[:, length + 1 :], self._pooled(encoded))
+        seen = encoded[:, length + 1 :]
+        return Joint(encoded[:, :length], seen, present[:, 1:], self._pooled(encoded))
 
     def text_features(self, tokens: Tensor) -> Tensor:
         """Return features (N, width) of texts alone."""
         embedded = self.textual(tokens) + self.types[0]
         return self._pooled(self.visual.encoder(embedded, padding=tokens == PAD))
 
-    def features(self, images: Tensor) -> Tensor:
-        """Return features (N, width) of images alone."""
-        return self._pooled(self.visual.encoder(self._embedded(images, None)))
+    def features(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Return features (N, width) of images alone; ``sizes`` as of :meth:`joint`."""
+        embedded, present = self._embedded(images, sizes, None)
+        return self._pooled(self.visual.encoder(embedded, padding=~present))
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits (N, classes) of features (N, width)."""
@@ -149,37 +158,54 @@ class ViLT(nn.Module):
         """Return logits (N, classes) of images (N, channels, H, W)."""
         return self.classify(self.features(images))
 
-    def _embedded(self, images: Tensor, valid: Tensor | None) -> Tensor:
-        """Return class token and patches with their positions and type, (N, 1 + T, width)."""
-        table = self.visual.encoder.pos_embedding
-        patches, whole = self.visual.embed(images), grid(images, self.patch)
-        if valid is None:
-            positions = resized_positions(table[:, 1:], whole, whole)
-        else:
-            sizes = zip(*(valid.any(axis).sum(1).tolist() for axis in (2, 1)), strict=True)
-            positions = torch.cat([resized_positions(table[:, 1:], size, whole) for size in sizes])
+    def _embedded(
+        self, images: Tensor, sizes: Tensor | None, places: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return class token and patches, (N, 1 + K, width), and which are no padding."""
+        table, whole = self.visual.encoder.pos_embedding, grid(images, self.patch)
+        if sizes is None:
+            sizes = torch.tensor(images.shape[2:], device=images.device).expand(len(images), 2)
+        patches = self.visual.embed(images)
+        patches = patches + resized_positions(table[0, 1:], sizes // self.patch, whole)
+        present = of_images(sizes, self.patch, whole)
+        if places is not None:
+            patches = patches.gather(1, places[:, :, None].expand(-1, -1, self.width))
+            present = present.gather(1, places)
         first = (self.visual.class_token + table[:, :1]).expand(len(images), -1, -1)
-        return torch.cat([first, patches + positions], 1) + self.types[1]
+        embedded = torch.cat([first, patches], 1) + self.types[1]
+        return embedded, F.pad(present, (1, 0), value=True)
 
     def _pooled(self, encoded: Tensor) -> Tensor:
         pooled: Tensor = self.pooler(encoded[:, 0]).tanh()
         return pooled
 
 
-def resized_positions(table: Tensor, size: tuple[int, int], whole: tuple[int, int]) -> Tensor:
-    """Return the positions (1, h w, width) of a grid of patches.
+def resized_positions(table: Tensor, grids: Tensor, whole: tuple[int, int]) -> Tensor:
+    """Return the positions (N, h w, width) of patches of images, each of its own grid.
+
+    The table is resized to each grid, bilinear with its corners kept; what lies beyond is 0.
 
     Args:
-        table: (1, side side, width), those of a square grid.
-        size: rows and columns that an image has; the table is resized to them, bilinear.
-        whole: h and w of the batch's grid, which zeros fill up.
+        table: (side side, width), positions of a square grid.
+        grids: (N, 2) rows and columns that an image has.
+        whole: h and w of the batch's grid.
     """
-    side = round(table.shape[1] ** 0.5)
-    maps = table.transpose(1, 2).unflatten(2, (side, side))  # (1, width, side, side)
-    if size != (side, side):
-        maps = F.interpolate(maps, size, mode="bilinear", align_corners=True)
-    rows, columns = size
-    return F.pad(maps, (0, whole[1] - columns, 0, whole[0] - rows)).flatten(2).transpose(1, 2)
+    side = math.isqrt(len(table))
+    rows, columns = (
+        _bilinear(own, count, side) for own, count in zip(grids.unbind(1), whole, strict=True)
+    )
+    square = table.unflatten(0, (side, side))
+    return torch.einsum("nhs,nwt,std->nhwd", rows.to(table), columns.to(table), square).flatten(
+        1, 2
+    )
+
+
+def _bilinear(counts: Tensor, whole: int, side: int) -> Tensor:
+    """Return what each of ``whole`` places takes of ``side``, (N, whole, side), by counts (N,)."""
+    places, sources = (torch.arange(count, device=counts.device) for count in (whole, side))
+    at = places * (side - 1) / (counts[:, None] - 1).clamp(min=1)  # (N, whole)
+    shares = (1 - (at[:, :, None] - sources).abs()).clamp(min=0)
+    return shares * (places < counts[:, None])[:, :, None]
 
 
 vilt_b_32 = functools.partial(ViLT, image_size=384, patch=32, width=768, depth=12, heads=12)

@@ -98,10 +98,22 @@ class WithText(Backbone, Protocol):
     textual: nn.Module
     matching: nn.Module
 
-    def joint(self, images: Tensor, tokens: Tensor) -> Any:
-        """Return tokens of ``text`` (N, L, width), of the ``image`` (N, T, width), and ``pooled``.
+    def features(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Return features (N, width) of images; ``sizes`` as of :meth:`joint`."""
+        ...
 
-        The latter, (N, width), is what ``matching`` takes.
+    def joint(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        sizes: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Any:
+        """Return tokens of ``text`` (N, L, width), of the ``image`` (N, K, width), and ``pooled``.
+
+        The latter, (N, width), is what ``matching`` takes; ``present`` (N, K) are the patches that
+        are no padding. ``sizes`` (N, 2) are height and width of images in pixels that others were
+        padded to, ``places`` (N, K) the patches that are seen.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -47,6 +48,21 @@ def grid(images: Tensor, patch: int) -> tuple[int, int]:
             "patches, or set the view's size"
         )
     return height // patch, width // patch
+
+
+def of_images(sizes: Tensor, patch: int, whole: tuple[int, int]) -> Tensor:
+    """Return (N, T) bool: which patches of padded images are no padding, row by row.
+
+    Args:
+        sizes: (N, 2) height and width in pixels of what stands at the top left of each.
+        patch: side of a patch in pixels; it divides them.
+        whole: rows and columns of patches, with padding.
+    """
+    rows, columns = (
+        torch.arange(count, device=sizes.device) < own[:, None]
+        for count, own in zip(whole, (sizes // patch).unbind(1), strict=True)
+    )
+    return (rows[:, :, None] & columns[:, None]).flatten(1)
 
 
 def hidden_count(patches: int, ratio: float) -> int:

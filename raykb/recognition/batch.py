@@ -31,3 +31,6 @@ class PairBatch(NamedTuple):
     masked: Tensor  # (N, L) int64, tokens some of whose words are hidden
     hidden: Tensor  # (N, L) int64, what was hidden, -100 elsewhere
     lots: Tensor  # (N,) float, which pairs are made false ones: the last
+    sizes: Tensor  # (N, 2) int64, height and width of an image, at the top left of padding
+    false_sizes: Tensor  # (N, 2) int64, of the others
+    patch_lots: Tensor  # (N, 2, T) float, which patches are seen in either pass; T 0 for all

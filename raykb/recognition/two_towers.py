@@ -59,7 +59,7 @@ class TwoTowers(Objective):
     def forward(self, network: nn.Module, batch: Batch, step: int) -> Terms:
         """Return ``loss``, and how often a text's own image is the nearest of the batch."""
         seen = require(network, WithText, "two_towers")
-        texts, images = seen.text_features(batch.tokens), seen.features(batch.images)
+        texts, images = seen.text_features(batch.tokens), seen.features(batch.images, batch.sizes)
         loss, scores = contrastive_loss(gather(texts), gather(images), self.log_scale)
         own = torch.arange(len(scores), device=scores.device)
         hits = scores.detach().argmax(1) == own

@@ -13,9 +13,11 @@ from raykb.report.figures import GREEN, GREY, RED
 
 SIDE = 0.9  # of a picture, in inches
 STEP = 1.1  # from a picture to the next, in sides of one
-TEXT = 2.6  # width of a caption, likewise
-_HEAD = 0.25  # height above the first row, likewise
-_LETTERS = 30  # of a line of a caption
+ROW = 1.25  # from a row with names above its pictures to the next, likewise
+TEXT = 2.3  # width of a caption, likewise
+DARK = 0.15  # what is left of the light where no share of a word is
+_HEAD = 0.3  # height above the first row, likewise
+_LETTERS = 29  # of a line of a caption
 _WORDS = 7  # of a caption that are shown
 
 
@@ -39,13 +41,13 @@ def retrieved(
     count, rows = len(found["nearest"][0]), len(found["queries"])
     beside = TEXT + STEP * (1 + count) + 0.3  # where the captions begin that a picture finds
     width = beside + TEXT
-    figure, axes = _canvas(width, rows, title)
+    figure, axes = _canvas(width, STEP * rows, title)
     heads = {0.0: "caption", TEXT: "its picture", TEXT + STEP + 0.1: "pictures that it finds"}
     for left, text in (heads | {beside: "captions that the picture finds"}).items():
-        axes.text(left, -0.12, text, fontsize=6.5, color=GREY)
+        axes.text(left, -0.12, text, fontsize=7, color=GREY)
     for row, query in enumerate(found["queries"]):
         own, top = captions[query], STEP * row
-        _write(axes, 0.0, top + 0.5, own, "black")
+        _write(axes, 0.0, top + 0.5, own, "black", lines=4)
         _picture(axes, (TEXT, top), images[query], GREY)
         for place, other in enumerate(found["nearest"][row], 1):
             corner = TEXT + STEP * place + 0.1, top
@@ -53,8 +55,8 @@ def retrieved(
         for place, other in enumerate(found["texts"][row]):
             colour = GREEN if captions[other] == own else RED
             middle = top + (place + 0.5) / len(found["texts"][row])
-            _write(axes, beside, middle, captions[other], colour)
-    _cut(axes, width, rows)
+            _write(axes, beside, middle, captions[other], colour, lines=2)
+    _cut(axes, width, STEP * rows)
     return figure
 
 
@@ -67,7 +69,8 @@ def aligned(
 ) -> Figure:
     """Draw pictures, and beside each what of it the words of its caption are moved onto.
 
-    The brighter a patch, the larger is its share of the word; punctuation is left out.
+    The brighter a patch, the larger is its share of the word, and the largest is as bright as the
+    picture; punctuation is left out.
 
     Args:
         found: rows of ``queries``, and of each its ``words``, which have ``tokens`` and ``plan``.
@@ -77,19 +80,24 @@ def aligned(
     """
     rows = [_named(words, decode)[:_WORDS] for words in found["words"]]
     width = STEP * (1 + max(map(len, rows)))
-    figure, axes = _canvas(width, len(rows), title)
+    figure, axes = _canvas(width, ROW * len(rows), title)
     for row, (query, words) in enumerate(zip(found["queries"], rows, strict=True)):
-        _picture(axes, (0.0, STEP * row), images[query], GREY)
+        top = ROW * row
+        _picture(axes, (0.0, top), images[query], GREY)
         for place, (name, plan) in enumerate(words, 1):
-            left, top = STEP * place, STEP * row
-            _picture(axes, (left, top), images[query], GREY)
-            place_of = (left, left + 1, top + 1, top)
-            axes.imshow(
-                plan, "inferno", alpha=0.7, interpolation="nearest", vmin=0, extent=place_of
-            )
-            axes.text(left + 0.5, top - 0.02, name, fontsize=6, ha="center", va="bottom")
-    _cut(axes, width, len(rows))
+            left = STEP * place
+            _picture(axes, (left, top), _lit(images[query], plan), GREY)
+            axes.text(left + 0.5, top - 0.04, name, fontsize=6.5, ha="center", va="bottom")
+    _cut(axes, width, ROW * len(rows))
     return figure
+
+
+def _lit(image: np.ndarray, plan: np.ndarray) -> np.ndarray:
+    """Return an image (C, H, W), each patch of it as bright as its share of a plan (h, w)."""
+    _, height, width = image.shape
+    rows, columns = plan.shape
+    shares = plan.repeat(height // rows, 0).repeat(width // columns, 1) / plan.max().clip(1e-12)
+    return (image * (DARK + (1 - DARK) * shares)).astype(np.uint8)
 
 
 def _named(
@@ -100,9 +108,9 @@ def _named(
     return [(text, plan) for text, plan in texts if any(map(str.isalnum, text))]
 
 
-def _canvas(width: float, rows: int, title: str) -> tuple[Figure, Axes]:
-    """Return a figure as wide as so many sides of a picture, with one bare diagram for all."""
-    size = (SIDE * width + 0.2, SIDE * (STEP * rows + _HEAD) + 0.2)  # inches
+def _canvas(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """Return a figure of so many sides of a picture, with one bare diagram for all."""
+    size = (SIDE * width + 0.2, SIDE * (height + _HEAD) + 0.2)  # inches
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
@@ -110,9 +118,9 @@ def _canvas(width: float, rows: int, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _cut(axes: Axes, width: float, rows: int) -> None:
+def _cut(axes: Axes, width: float, height: float) -> None:
     """Show all that was drawn, which each picture has changed."""
-    axes.set(xlim=(-0.05, width), ylim=(STEP * rows - 0.05, -_HEAD))
+    axes.set(xlim=(-0.05, width), ylim=(height - 0.05, -_HEAD))
 
 
 def _picture(axes: Axes, corner: tuple[float, float], image: np.ndarray, colour: str) -> None:
@@ -123,6 +131,7 @@ def _picture(axes: Axes, corner: tuple[float, float], image: np.ndarray, colour:
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=1.5))
 
 
-def _write(axes: Axes, left: float, middle: float, text: str, colour: str) -> None:
-    lines = "\n".join(textwrap.wrap(text, _LETTERS)[:3])
-    axes.text(left, middle, lines, fontsize=5.5, color=colour, va="center")
+def _write(axes: Axes, left: float, middle: float, text: str, colour: str, *, lines: int) -> None:
+    """Write the beginning of a caption, as much as so many lines hold."""
+    cut = textwrap.wrap(text, _LETTERS, max_lines=lines, placeholder=" …")
+    axes.text(left, middle, "\n".join(cut), fontsize=6.5, color=colour, va="center")

@@ -266,7 +266,9 @@ def pairs(size, numbers, objective):
     places = (words == 0).expand(size, -1)
     masked, hidden = tokens.masked_fill(places, 4), tokens.masked_fill(~places, -100)
     lots = torch.rand(size, generator=numbers)
-    return PairBatch(images, others, tokens, words, masked, hidden, lots)
+    own, false = torch.randint(1, 3, (2, size, 2), generator=numbers) * images.shape[2] // 2
+    drawn = torch.rand(size, 2, 0, generator=numbers)
+    return PairBatch(images, others, tokens, words, masked, hidden, lots, own, false, drawn)
 
 
 def tabled(size, numbers, objective):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,20 @@ def test_what_becomes_of_a_pair_depends_on_seed_epoch_and_id_alone():
     for other in (viewed(np.arange(100, 106), seed=1), viewed(np.arange(100, 106), epoch=1)):
         assert not torch.equal(other["lots"], whole["lots"])
         assert not torch.equal(other["masked"], whole["masked"])
+
+
+def test_images_of_several_shapes_come_with_their_sizes_and_draws_of_their_patches():
+    sizes = np.array([[4, 2 + 2 * (n % 2)] for n in range(6)])
+    examples, rows = replace(pairs(), sizes=sizes), np.arange(6)
+    arrays = {name: torch.from_numpy(array) for name, array in examples.read(rows).arrays.items()}
+    seen = replace(view(examples), patches=9).train(arrays, examples.ids, 0, 0)
+    assert seen["sizes"].tolist() == sizes.tolist()
+    which = ((seen["false_images"][:, 0, 1, 1] + 1) / 2 * 255).round().long()
+    assert seen["false_sizes"].tolist() == sizes[which].tolist()
+    assert seen["patch_lots"].shape == (6, 2, 9)
+    assert len(seen["patch_lots"].unique()) == 6 * 2 * 9
+    assert examples.subset(np.array([3])).sizes.tolist() == [[4, 4]]
+    assert pairs().read(rows).arrays["sizes"].tolist() == [[4, 4]] * 6
 
 
 def test_false_images_are_drawn_of_all_and_may_be_the_true_one():

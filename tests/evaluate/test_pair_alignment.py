@@ -10,7 +10,7 @@ from raykb.data.images import ImageSet
 from raykb.data.pairs import PairSet
 from raykb.data.views import CropFlipView
 from raykb.evaluate.pair_alignment import PairAlignment
-from raykb.parts.patches import patched
+from raykb.parts.patches import of_images, patched
 
 CPU = torch.device("cpu")
 VIEW = ClassifierView(CropFlipView(mean=[0.0], std=[1 / 255]))
@@ -29,9 +29,10 @@ class Same(nn.Module):
 
     def text_features(self, tokens): ...
 
-    def joint(self, images, tokens):
+    def joint(self, images, tokens, sizes):
         shown, eye = patched(images, 2).mean(2).round().long(), torch.eye(KINDS)
-        return SimpleNamespace(text=eye[tokens], image=eye[shown])
+        present = of_images(sizes, 2, (2, 2))
+        return SimpleNamespace(text=eye[tokens], image=eye[shown], present=present)
 
 
 def pairs():

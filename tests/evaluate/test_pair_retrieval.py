@@ -24,13 +24,13 @@ def pairs(count=6):
     return PairSet(found, tuple("aabcde"), tokens, np.zeros_like(tokens))
 
 
-def near(network, images, tokens):
+def near(network, images, sizes, tokens):
     shown = (images[:, 0, 0, 0] * 255).round()
     return -(tokens[:, 1, None] - 5 - shown[None]).abs()
 
 
-def far(network, images, tokens):
-    return -near(network, images, tokens)
+def far(network, images, sizes, tokens):
+    return -near(network, images, sizes, tokens)
 
 
 def test_recall_is_whether_one_that_belongs_is_among_the_first():
@@ -75,9 +75,11 @@ def test_a_score_is_that_of_the_pair_alone_whatever_stands_beside(scores):
     ).eval()
     images = torch.randn(5, 1, 8, 8)
     tokens = torch.tensor([[2, 5, 3], [2, 7, 3]])
-    whole = scores(network, images, tokens)
+    sizes = torch.tensor([[8, 8], [4, 8], [8, 8], [8, 4], [8, 8]])
+    whole = scores(network, images, sizes, tokens)
     assert whole.shape == (2, 5)
-    assert torch.allclose(scores(network, images[3:4], tokens[1:]), whole[1:, 3:4], atol=1e-6)
+    alone = scores(network, images[3:4, :, :, :4], sizes[3:4], tokens[1:])  # without padding
+    assert torch.allclose(alone, whole[1:, 3:4], atol=1e-6)
 
 
 def test_the_score_of_a_pair_is_the_log_odds_of_belonging():
@@ -86,4 +88,5 @@ def test_the_score_of_a_pair_is_the_log_odds_of_belonging():
     ).eval()
     images, tokens = torch.randn(1, 1, 8, 8), torch.tensor([[2, 5, 3]])
     share = network.matching(network.joint(images, tokens).pooled).softmax(1)[0, 1]
-    assert matching_scores(network, images, tokens).sigmoid().item() == pytest.approx(share.item())
+    found = matching_scores(network, images, torch.tensor([[8, 8]]), tokens).sigmoid().item()
+    assert found == pytest.approx(share.item())

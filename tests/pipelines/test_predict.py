@@ -229,6 +229,8 @@ def test_weights_of_another_model_are_refused(script, tmp_path, capsys):
     assert f"{own}: has no 'model', so" in refused(script, capsys, *arguments)
     own.write_text(json.dumps(CONFIG | {"linear_probe": {}}))
     assert "trained no classifier on it" in refused(script, capsys, *arguments)
+    own.write_text(json.dumps(CONFIG | {"captions": {}}))
+    assert "learnt from captions, and trained no classifier" in refused(script, capsys, *arguments)
 
 
 @pytest.mark.parametrize("name", ["final.pt", "run.json"])

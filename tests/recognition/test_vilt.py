@@ -8,7 +8,13 @@ from raykb.engine.seeding import generator
 from raykb.models.vilt import ViLT
 from raykb.parts.backbone import freeze_classifier
 from raykb.recognition.batch import PairBatch
-from raykb.recognition.vilt import ViLTObjective, alignment_loss, hidden_loss, true_pairs
+from raykb.recognition.vilt import (
+    ViLTObjective,
+    alignment_loss,
+    hidden_loss,
+    seen_places,
+    true_pairs,
+)
 
 COLOURS = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
 VOCABULARY = 64
@@ -33,7 +39,9 @@ def shapes(step, size=16, *, told=True):
     masked, hidden = tokens.clone(), torch.full_like(tokens, -100)
     masked[:, 1], hidden[:, 1] = 4, tokens[:, 1]
     lots = torch.rand(size, generator=numbers)
-    return PairBatch(images, false, tokens, words, masked, hidden, lots)
+    sizes = torch.full((size, 2), 16)
+    patches = torch.rand(size, 2, 4, generator=numbers)
+    return PairBatch(images, false, tokens, words, masked, hidden, lots, sizes, sizes, patches)
 
 
 def drawn(colour, place):
@@ -81,6 +89,27 @@ def test_the_loss_of_matching_sees_the_false_image_of_false_pairs_alone():
     assert same == whole(batch, 0)["loss_matching"]
     other[false] = 5.0
     assert whole(batch._replace(false_images=other), 0)["loss_matching"] != same
+
+
+def test_at_most_so_many_patches_are_seen_and_padding_only_where_there_is_nothing_else():
+    lots = torch.tensor([[0.9, 0.1, 0.5, 0.3], [0.2, 0.8, 0.4, 0.6]])
+    present = torch.tensor([[True, True, True, True], [False, True, False, False]])
+    assert seen_places(lots, present, 2).tolist() == [[1, 3], [1, 0]]
+    assert seen_places(lots, present, 4) is None
+    assert seen_places(lots, present, None) is None
+
+
+def test_a_pass_sees_the_patches_that_its_lots_say_and_no_others():
+    whole, batch = learner(most_patches=2), shapes(0)
+    blank = batch.images.clone()
+    hidden = batch.patch_lots[:, 0].argsort(1)[:, 2:]
+    for row, places in enumerate(hidden.tolist()):
+        for place in places:
+            top, left = 8 * (place // 2), 8 * (place % 2)
+            blank[row, :, top : top + 8, left : left + 8] = 9.0
+    terms = [whole(each, 0) for each in (batch, batch._replace(images=blank))]
+    assert terms[0]["loss_words"] == terms[1]["loss_words"]
+    assert terms[0]["loss_matching"] != terms[1]["loss_matching"]  # has lots of its own
 
 
 @pytest.mark.parametrize(("told", "low", "high"), [(True, 0.9, 1.0), (False, 0.35, 0.65)])

@@ -21,13 +21,15 @@ def test_what_has_the_same_caption_is_green_and_all_else_red():
 
 
 def test_each_word_has_its_plan_over_the_picture_and_punctuation_none():
-    plan = [[0.1, 0.2], [0.3, 0.4]]
+    images, plan = np.full((3, 1, 4, 4), 200, np.uint8), [[0.0, 0.2], [0.3, 0.4]]
     words = [{"tokens": [token], "plan": plan} for token in (5, 6, 7)]
     names = {5: "owl", 6: ",", 7: "night"}
     found = {"queries": [1], "words": [words]}
-    figure = aligned(found, IMAGES, lambda tokens: names[tokens[0]], title="vilt")
+    figure = aligned(found, images, lambda tokens: names[tokens[0]], title="vilt")
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == ["owl", "night"]
-    plans = [image.get_array() for image in axes.images if image.get_array().shape == (2, 2)]
-    assert np.array_equal(plans, [plan, plan])
+    whole, *lit = [image.get_array() for image in axes.images]
+    assert (whole == 200).all()
+    for shown in lit:  # the largest share is as bright as the picture
+        assert np.allclose(shown[1::2, 1::2], [[30, 115], [157, 200]], atol=1)
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is at the top
