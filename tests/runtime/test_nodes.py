@@ -14,7 +14,12 @@ from shared_training import LIMIT_S
 
 from raykb.engine.loop import Worker, fit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    # MLflow's own use of SQLAlchemy
+    pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +92,13 @@ def test_a_node_that_joins_is_used_and_what_it_did_when_it_left_is_taken_up(
 ):
     cluster, log = start_cluster(), tmp_path / "driver.log"
     script = driver(cluster, "--out", "run")
-    until(tmp_path / f"first-on-{cluster.head_node.unique_id}", script, log)
+    until(tmp_path / f"first-on-{cluster.head_node.node_id}", script, log)
     node = cluster.add_node(num_cpus=1)
-    until(tmp_path / f"second-on-{node.unique_id}", script, log)
+    until(tmp_path / f"second-on-{node.node_id}", script, log)
     cluster.remove_node(node, allow_graceful=False)
     (tmp_path / "go").touch()
     said = ended(script, log, undisturbed)
-    assert (tmp_path / f"second-on-{cluster.head_node.unique_id}").exists()
+    assert (tmp_path / f"second-on-{cluster.head_node.node_id}").exists()
     assert "there is now 2 nodes with 1 CPU | 1 CPU; trainings: 2 at once" in said
 
 
@@ -102,7 +107,7 @@ def test_without_the_head_a_run_ends_with_words_and_goes_on_in_another_cluster(
 ):
     cluster, log = start_cluster(), tmp_path / "driver.log"
     script = driver(cluster, "--out", "run")
-    first = tmp_path / f"first-on-{cluster.head_node.unique_id}"
+    first = tmp_path / f"first-on-{cluster.head_node.node_id}"
     until(first, script, log)
     until(tmp_path / "waits", script, log)
     cluster.head_node.kill_gcs_server()
