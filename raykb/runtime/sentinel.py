@@ -101,7 +101,8 @@ def main() -> None:
             line = f"process {process} on {socket.gethostname()} hung at {why}"
             where = "" if stopped else stacks(process, told["stacks"])
             print(line, where, sep="\n", file=sys.stderr, flush=True)
-            record(told["uri"], told["name"], f"{line}\n\n{where}")
+            if told["uri"] is not None:
+                record(told["uri"], told["name"], f"{line}\n\n{where}")
             os.kill(process, signal.SIGKILL)
             os._exit(0)
 

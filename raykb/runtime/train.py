@@ -20,7 +20,7 @@ from raykb.runtime.mailbox import Letter, closed, on_this_host, open_mailbox, ta
 from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.run_files import FINAL
 from raykb.runtime.storage import Storage
-from raykb.runtime.watch import Limits, hung
+from raykb.runtime.watch import Limits, hung, watched
 from raykb.runtime.work import DETAILS, TrainJob, record_of, run_alone
 
 group = Later("raykb.runtime.group")
@@ -78,10 +78,18 @@ def share(value: Any) -> Any:
 
 
 def call(function: Callable[..., _T], *arguments: Any, resources: WorkerResources) -> _T:
-    """Return what a function returns that runs once, on a worker; what it raises is raised."""
-    task = ray.remote(function).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
-    found: _T = _got(task.remote(*arguments))
+    """Return what a function returns that runs once, on a worker; what it raises is raised.
+
+    It has no steps, so only a process that is stopped is taken for hung; it is begun anew then.
+    """
+    task = ray.remote(_called).options(num_cpus=resources.cpus, num_gpus=resources.gpus)
+    found: _T = _got(task.remote(function, *arguments))
     return found
+
+
+def _called(function: Callable[..., _T], *arguments: Any) -> _T:
+    with watched(Limits(), None, "a call"):
+        return function(*arguments)
 
 
 def warm(function: Callable[..., Any], count: int, resources: WorkerResources) -> None:

@@ -141,44 +141,48 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(limits: Limits, storage: Storage, name: str) -> Iterator[Watch]:
+def watched(limits: Limits, storage: Storage | None, name: str) -> Iterator[Watch]:
     """Give a watch that a sentinel beside this process looks at, as long as the context lasts.
 
     Args:
         limits: of the work.
-        storage: the run directory.
+        storage: the run directory; None if a hang is told in the log of the process alone.
         name: of the work, unique in it: ``a/rank-0``; the record of a hang is below it.
     """
     board, stacks = os.memfd_create("raykb-board"), os.memfd_create("raykb-stacks")
     try:
         os.ftruncate(board, SIZE)
         watch = Watch(limits, Board(board))
+        told = {"name": name, "least_s": limits.least_s, "uri": storage and storage.uri}
         faulthandler.register(STACKS_SIGNAL, file=stacks, all_threads=True)
-        told = {"process": os.getpid(), "board": board, "stacks": stacks, "name": name}
-        sentinel = _sentinel(told | {"least_s": limits.least_s, "uri": storage.uri})
         try:
-            yield watch
+            with _sentinel(told, board, stacks):
+                yield watch
         finally:
-            sentinel.kill()
-            sentinel.wait()
             faulthandler.unregister(STACKS_SIGNAL)
     finally:
         os.close(board)
         os.close(stacks)
 
 
-def _sentinel(told: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start a sentinel; what it is told does not show in the list of processes."""
+@contextlib.contextmanager
+def _sentinel(told: dict[str, Any], board: int, stacks: int) -> Iterator[None]:
+    """Have a sentinel beside this process; what it is told shows in no list of processes."""
     sentinel = subprocess.Popen(
         [sys.executable, "-m", "raykb.runtime.sentinel"],
-        pass_fds=(told["board"], told["stacks"]),
+        pass_fds=(board, stacks),
         env=os.environ | {"PYTHONPATH": _import_path()},
         stdin=subprocess.PIPE,
         start_new_session=True,  # what is sent to all processes of the run is not meant for it
     )
-    with sentinel.stdin as pipe:  # type: ignore[union-attr]
-        pipe.write(json.dumps(told).encode())
-    return sentinel
+    try:
+        with sentinel.stdin as pipe:  # type: ignore[union-attr]
+            told |= {"process": os.getpid(), "board": board, "stacks": stacks}
+            pipe.write(json.dumps(told).encode())
+        yield
+    finally:
+        sentinel.kill()
+        sentinel.wait()
 
 
 def _import_path() -> str:
