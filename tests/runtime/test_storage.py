@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,43 @@ def test_an_error_of_an_object_store_is_told_without_secrets(tmp_path, monkeypat
     storage._files = Refusing()
     with pytest.raises(StorageError, match=r"s3://\*\*\*@b/x: AWS Error ACCESS_DENIED: 'file://"):
         storage.exists("x")
+
+
+class Stopped(BaseException):
+    """What the handler of a signal raises."""
+
+
+class Interrupting:
+    """A store of which an object is there once its stream is closed; a signal comes with it."""
+
+    type_name = "s3"
+
+    def __init__(self, files):
+        self._files = files
+
+    def __getattr__(self, name):
+        return getattr(self._files, name)
+
+    def open_output_stream(self, path):
+        stream = self._files.open_output_stream(path)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return stream
+
+
+def test_a_signal_in_the_middle_of_a_write_leaves_the_whole_object(tmp_path):
+    def stop(number, frame):
+        raise Stopped
+
+    storage = FileUri(f"file://{tmp_path}/run")
+    storage.write("file", b"old")
+    storage._files = Interrupting(storage._files)
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        with pytest.raises(Stopped):
+            storage.write("file", b"whole")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert storage.read("file") == b"whole"
 
 
 def test_links_are_removed_and_what_they_point_to_stays(storage, tmp_path):
