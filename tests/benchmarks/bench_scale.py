@@ -92,10 +92,9 @@ def cluster_of(nodes: int) -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers inherit it
     # its note of a running cluster is for nobody else; paths of sockets are short
     os.environ["RAY_TMPDIR"] = folder = tempfile.mkdtemp(prefix="rkb", dir="/tmp")
-    cluster = ray.cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
+    cluster = ray.cluster_utils.Cluster()
     try:
+        cluster.add_node(num_cpus=0, include_dashboard=False)  # the head
         for _ in range(nodes):
             cluster.add_node(num_cpus=1, object_store_memory=80 * MIB)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")

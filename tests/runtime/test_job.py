@@ -126,24 +126,24 @@ def test_a_foreign_record_is_refused_before_any_name_in_it_becomes_a_path(launch
     assert sorted(path.name for path in Path().iterdir()) == ["config.yaml", "run"]
 
 
-SECRETS = ("--set", "data={root: 's3://me:abc/d@ef@b/x?sig=abc', api_key: abc, tokens: 7}")
+SECRETS = ("--set", "data={root: 's3://me:xyz/d@ef@b/x?sig=xyz', api_key: xyz, tokens: 7}")
 
 
 def test_a_dry_run_and_a_refusal_print_no_secret(launch, capsys):
-    server = ("--set", "tracking={uri: 'http://me:abc@127.0.0.1:9'}")
+    server = ("--set", "tracking={uri: 'http://me:xyz@127.0.0.1:9'}")
     assert launch("--dry-run", *SECRETS, *server) == 0
     shown = capsys.readouterr()
     assert "http://***@127.0.0.1:9" in shown.out
-    assert launch("--out", "s3://me:abc/d@b/x", *SECRETS) == job.EXIT_REFUSED
+    assert launch("--out", "s3://me:xyz/d@b/x", *SECRETS) == job.EXIT_REFUSED
     refused = capsys.readouterr()
     assert "s3://***@b/x" in refused.err
     for text in (*shown, *refused):
-        assert "abc" not in text
+        assert "xyz" not in text
         assert "d@" not in text
 
 
 def failing(session):
-    raise RuntimeError("no route to http://me:abc@host?sig=abc")
+    raise RuntimeError("no route to http://me:xyz@host?sig=xyz")
 
 
 def test_a_run_keeps_its_secrets_to_itself_and_goes_on_with_those_given_again(
@@ -162,7 +162,7 @@ def test_a_run_keeps_its_secrets_to_itself_and_goes_on_with_those_given_again(
     assert "data.root" not in said.err
     seen = []
     assert launch("--resume", "run", *SECRETS, script=lambda s: seen.append(s.config["data"])) == 0
-    assert seen == [{"root": "s3://me:abc/d@ef@b/x?sig=abc", "api_key": "abc", "tokens": 7}]
+    assert seen == [{"root": "s3://me:xyz/d@ef@b/x?sig=xyz", "api_key": "xyz", "tokens": 7}]
 
     files = [path for path in Path().rglob("*") if path.is_file()]
     assert {"mlflow.db", "config.yaml", "error.txt"} <= {path.name for path in files}
@@ -171,7 +171,7 @@ def test_a_run_keeps_its_secrets_to_itself_and_goes_on_with_those_given_again(
         *capsys.readouterr(),
         *(path.read_bytes().decode("latin-1") for path in files),
     ]:
-        assert "abc" not in text
+        assert "xyz" not in text
 
 
 # ---------------------------------------------------------------------- storage and terminal
@@ -274,10 +274,10 @@ def test_words_to_a_terminal_that_is_gone_are_no_error_and_go_nowhere_from_then_
 
 
 def test_last_words_say_where_everything_is_without_secrets(capsys):
-    place = types.SimpleNamespace(uri="s3://me:abc@bucket/run?region=eu")
-    job._last_words("x", place, [], "postgresql://me:abc@host/db", job.EXIT_FAILED, "/#/1")
+    place = types.SimpleNamespace(uri="s3://me:xyz@bucket/run?region=eu")
+    job._last_words("x", place, [], "postgresql://me:xyz@host/db", job.EXIT_FAILED, "/#/1")
     said = capsys.readouterr()
     assert "--resume 's3://***@bucket/run?region=eu'\n(*** is to be given again)" in said.err
     assert "run directory   s3://***@bucket/run?region=eu\nMLflow          postgresql" in said.out
     assert said.out.endswith("its charts      /#/1\n")
-    assert "abc" not in said.out + said.err
+    assert "xyz" not in said.out + said.err
