@@ -21,7 +21,7 @@ from raykb.data.pairs import Fit, PairSet, captions_of
 from raykb.data.source import Source
 from raykb.data.views import VIEWS
 from raykb.data.wordpiece import WordPiece
-from raykb.engine.arguments import at_least, check_settings, or_none, within
+from raykb.engine.arguments import at_least, check_settings, or_none, refuse, within
 from raykb.engine.loop import Evaluation
 from raykb.engine.recipe import Recipe
 from raykb.engine.seeding import stream_seed

@@ -78,8 +78,8 @@ def written(store, tmp_path_factory):
                 child.finish()
             parent.note(TABLE)
             parent.view("label", ["test/top1"])
-            assert parent.id(300)
-            assert tracker.close(wait_s=300) == 0
+            assert parent.id(500)
+            assert tracker.close(wait_s=500) == 0
             pages[place] = parent.page()
 
     threads = [threading.Thread(target=write, args=(place,)) for place in range(RUNS)]

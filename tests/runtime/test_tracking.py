@@ -642,8 +642,8 @@ def test_a_server_killed_and_started_again_gets_every_point_once(uri, make, tmp_
     try:
         tracker = make(uri=f"http://127.0.0.1:{port}")
         run = tracker.run("parent", params={"a": 1})
-        assert run.id(120)
-        assert tracker.ready()
+        assert run.id(500)
+        assert tracker.ready(500)
         before = len(said())  # it takes long to start
         for step in range(300):
             if step == 100:
@@ -654,7 +654,7 @@ def test_a_server_killed_and_started_again_gets_every_point_once(uri, make, tmp_
             run.log(step, {"loss": step})
             time.sleep(0.02)
         run.text("x", "x.txt")
-        assert tracker.close(wait_s=120) == 0
+        assert tracker.close(wait_s=500) == 0
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
