@@ -22,7 +22,7 @@ NOISE = 0.8
 _SIDES = {"cpu": 256, "cuda": 4096}  # of the matrices: a millisecond or so for a product
 
 
-def products_a_second(device: torch.device, window_s: float = 0.5) -> float:
+def products_a_second(device: torch.device, window_s: float = 1.0) -> float:
     """Return how many matrix products a second ``device`` makes.
 
     Args:

@@ -12,6 +12,7 @@ from raykb.gpipe.probe import Spec
 from raykb.gpipe.splitting import split_problems
 from raykb.models.resnet import small_resnet_sequential
 from raykb.models.unet import unet
+from raykb.runtime.stages import PipelineSettings
 
 WIDTH = 6
 
@@ -105,6 +106,13 @@ class Invisible(Inner):
         return Hidden.apply(x, self.inner)
 
 
+class Seeing(Doubling):
+    """A layer that must see numbers, which the meta device has not."""
+
+    def forward(self, x):
+        return super().forward(x) if bool((x > -1).any()) else x
+
+
 class Twice(Inner):
     """Use the same weights one after the other, and side by side."""
 
@@ -161,10 +169,12 @@ ABLE = {
     "images": Images,
     "in place": lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True)),
     "nothing to train": nn.Tanh,
+    "frozen": lambda: nn.Linear(WIDTH, WIDTH).requires_grad_(False),
 }
 UNABLE = {
     "reentrant": (Reentrant, "use_reentrant=True"),
     "hooked": (Doubling, "torch would call the hook twice"),
+    "hooked, seeing numbers": (Seeing, "torch would call the hook twice"),
     "once": (lambda: Scaled(ScaleOnce), "no attribute 'kept'"),
 }
 
@@ -196,10 +206,13 @@ def stepped(kinds, schedule):
 
 def compared(by_rank, layers):
     """Return loss and largest error against the model in one piece; no gradient counts as zero."""
+    loss, expected = reference(whole(layers), *data(), number=4)
     found = merged(gradients for _, gradients in by_rank)
-    loss, gradients = reference(whole(layers), *data(), number=4)
-    expected = {name: torch.zeros(()) if g is None else g for name, g in gradients.items()}
-    return loss, largest_error(found, expected)
+    return loss, largest_error(known(found), known(expected))
+
+
+def known(gradients):
+    return {name: torch.zeros(()) if g is None else g for name, g in gradients.items()}
 
 
 @pytest.mark.parametrize("schedule", ["zero_bubble", "zbv"])
@@ -228,9 +241,7 @@ def unrefused():
         patch.setattr("raykb.gpipe.pipeline.split_problems", lambda layers, specs, bare: [])
         layers = doubled(on_meta(stack, Doubling))
         own = Rig(layers, make_grid(2), balance=[1, 3], schedule="zero_bubble", checkpoint="never")
-        loss = own.step(*data(), 4)
-        trained = own.gradients().items()
-        return loss, {name: torch.zeros(()) if g is None else g for name, g in trained}
+        return own.step(*data(), 4), own.gradients()
 
 
 def test_the_gradients_of_a_hooked_layer_would_be_wrong_without_a_word(gloo):
@@ -238,6 +249,13 @@ def test_the_gradients_of_a_hooked_layer_would_be_wrong_without_a_word(gloo):
     _, (error, where) = compared(gloo.run(unrefused, size=2), layers)
     assert error > 1e-3
     assert where.startswith("2.")
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zero_bubble"])
+def test_the_settings_refuse_such_a_layer_before_the_start(schedule):
+    settings = PipelineSettings(schedule=schedule, checkpoint="never", balance=[2, 2])
+    problems = settings.problems(on_meta(stack, Doubling), torch.zeros(1, WIDTH, device="meta"), 8)
+    assert len(problems) == (schedule == "zero_bubble")
 
 
 def refused(kind):

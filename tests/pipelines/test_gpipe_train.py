@@ -137,6 +137,10 @@ REFUSED = {
         ["pipeline.schedule=interleaved", "pipeline.stages_per_worker=3"],
         "stages: 2, must be a multiple of stages_per_worker, 3",
     ),
+    "recomputed": (
+        ["pipeline.schedule=zero_bubble", "pipeline.checkpoint=always"],
+        "checkpoint: 'always', must be never with the schedule zero_bubble",
+    ),
     "workers": (
         ["pipeline.stages=31", "pipeline.schedule=gpipe"],
         "training: one needs 31 x (1 CPU)",
