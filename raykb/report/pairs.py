@@ -97,7 +97,8 @@ def _lit(image: np.ndarray, plan: np.ndarray) -> np.ndarray:
     _, height, width = image.shape
     rows, columns = plan.shape
     shares = plan.repeat(height // rows, 0).repeat(width // columns, 1) / plan.max().clip(1e-12)
-    return (image * (DARK + (1 - DARK) * shares)).astype(np.uint8)
+    lit: np.ndarray = (image * (DARK + (1 - DARK) * shares)).astype(np.uint8)
+    return lit
 
 
 def _named(
