@@ -209,7 +209,7 @@ def test_it_goes_on_with_other_stages_and_nothing_else_may_change(script, whole,
     assert script["main"](["--resume", directory, "--set", "optimizer.lr=0.2"]) == 2
     text = capsys.readouterr().err
     assert "optimizer.lr: 0.1 -> 0.2" in text
-    assert "pipeline and resources may change" in text
+    assert "pipeline, resources and watch may change" in text
 
 
 @pytest.mark.slow
