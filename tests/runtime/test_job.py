@@ -190,6 +190,7 @@ def test_a_storage_that_fails_before_the_start_is_refused_with_a_remedy(
     Path("broken", "run.json").mkdir(parents=True)
     assert launch("--resume", "broken") == job.EXIT_REFUSED
     assert "/broken/run.json'; see to its rights and its room" in capsys.readouterr().err
+    Path("run").mkdir()  # a new one would be refused by its lock, for the folder itself is synced
     with monkeypatch.context() as patched:
         full(patched)
         assert launch("--out", "run") == job.EXIT_REFUSED
