@@ -33,6 +33,7 @@ from raykb.data.views import VIEWS
 from raykb.engine.objective import OBJECTIVES
 from raykb.gpipe.costs import Costs
 from raykb.gpipe.memory import StageMemory
+from raykb.gpipe.schedule import worker_of
 from raykb.gpipe.trace import Span, chrome_trace, efficiency
 from raykb.later import Later
 from raykb.models import SEQUENTIALS
@@ -159,9 +160,11 @@ def tell_layout(session: Session, ready: Ready, costs: Costs) -> list[StageMemor
     layout = ready.settings.laid_out(costs)
     needs = costs.memory(state_tensors=state_tensors(session.config["optimizer"]), **layout)
     needed = [need.total / MIB for need in needs]
-    session.say(report.stages(costs.stages(layout["balance"]), needed))
+    told, schedule = costs.stages(layout["balance"]), layout["schedule"]
+    holders = [worker_of(stage, len(needs), schedule) for stage in range(len(told))]
+    session.say(report.stages(told, holders, needed))
     spans = costs.spans(**layout)
-    predicted = efficiency(spans, layout["schedule"], checkpoint=layout["checkpoint"])
+    predicted = efficiency(spans, schedule, checkpoint=layout["checkpoint"])
     session.say(
         f"predicted: bubble {predicted['bubble']:.2f}, balance {predicted['balance']:.2f}, "
         f"{1e3 * predicted['makespan_s']:.1f} ms a step without messages and update"

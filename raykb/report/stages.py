@@ -8,17 +8,20 @@ from raykb.report.tables import markdown
 HEAD = ["stage", "worker", "layers", "parameters", "forward ms", "backward ms", "worker MiB"]
 
 
-def stages(costs: Sequence[Mapping[str, Any]], worker_mib: Sequence[float]) -> str:
+def stages(
+    costs: Sequence[Mapping[str, Any]], workers: Sequence[int], worker_mib: Sequence[float]
+) -> str:
     """Return a Markdown table with a row for each stage.
 
     Args:
         costs: of each stage, its ``layers`` by name, ``parameters``, and seconds of a micro-batch,
             ``forward_s`` and ``backward_s``.
-        worker_mib: what each worker will need; stages go round the workers.
+        workers: of each stage, who holds it.
+        worker_mib: what each worker will need.
     """
     rows = []
-    for number, stage in enumerate(costs):
-        layers, worker = stage["layers"], number % len(worker_mib)
+    for number, (stage, worker) in enumerate(zip(costs, workers, strict=True)):
+        layers = stage["layers"]
         rows.append(
             [
                 str(number),

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from raykb.gpipe.costs import Costs, measure
 from raykb.gpipe.memory import LayerSizes
+from raykb.gpipe.schedule import worker_of
+from raykb.report import stages
 from raykb.runtime.stages import PipelineSettings
 
 
@@ -48,6 +50,13 @@ def test_a_worker_alone_is_predicted_as_it_runs_in_one_stage(layout):
     pair = PipelineSettings(stages=2, schedule="gpipe", balance="parameters")
     assert not pair.alone
     assert pair.laid_out(costs([1.0, 1.0], [1, 1]))["schedule"] == "gpipe"
+
+
+def test_the_table_of_stages_tells_who_holds_each():
+    told = costs([1.0, 2.0, 3.0, 4.0]).stages([1, 1, 1, 1])
+    rows = stages(told, [worker_of(stage, 2, "zbv") for stage in range(4)], [8.0, 6.0]).splitlines()
+    assert [row.split("|")[2].strip() for row in rows[-4:]] == ["0", "1", "1", "0"]
+    assert [row.split("|")[7].strip() for row in rows[-4:]] == ["8.0", "6.0", "6.0", "8.0"]
 
 
 class Pair(NamedTuple):
