@@ -82,6 +82,7 @@ def test_the_rate_climbs_to_twice_its_start_and_halves_when_the_loss_stays():
 
 def test_the_first_prediction_comes_after_exactly_thirty_steps():
     clock, data, seen = PassClock(0.01), GameData(part(60, 0), part(9, 1)), []
+    settings = AutoClint(reserve_s=0, valid_from=1.1)  # a validation would be a pass, too
 
     class Told(Player):
         def test(self, dataset, remaining_time_budget):
@@ -90,7 +91,7 @@ def test_the_first_prediction_comes_after_exactly_thirty_steps():
 
     network = network_for(data)
     clock.watch(network)
-    ingestion(Told(AutoClint(reserve_s=0), network, seed=0, clock=clock), data, 0.9, clock=clock)
+    ingestion(Told(settings, network, seed=0, clock=clock), data, 0.9, clock=clock)
     assert seen[0] == pytest.approx(30 * 0.01)
 
 
