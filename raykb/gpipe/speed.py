@@ -9,6 +9,7 @@ what they share slows them as it will in the training::
 A worker that stands still now and then, by a quota or beside other work, has its mean rate.
 """
 
+import statistics
 import time
 
 import torch
@@ -22,24 +23,28 @@ NOISE = 0.8
 _SIDES = {"cpu": 256, "cuda": 4096}  # of the matrices: a millisecond or so for a product
 
 
-def products_a_second(device: torch.device, window_s: float = 1.0) -> float:
-    """Return how many matrix products a second ``device`` makes.
+def products_a_second(device: torch.device, window_s: float = 0.4, windows: int = 5) -> float:
+    """Return how many matrix products a second ``device`` makes, the median of some windows.
 
     Args:
         device: of this process.
-        window_s: seconds to measure for.
+        window_s: seconds of a window.
+        windows: their number; on a busy host the first one says little.
     """
     side = _SIDES.get(device.type, 1024)
     one = torch.ones(side, side, device=device)
     product = one @ one  # warms up
     synchronize = torch.get_device_module(device).synchronize
     synchronize(device)
-    begin, count = time.perf_counter(), 0
-    while (took := time.perf_counter() - begin) < window_s:
-        torch.mm(one, one, out=product)
-        synchronize(device)
-        count += 1
-    return count / took
+    rates = []
+    for _ in range(windows):
+        begin, count = time.perf_counter(), 0
+        while (took := time.perf_counter() - begin) < window_s:
+            torch.mm(one, one, out=product)
+            synchronize(device)
+            count += 1
+        rates.append(count / took)
+    return statistics.median(rates)
 
 
 def relative_speeds(grid: Grid, device: torch.device) -> list[float]:
