@@ -10,6 +10,7 @@ from raykb.augment.choices import Choices, fixed_choices, mean_error, summary
 from raykb.augment.hard_inputs import HARDENINGS, Hardening
 from raykb.augment.loss_prediction import NAMES, chosen, ranking_loss, relative_targets
 from raykb.augment.loss_tables import Target, joined, losses_piece, thumbnails, views_piece
+from raykb.augment.ranks import soft_ranks
 from raykb.data.candidates import CANDIDATES, mirrored, turned
 from raykb.data.corruptions import CORRUPTIONS, EXTRA
 from raykb.data.images import ImageSet
@@ -155,7 +156,7 @@ def test_a_predictor_learns_to_turn_back_what_was_turned():
     for _ in range(40):
         optimizer.zero_grad()
         probabilities = network(thumbs[:180]).softmax(1)
-        ranking_loss(probabilities, targets[:180], temperature=0.05, tolerance=0.0).backward()
+        ranking_loss(soft_ranks(probabilities, 0.05), targets[:180]).backward()
         optimizer.step()
     found = chosen(network.eval()(thumbs[180:]).detach().softmax(1), 1)[:, 0]
     back = torch.tensor([NAMES.index(name) for name in ("r20", "n", "r-20")])[which[180:]]
