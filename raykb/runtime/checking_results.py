@@ -36,13 +36,14 @@ def told(left: Left) -> Told:
 
 
 def _unlike(left: Left, rows: Sequence[Row]) -> Told:
-    """Yield the rows that have the figures of no training, and are no mean of others."""
+    """Yield rows with figures of no training that are no mean of others and no part of one."""
     for row in rows:
         name = _name(row)
         own = [(each, result) for each, result in left.results if _is_of(each.name, name)]
         damaged = any(each.damage and _is_of(each.name, name) for each in left.trainings)
         # I4 has what is damaged; folders of other comparisons have other names
-        if not (damaged or _has(row, own or left.results) or _is_mean(row, rows)):
+        whole = damaged or _has(row, own or left.results)
+        if not (whole or _is_mean(row, rows) or _is_part(row, left.results)):
             yield RESULTS, f"no training has the figures of {name}", _AGAIN
 
 
@@ -77,6 +78,22 @@ def _is_mean(row: Row, rows: Sequence[Row]) -> bool:
     parts = [it for it in rows if it["label"].startswith(label) and it["seed"] == seed]
     shared = set(row).intersection(*parts) - {"label", "seed"}
     return bool(parts) and _agree(row, {name: fmean(it[name] for it in parts) for name in shared})
+
+
+def _is_part(row: Row, results: Sequence[tuple[Any, Result]]) -> bool:
+    """Return whether a training has a row's figures apart, ``test/flip/error`` for ``test/error``.
+
+    One predictor is tested beside ways to choose that need none: each is a row.
+    """
+    for _, result in results:
+        parts: dict[str, dict[str, float]] = {}
+        for name, figure in result.metrics.items():
+            if name.count("/") == 2:
+                split, part, last = name.split("/")
+                parts.setdefault(part, {})[f"{split}/{last}"] = figure
+        if any(_agree(row, figures) for figures in parts.values()):
+            return True
+    return False
 
 
 def _agree(row: Row, figures: Mapping[str, float]) -> bool:

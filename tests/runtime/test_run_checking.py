@@ -350,6 +350,17 @@ def test_a_row_that_stands_for_others_is_held_against_their_mean(copy):
     assert finding.what == "no training has the figures of all/seed-0"
 
 
+def test_a_row_of_a_part_of_a_training_is_held_against_that_part(copy):
+    """As that of a way to choose which the predictor was tested beside."""
+    copy.edit(f"{OWN}/result.json", lambda found: found["metrics"].update({"test/flip/top1": 0.75}))
+    row = {"label": "flip", "seed": 0, "test/top1": 0.75}
+    copy.edit("results.json", lambda found: found["results"].append(row))
+    assert check(copy.storage) == []
+    copy.edit("results.json", lambda found: found["results"][-1].update({"test/top1": 0.7}))
+    (finding,) = check(copy.storage)
+    assert finding.what == "no training has the figures of flip/seed-0"
+
+
 def test_a_run_in_an_object_store_is_checked_and_cleaned_too(copy):
     (copy.run / "ledger.jsonl").unlink()  # there it is a folder
     storage = RemoteStorage(f"file://{copy.run}")
