@@ -94,7 +94,10 @@ class RemoteStorage:
 
     def _children(self, folder: str, kind: Any) -> list[str]:
         selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
-        found = self._files.get_file_info(selector)
+        try:
+            found = self._files.get_file_info(selector)
+        except FileNotFoundError:  # pyarrow's, of a folder that another process makes just then
+            return []
         return sound(info.base_name for info in found if info.type == kind)
 
     def _change(self, name: str, change: Callable[[str], None]) -> None:
