@@ -283,3 +283,17 @@ def test_an_unknown_scheme_is_refused_with_those_allowed(where):
 def test_a_relative_path_is_refused():
     with pytest.raises(ValueError, match="storage: 'runs' is relative; give an absolute path"):
         LocalStorage(Path("runs"))
+
+
+class MadeJustThen:
+    """pyarrow's file system where a folder is made between its look for it and its listing."""
+
+    def get_file_info(self, selector):
+        raise FileNotFoundError(f"Cannot list directory {selector.base_dir!r}")
+
+
+def test_a_folder_that_is_made_while_it_is_listed_is_empty(tmp_path):
+    storage = RemoteStorage(f"file://{tmp_path}")
+    storage._files = MadeJustThen()
+    assert storage.files("lease") == []
+    assert storage.folders() == []
