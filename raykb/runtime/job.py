@@ -44,6 +44,7 @@ from raykb.runtime.resources import LEFT_S, Phase, Plan, ResourceError
 from raykb.runtime.run_files import RECORD
 from raykb.runtime.secrets import HIDDEN, given_again, hidden, redacted
 from raykb.runtime.session import Refused, Session
+from raykb.runtime.signals import Interrupted, Stop
 from raykb.runtime.storage import LocalStorage, Storage, StorageError, open_storage
 from raykb.runtime.studies import LedgerError, SearchError
 from raykb.runtime.tracking import LABEL, Run, Status, Tracker, environment_tags, resolve_uri
@@ -51,7 +52,6 @@ from raykb.runtime.ui import ui_command
 from raykb.runtime.watch import Hung, Limits
 
 EXIT_FAILED, EXIT_REFUSED, EXIT_HOLES = 1, 2, 3
-_STOP_S = 15.0  # for Ray to end what runs, after a signal
 _NO_BUGS = (SearchError, StorageError, LostLease, Hung, Damaged)  # said in a line, no traceback
 
 
@@ -73,14 +73,6 @@ class Expand(Protocol):
 
 
 ReadyT = TypeVar("ReadyT", bound=Ready)
-
-
-class Interrupted(BaseException):
-    """A signal asked the run to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 def launch(
@@ -283,7 +275,7 @@ def _run(
         written: list[str] = []
         status: Status = "FAILED"
         code = EXIT_FAILED
-        stopped: list[Interrupted] = []
+        stop = Stop()
         told = threading.Lock()
 
         def close(status: Status) -> None:
@@ -308,13 +300,13 @@ def _run(
             sys.stdout.flush()
             os._exit(code)  # what it ends with, also if Ray's own end has no end
 
-        on_stop = stack.enter_context(_patience(end_anyway))
+        stack.enter_context(stop.within(end_anyway))
         look = stack.enter_context(watched_head(head_lost))
         try:
-            with _signals(stopped, on_stop):
+            with stop.handles():
                 stack.enter_context(connected(address))
                 look(ray.get_runtime_context().gcs_address)
-                with _signals(stopped, on_stop):  # again, since Ray sets its own
+                with stop.handles():  # again, since Ray sets its own
                     awaited(ready.phases)
                     patience_s = max(LEFT_S, limit_s())
                     parallel = Plan(ready.phases, say=_say, patience_s=patience_s)
@@ -325,8 +317,8 @@ def _run(
                     script(session, ready)
             status, code = "FINISHED", EXIT_HOLES if session.holes else 0
         except (Interrupted, Exception) as error:
-            if stopped:  # what Ray's own code makes of the interruption may have another name
-                status, code = "KILLED", 128 + stopped[0].number
+            if stop.signal:  # what Ray's own code makes of the interruption may have another name
+                status, code = "KILLED", 128 + stop.signal.number
             elif isinstance(error, ResourceError | Refused | LedgerError):
                 parent.text(str(error), "error.txt")
                 raise
@@ -440,48 +432,3 @@ def files_of(storage: Storage, key: str) -> Path:
         if isinstance(storage, LocalStorage)
         else Path.home() / "raykb" / "remote" / key
     )
-
-
-@contextlib.contextmanager
-def _patience(last: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
-    """Give what is to be called when a signal comes, so that the process ends whatever Ray does.
-
-    A signal to the whole process group, as ``timeout`` and service managers send it, ends a local
-    Ray at once. What it is asked then it does not answer for a minute, and aborts the process.
-    """
-    over = threading.Event()
-
-    def end(number: int) -> None:
-        if not over.wait(_STOP_S):
-            last(128 + number)
-            sys.stdout.flush()
-            os._exit(128 + number)
-
-    try:
-        yield lambda number: threading.Thread(target=end, args=[number], daemon=True).start()
-    finally:
-        over.set()
-
-
-@contextlib.contextmanager
-def _signals(stopped: list[Interrupted], on_stop: Callable[[int], None]) -> Iterator[None]:
-    """Turn signals to stop into :class:`Interrupted`, raised and added to ``stopped``.
-
-    SIGHUP says that the terminal is gone; it is left alone where it is ignored, as by ``nohup``.
-    """
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    numbers += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)
-
-    def stop(number: int, frame: Any) -> None:
-        for other in numbers:
-            signal.signal(other, signal.SIG_IGN)
-        stopped.append(Interrupted(number))
-        on_stop(number)
-        raise stopped[0]
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

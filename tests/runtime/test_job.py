@@ -29,9 +29,9 @@ STUBBORN = """
     import types
     from pathlib import Path
 
-    from raykb.runtime import job
+    from raykb.runtime import job, signals
 
-    job._STOP_S = 1.0
+    signals._STOP_S = 1.0
 
     def stubborn(session, ready):
         assert session.tracker.ready(100)  # so that it has a run to close
@@ -77,6 +77,49 @@ def test_a_run_that_does_not_come_to_its_end_is_closed_and_says_how_to_go_on(
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     experiments = [found.experiment_id for found in client.search_experiments()]
     assert [run.info.status for run in client.search_runs(experiments)] == ["KILLED"]
+
+
+DEAF = """
+    import signal
+    import sys
+    import threading
+    import time
+    import types
+    from pathlib import Path
+
+    from raykb.runtime import job
+
+    def deaf(session, ready):
+        def tell():  # the signal goes to a thread that is not the main one, which sleeps
+            time.sleep(0.5)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+        threading.Thread(target=tell).start()
+        time.sleep(600)
+
+    ready = types.SimpleNamespace(phases=[])
+    options = {"description": "", "default": Path("config.yaml"), "schema": {}}
+    sys.exit(job.launch(deaf, **options, prepare=lambda config: ready))
+"""
+
+
+def test_a_signal_that_does_not_reach_the_main_thread_ends_the_run_nevertheless(
+    local_ray, tmp_path
+):
+    (tmp_path / "deaf.py").write_text(textwrap.dedent(DEAF))
+    (tmp_path / "config.yaml").write_text("storage: runs\ntracking: {uri: sqlite:///mlflow.db}\n")
+    new_database(tmp_path)
+    ended = subprocess.run(
+        [sys.executable, "deaf.py", "--out", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert "deaf: stopped by SIGTERM" in ended.stderr
 
 
 def data(*, root: str, api_key: str = "", tokens: int = 3) -> None:
