@@ -118,6 +118,8 @@ class First:
         hook, config = self._config.hook, self._config
         for data in found:
             report = hook.pytest_report_from_serializable(config=config, data=data)
+            if isinstance(report.longrepr, list):  # where a test was skipped; JSON has no tuples
+                report.longrepr = tuple(report.longrepr)
             hook.pytest_runtest_logreport(report=report)
         fine = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         failed = any(data["outcome"] == "failed" for data in found)

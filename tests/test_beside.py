@@ -78,6 +78,15 @@ def test_a_test_that_fails_there_fails_the_run_with_its_words(run):
     assert "FAILED tests/two/test_there.py::test_there - ArithmeticError: of its own" in done.stdout
 
 
+def test_a_test_that_is_skipped_there_is_told_to_plugins_as_any_other(run, tmp_path):
+    done, _ = run("--junitxml", str(tmp_path / "all.xml"), last="__import__('pytest').skip('no')")
+    assert done.returncode == 0, done.stdout
+    assert "2 passed, 1 skipped" in done.stdout
+    written = (tmp_path / "all.xml").read_text()
+    assert 'tests="3"' in written
+    assert 'skipped="1"' in written
+
+
 @pytest.mark.parametrize("last", ["os._exit(0)", "this is no Python"])
 def test_a_second_process_that_does_not_come_to_its_end_fails_the_run(run, last):
     done, ran = run(last=last)
