@@ -82,7 +82,8 @@ class Recognition:
         if outside is not None and outside.shape != labelled.shape:
             problems.add(
                 f"outside: images have the shape {outside.shape}, those of the data set "
-                f"{labelled.shape}; set image_size and channels of both, to the same"
+                f"{labelled.shape}; set image_size and channels of both, to the same, or "
+                "leave it out: outside=null"
             )
         return cls(labelled, outside, scenes)
 
