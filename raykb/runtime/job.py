@@ -132,6 +132,9 @@ def launch(
         said = f"{name}: {error}{remedy * isinstance(error, StorageError)}"
         print(redacted(said), file=sys.stderr)
         return EXIT_REFUSED
+    except KeyboardInterrupt:  # while data are read, before there is a run that could go on
+        print(f"\n{name}: stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _config(

@@ -152,6 +152,18 @@ def launch(tmp_path, monkeypatch):
     return launch
 
 
+def test_who_stops_it_while_data_are_read_gets_a_line_and_no_traceback(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("storage: runs\n")
+
+    def prepare(config):
+        signal.raise_signal(signal.SIGINT)
+
+    options = {"description": "", "default": tmp_path / "config.yaml", "schema": {}}
+    code = job.launch(lambda session, ready: None, **options, prepare=prepare, argv=[])
+    assert code == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "\ntest_job: stopped by SIGINT\n"
+
+
 @pytest.mark.parametrize(
     "record",
     [
