@@ -1,4 +1,4 @@
-"""The script of test-time augmentation: what is done once and what is refused; one that is killed."""
+"""The script of test-time augmentation: what is done once, what is refused, and a kill."""
 
 import dataclasses
 import json
