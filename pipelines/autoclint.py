@@ -8,7 +8,11 @@ minutes a game.
 
   autoclint.py --set budget.seconds=60 --set comparison.seeds=5
   autoclint.py --set budget.clock=cpu            # on a machine that has other work
-  autoclint.py --set data.name=cifar10 --set comparison.over=data --set comparison.rivals={}
+  autoclint.py --set comparison.over=data --set 'comparison.rivals={emoji: {name: emoji_sample}}'
+  autoclint.py --set budget.clock=cpu --set 'resources.game={cpus: 1, side_by_side: 2}'
+
+Two games at once take each other's time by the wall, hardly by the CPU seconds of their process, so
+one is played after the other unless resources.game.side_by_side says how many may be.
 
 A clock decides what is trained when, so a run is not the same twice unless it counts the network's
 passes (budget.clock=passes); a game that was stopped is played anew from its first second.
@@ -81,7 +85,12 @@ def prepare(config: dict[str, Any]) -> Ready:
         with problems.at("model", entry["model"]):
             anytime_network(entry, None, classes=2, channels=1, video=False)
         with problems.at("strategy", entry["strategy"]):
-            build(PLAYERS, entry["strategy"])
+            kept, budget = build(PLAYERS, entry["strategy"]).reserve_s, entry["budget"]["seconds"]
+            if kept >= budget:
+                problems.add(
+                    f"strategy.reserve_s: {kept}, must be below budget.seconds, {budget}: of this "
+                    "game nothing would be left to train in; give a smaller one"
+                )
     problems.refuse()
     return run
 

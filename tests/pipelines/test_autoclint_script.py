@@ -109,6 +109,13 @@ def test_several_workers_of_a_game_are_refused(script):
         script["prepare"](config(script, "resources.game.workers=2"))
 
 
+def test_a_game_that_ends_before_its_reserve_is_refused(script):
+    rivals = "comparison.rivals={official: {name: autoclint}}"
+    with pytest.raises(ValueError, match=r"reserve_s: 180\.0, must be below budget\.seconds, 0\.6"):
+        script["prepare"](config(script, rivals))
+    script["prepare"](config(script, rivals, "budget.seconds=181"))
+
+
 def test_given_weights_are_taken_where_they_fit():
     shape = {"classes": 4, "channels": 1, "video": False}
     given = {

@@ -1,11 +1,21 @@
-"""The script of test-time augmentation, in this process: what is done once, and what is refused."""
+"""The script of test-time augmentation: what is done once, what is refused, and a kill."""
 
 import dataclasses
+import json
 import runpy
+import signal
 
 import here
+import in_process
 import pytest
 import running
+import torch
+from databases import new_database
+
+from raykb.runtime.checking import check
+from raykb.runtime.left import uri_of
+from raykb.runtime.storage import LocalStorage
+from raykb.runtime.tracking import replay
 
 SCRIPT = runpy.run_path(str(running.PIPELINES / "tta.py"))
 PATH = running.PIPELINES / "configs" / "augment" / "tta_fashion_mnist_sample.yaml"
@@ -53,3 +63,50 @@ def test_all_that_is_wrong_is_refused_at_once():
     with pytest.raises(ValueError, match=r"target.model.*depth") as error:
         SCRIPT["prepare"](config)
     assert "nowhere.pt" in str(error.value)
+
+
+def made(directory):
+    """Return what a run made: its tables as they are, weights, and what it told."""
+    pieces = {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*.npz")}
+    weights = {
+        f"{path.parent.relative_to(directory)} {name}": value.tolist()
+        for path in directory.rglob("final.pt")
+        for name, value in torch.load(path, weights_only=True).items()
+    }
+    return pieces, weights, json.loads((directory / "results.json").read_text())["tables"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * running.LIMIT_S)
+# MLflow's own use of SQLAlchemy
+@pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning")
+def test_killed_in_the_middle_of_its_tables_it_ends_as_if_nothing_had_happened(warm_ray, tmp_path):
+    small = ["data.train_size=40", "comparison.seeds=1", "selection.corruptions=[fog, contrast]"]
+    small.append("selection.chunk=1")  # 83 pieces, so that some are left whenever the kill comes
+    here.run(SCRIPT, "tta", here.resolved(SCRIPT, PATH, *small), tmp_path / "whole")
+    wanted = made(tmp_path / "whole")
+    assert len(wanted[0]) == 83
+
+    new_database(tmp_path)
+    directory = tmp_path / "killed"
+    ledger = directory / "files.jsonl"
+    status, _ = running.stopped(
+        "tta",
+        tmp_path,
+        "--smoke",
+        *(f"--set={change}" for change in small),
+        "--out",
+        directory,
+        when=lambda: ledger.exists() and ledger.read_text().count("\n") > 4,
+        number=signal.SIGKILL,
+    )
+    assert status == -signal.SIGKILL
+    assert 4 < ledger.read_text().count("\n") < 83
+    assert not list(directory.glob("*_four/seed-0/result.json"))
+    in_process.run("tta", tmp_path, "--resume", directory)
+    assert made(directory) == wanted
+    told = [json.loads(line)["name"] for line in ledger.read_text().splitlines()]
+    assert sorted(told) == sorted(wanted[0])  # each was made once
+    assert replay(directory / "tracking") == 0  # what a busy machine did not send in time
+    left = LocalStorage(directory)
+    assert check(left, tracking_uri=uri_of(left)) == []
