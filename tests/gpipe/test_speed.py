@@ -47,6 +47,34 @@ def test_a_rate_is_of_the_products_made(clock, seconds):
     assert speed.products_a_second(CPU) == pytest.approx(1 / seconds)
 
 
+ALIKE = torch.tensor([[100.0, 100.0]]).repeat(25, 1)
+HALF = torch.tensor([[50.0, 100.0]]).repeat(25, 1)
+
+
+def beside_others(rates, *, rounds, worker, share):
+    """Return the rates where a neighbour leaves a worker its share in some of the rounds."""
+    changed = rates.clone()
+    changed[list(rounds), worker] *= share
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("rates", "speeds"),
+    [
+        (ALIKE, [1.0, 1.0]),
+        (HALF, [0.5, 1.0]),
+        (beside_others(ALIKE, rounds=range(12), worker=0, share=0.1), [1.0, 1.0]),  # at first
+        (beside_others(ALIKE, rounds=range(18), worker=1, share=0.5), [1.0, 1.0]),  # not for sure
+        (beside_others(ALIKE, rounds=range(21), worker=1, share=0.5), [1.0, 0.5]),
+        (beside_others(HALF, rounds=range(0, 24, 2), worker=1, share=0.6), [0.5, 1.0]),
+        (beside_others(HALF, rounds=range(3), worker=1, share=0.1), [0.5, 1.0]),
+        (HALF * torch.linspace(0.1, 1, 25)[:, None], [0.5, 1.0]),  # all of them are slowed
+    ],
+)
+def test_a_worker_is_slower_if_it_is_so_in_most_rounds_and_by_the_median(rates, speeds):
+    assert speed.speeds_of(rates) == pytest.approx(speeds)
+
+
 def found(workers, rates):
     """Return the speeds, where each process has its rate."""
     grid = make_grid(workers, len(rates) // workers, timeout_s=60)
@@ -106,12 +134,12 @@ def agreed(folder, hosts, rates):
         patch.setattr(speed, "products_a_second", measured)
         speeds = stage_training._speeds(grid, CPU, str(folder))
     assert dist.get_world_size() == len(hosts)
-    return speeds, len(calls)
+    return speeds, bool(calls)
 
 
 def test_speeds_are_measured_over_hosts_and_kept_while_they_stay(gloo, tmp_path):
     run = functools.partial(gloo.run, agreed, tmp_path, size=2)
-    assert run(["a", "a"], [2.0, 1.0]) == [(None, 0)] * 2
-    assert run(["a", "b"], [2.0, 1.0]) == [([1.0, 0.5], 1)] * 2
-    assert run(["a", "b"], [1.0, 4.0]) == [([1.0, 0.5], 0)] * 2  # of the run that goes on
-    assert run(["a", "c"], [1.0, 4.0]) == [([0.25, 1.0], 1)] * 2
+    assert run(["a", "a"], [2.0, 1.0]) == [(None, False)] * 2
+    assert run(["a", "b"], [2.0, 1.0]) == [([1.0, 0.5], True)] * 2
+    assert run(["a", "b"], [1.0, 4.0]) == [([1.0, 0.5], False)] * 2  # of the run that goes on
+    assert run(["a", "c"], [1.0, 4.0]) == [([0.25, 1.0], True)] * 2

@@ -11,7 +11,10 @@ import in_process
 import pytest
 import ray.cluster_utils
 import torch
+from shared_hosts import can_be_slowed
 from shared_training import LIMIT_S
+
+from raykb.gpipe.costs import Costs
 
 pytestmark = [
     pytest.mark.slow,
@@ -87,3 +90,26 @@ def test_two_hosts_train_one_pipeline(two_hosts, whole, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     for name, value in weights(whole).items():
         assert torch.equal(weights(tmp_path / "run")[name], value), name
+
+
+@pytest.mark.skipif(not can_be_slowed(), reason="there are no groups with a share of the cores")
+def test_a_host_that_is_slower_gets_fewer_layers(two_hosts, tmp_path):
+    """Nothing else takes a core from them, so the one with 0.3 of a core is slower by about that.
+
+    Which stage it has is Ray's choice.
+    """
+    by_time = ["--smoke", "--set=pipeline.balance=time", "--set=pipeline.place=spread"]
+    with two_hosts.slowed(1, 0.3):
+        done = two_hosts.command(
+            sys.executable, SCRIPT, *by_time, "--out", tmp_path / "run", timeout_s=LIMIT_S
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    read = {
+        name: json.loads((tmp_path / "run" / name).read_text())
+        for name in ("costs.json", "training/speeds.json", "results.json")
+    }
+    found, metrics = read["training/speeds.json"], read["results.json"]["metrics"]
+    slower = found["hosts"].index(two_hosts.hosts[1])
+    assert found["speeds"][slower] < found["speeds"][1 - slower] == 1
+    alike = Costs.of_state(read["costs.json"]).balance("time", 2, checkpoint="never")
+    assert metrics[f"pipeline/layers-{slower}"] < alike[slower], (found, alike)
