@@ -30,6 +30,7 @@ from raykb.assembly import RECIPE, SECTIONS, Pipelined
 from raykb.config import Problems, Section, build
 from raykb.data.batches import LabelledImages
 from raykb.data.views import VIEWS
+from raykb.engine.foreign import parsed
 from raykb.engine.objective import OBJECTIVES
 from raykb.gpipe.costs import Costs
 from raykb.gpipe.memory import StageMemory
@@ -143,7 +144,7 @@ def costs_of(session: Session, ready: Ready) -> Costs:
     """
     of = {"micro_batch": list(ready.sample.shape), "gpu": ready.each.gpus > 0}
     if session.storage.exists("costs.json"):
-        record = json.loads(session.storage.read("costs.json"))
+        record = parsed(session.storage.read("costs.json"))
         if record.get("of", of) == of:
             return Costs.of_state(record)
     seed, alone = session.config["seed"], ready.each.workers(1)
@@ -189,7 +190,7 @@ def tell_result(
     needed = [need.total / MIB for need in needs]
     print(f"\n{report.reached(result.metrics, needed, gpus=ready.each.gpus > 0)}")
     if result.storage.exists(SPANS):
-        rows = json.loads(result.storage.read(SPANS))
+        rows = parsed(result.storage.read(SPANS))
         spans = [[Span(*span) for span in row] for row in rows]
         told = {name: f"pipeline/{name}" for name in ("bubble", "balance", "runtime")}
         factors = {name: result.metrics[key] for name, key in told.items() if key in result.metrics}

@@ -1,7 +1,6 @@
 """Label images with the weights that a training has left."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,6 +79,7 @@ from raykb.data.decoding import BadImageError
 from raykb.data.to_label import ImagesToLabel, decoded_as
 from raykb.data.views import VIEWS, ImageView
 from raykb.engine import checkpoint
+from raykb.engine.foreign import parsed
 from raykb.models import MODELS, SEQUENTIALS
 from raykb.runtime.run_files import FINAL, TASK, config_file, config_of, final_weights
 from raykb.runtime.secrets import redacted
@@ -164,7 +164,7 @@ def read_classifier(run: Storage, training: Storage, device: torch.device) -> Cl
 def task_of(run: Storage, data: dict[str, object]) -> tuple[tuple[str, ...], tuple[int, int, int]]:
     """Return the classes of a run and the shape of its images, from its files or from its data."""
     if run.exists(TASK):
-        task = json.loads(run.read(TASK))
+        task = parsed(run.read(TASK))
         channels, height, width = task["shape"]
         return tuple(task["classes"]), (channels, height, width)
     try:

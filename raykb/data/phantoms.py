@@ -7,7 +7,6 @@ patients.
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from raykb.data.decathlon import write_dataset
 from raykb.data.nifti import Geometry, require_nibabel, write_nifti
 from raykb.data.phantom_anatomy import ANATOMIES, Anatomy, Parts
 from raykb.data.phantom_shapes import Draw, Grid
+from raykb.engine.foreign import parsed, read_text
 from raykb.engine.seeding import stream_seed
 
 _VERSION = 1
@@ -164,7 +164,7 @@ def _settings(cases: int, test_cases: int, size: int, seed: int) -> str:
 
 
 def _check_settings(folder: Path, wanted: str) -> None:
-    there = json.loads((folder / "dataset.json").read_text(encoding="utf-8")).get("release")
+    there = parsed(read_text(folder / "dataset.json")).get("release")
     if there != wanted:
         raise ValueError(
             f"root: {folder} holds {there!r}, and {wanted!r} was asked for; choose another root, "

@@ -24,6 +24,7 @@ import numpy as np
 from raykb.data.atomic import make_folder
 from raykb.data.decathlon import Case, DecathlonTask, read_case
 from raykb.data.nifti import Geometry, Triple
+from raykb.engine.foreign import parsed, read_text
 from raykb.engine.seeding import stream_seed
 
 _LAYOUT = 1
@@ -180,7 +181,7 @@ def _foreground(name: str, label: np.ndarray | None) -> np.ndarray:
 
 
 def _read(name: str, folder: Path) -> StoredCase:
-    known = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+    known = parsed(read_text(folder / "case.json"))
     z, y, x = known["shape"]
     along_z, along_y, along_x = known["spacing_mm"]
     return StoredCase(

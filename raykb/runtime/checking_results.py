@@ -1,11 +1,11 @@
 """What must hold between the end of a run, ``results.json``, and what its trainings found."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from raykb.engine.foreign import parsed
 from raykb.runtime.left import RESULTS, Left, Told
 from raykb.runtime.train import Result
 
@@ -19,7 +19,7 @@ def told(left: Left) -> Told:
     """I8: yield where the end of a run contradicts its trainings."""
     if left.storage.exists(RESULTS):
         try:
-            found = json.loads(left.storage.read(RESULTS))
+            found = parsed(left.storage.read(RESULTS))
             if "results" in found:
                 rows = [row for row in found["results"] if "label" in row]
                 yield from _unlike(left, rows)

@@ -1,12 +1,12 @@
 """What must hold of the files of each training, by themselves."""
 
 import io
-import json
 import zipfile
 from collections.abc import Callable
 
 from raykb.engine import checkpoint
 from raykb.engine.checkpoint import Damaged
+from raykb.engine.foreign import parsed
 from raykb.runtime.left import Left, LeftTraining, Told, Tracked
 from raykb.runtime.run_files import CONFIG, FINAL, config_of
 from raykb.runtime.saving import FINAL_BYTES
@@ -115,7 +115,7 @@ def _read_weights(data: bytes) -> None:
 
 
 def _read_mapping(data: bytes) -> None:
-    if not isinstance(found := json.loads(data), dict):
+    if not isinstance(found := parsed(data), dict):
         raise Damaged(f"it is no mapping but of type {type(found).__name__}")
 
 

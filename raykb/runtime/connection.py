@@ -22,6 +22,7 @@ JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this variable, which has this very name, for the driver of a submitted job."""
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
+_SHARED = "/dev/shm"
 
 
 def cluster_address() -> str | None:
@@ -35,7 +36,7 @@ def cluster_address() -> str | None:
                 "--head`, or unset RAY_ADDRESS to have a local Ray"
             )
         return address
-    address = _noted(Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster")
+    address = _noted(_temporary() / "ray_current_cluster")
     # `ray start` leaves its address there, also when it has been killed since
     return address if address and answers(address) else None
 
@@ -86,7 +87,9 @@ def connected(where: str | None) -> Iterator[None]:
     if where is None:
         paths = [str(_package().parent), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers inherit it
+        free = _free_to_share()
         ray.init(address="local", include_dashboard=False, **quiet)
+        _say_if_on_disk(free, ray.cluster_resources().get("object_store_memory", 0.0))
     else:
         try:
             ray.init(address=where, runtime_env=_runtime_env(), **quiet)
@@ -102,6 +105,31 @@ def connected(where: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _free_to_share() -> int | None:
+    """Return the bytes that are free in the memory that processes share; None without any."""
+    try:
+        found = os.statvfs(_SHARED)
+    except OSError:
+        return None
+    return found.f_bsize * found.f_bavail
+
+
+def _say_if_on_disk(free: int | None, wanted: float) -> None:
+    """Say so if Ray's object store is on a disk, which it is where shared memory is too small."""
+    if free is not None and free < wanted:
+        print(
+            f"{_SHARED}: {free / 2**20:,.0f} MiB are free, and Ray's object store is to hold "
+            f"{wanted / 2**20:,.0f} MiB, so it is on a disk, below {_temporary()}. The run goes "
+            "on, slower where data are large; give it more (docker run --shm-size=8g, or mount -o "
+            f"remount,size=8g {_SHARED})",
+            file=sys.stderr,
+        )
+
+
+def _temporary() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
 
 
 def private_token() -> None:

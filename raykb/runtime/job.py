@@ -33,7 +33,7 @@ from raykb.engine.checkpoint import Damaged
 from raykb.engine.faults import causes
 from raykb.engine.foreign import parsed
 from raykb.engine.names import check_part
-from raykb.runtime import resources
+from raykb.runtime import heir, resources
 from raykb.runtime.command_line import Options, parser
 from raykb.runtime.connection import JOB_ENVIRONMENT, check_shared, cluster_address, connected
 from raykb.runtime.fence import LostLease
@@ -273,7 +273,7 @@ def _run(
         uri, files = record["tracking_uri"], files_of(storage, record["key"])
         print(f"{name}: run directory {redacted(storage.uri)}", file=sys.stderr, flush=True)
         experiment = build(Tracking, config["tracking"]).experiment
-        tracker = Tracker(uri, experiment, spool=files / "tracking")
+        tracker = Tracker(uri, experiment, spool=files / "tracking", patience_s=heir.LIMIT_S)
         parent = _parent(tracker, record, name, config, storage)
         written: list[str] = []
         status: Status = "FAILED"
@@ -281,14 +281,19 @@ def _run(
         stop = Stop()
         told = threading.Lock()
 
+        of_ray = JOB_ENVIRONMENT in os.environ  # which kills a job 3 s after it asked it to stop
+
         def close(status: Status) -> None:
-            hurry = status == "KILLED" and JOB_ENVIRONMENT in os.environ  # Ray kills after 3 s
-            tracker.close(status, wait_s=2.0 if hurry else 10.0)
+            tracker.close(status, wait_s=2.0 if of_ray and status == "KILLED" else 10.0)
 
         def tell(code: int) -> None:
             if told.acquire(blocking=False):
                 with _somebody_may_listen():
                     _last_words(name, storage, written, uri, code, parent.page())
+
+        def begin_to_end() -> None:
+            if of_ray:
+                heir.appoint(files / "tracking", uri)
 
         def end_anyway(code: int) -> None:
             close("KILLED")
@@ -303,7 +308,7 @@ def _run(
             sys.stdout.flush()
             os._exit(code)  # what it ends with, also if Ray's own end has no end
 
-        stack.enter_context(stop.within(end_anyway))
+        stack.enter_context(stop.within(end_anyway, first=begin_to_end))
         look = stack.enter_context(watched_head(head_lost))
         try:
             with stop.handles():
@@ -421,7 +426,7 @@ def _begin(storage: Storage, name: str, config: Mapping[str, Any]) -> dict[str, 
         kept = uri.startswith("sqlite:") and redacted(uri) == uri
         record["tracking_uri"] = uri if kept else None
         storage.write(RECORD, json.dumps(record, indent=1).encode())
-    stored: dict[str, Any] = json.loads(storage.read(RECORD))
+    stored: dict[str, Any] = parsed(storage.read(RECORD))
     stored["tracking_uri"] = stored["tracking_uri"] or resolve_uri(
         config["tracking"].get("uri"), launch_dir=home()
     )

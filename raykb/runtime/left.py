@@ -1,6 +1,5 @@
 """What a run has left, read once: its trainings, and its runs in the tracking store."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raykb.engine import checkpoint
+from raykb.engine.foreign import parsed
 from raykb.engine.names import check_part
 from raykb.runtime.job import files_of
 from raykb.runtime.run_files import CONFIG, FINAL, RECORD, name_below, tracking_of, trainings
@@ -148,7 +148,7 @@ class Left:
 def record_of(run: Storage) -> dict[str, Any]:
     """Return the record of a run; raises ValueError where it is damaged, or there is none."""
     try:
-        record: dict[str, Any] = json.loads(run.read(RECORD))
+        record: dict[str, Any] = parsed(run.read(RECORD))
         check_part(record["key"], "key")
         dict(record["config"])
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raykb.data.atomic import TEMPORARY, make_folders, sync, whole_file
+from raykb.engine.foreign import parsed
 from raykb.engine.names import check_path, sound
 from raykb.runtime.retrying import StorageError, retried
 
@@ -69,7 +70,7 @@ class LocalStorage:
         with contextlib.suppress(FileNotFoundError):
             for line in self.read(name).splitlines(keepends=True):
                 if line.endswith(b"\n"):
-                    yield json.loads(line)
+                    yield parsed(line)
 
     def read(self, name: str) -> bytes:
         """Return a file; raises FileNotFoundError."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raykb.data.atomic import make_folders
+from raykb.engine.foreign import parsed
 from raykb.runtime.fence import FOLDER, claim, number_of
 from raykb.runtime.secrets import redacted
 from raykb.runtime.sender import brief
@@ -292,7 +293,7 @@ def _started(process: int) -> str:
 def _read(data: bytes) -> dict[str, Any]:
     """Return what a claim says; what cannot be read says nothing, and is alive if it changes."""
     try:
-        record = json.loads(data)
+        record = parsed(data)
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pyarrow.fs
 
 from raykb.data.atomic import TEMPORARY, temporary_name
+from raykb.engine.foreign import parsed
 from raykb.engine.names import check_path, sound
 from raykb.runtime.fence import FOLDER, Fence, LostLease, number_of, split
 from raykb.runtime.retrying import StorageError, retried
@@ -150,7 +151,7 @@ class RemoteStorage:
     def records(self, name: str) -> Iterator[dict[str, Any]]:
         """Yield the records of the log ``name`` in order."""
         for record in self.files(name):
-            yield json.loads(self.read(f"{name}/{record}"))
+            yield parsed(self.read(f"{name}/{record}"))
 
     def read(self, name: str) -> bytes:
         """Return an object; raises FileNotFoundError."""

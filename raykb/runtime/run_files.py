@@ -6,7 +6,6 @@ tell; nothing is read out of its name. A folder that links lead to a second time
 its own path if that is in the run directory.
 """
 
-import json
 import os
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raykb.engine import checkpoint
+from raykb.engine.foreign import parsed
 from raykb.runtime.secrets import redacted
 from raykb.runtime.storage import LocalStorage, Storage, open_storage
 
@@ -58,7 +58,7 @@ def config_of(run: Storage, training: Storage | None = None) -> dict[str, Any]:
     folder, name = config_file(run, training)
     what = "record of a run" if name == RECORD else "configuration of a training"
     try:
-        found = json.loads(folder.read(name))
+        found = parsed(folder.read(name))
         config: dict[str, Any] = found["config"] if name == RECORD else found
         if not isinstance(config, dict):
             raise TypeError(f"config is of type {type(config).__name__}")

@@ -1,6 +1,5 @@
 """What a tracking store knows of runs: it is read here and never written."""
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from raykb.engine.foreign import parsed
 from raykb.runtime.run_files import RECORD, tracking_of
 from raykb.runtime.secrets import redacted
 from raykb.runtime.sender import brief, sqlite_file
@@ -134,8 +134,8 @@ def run_in(folder: Path) -> tuple[str, str | None] | None:
     None where the folder is none, or nothing of its run has reached MLflow.
     """
     try:
-        record = json.loads((folder / RECORD).read_bytes())
-        state = json.loads((folder / "tracking" / "tracking.json").read_bytes())
+        record = parsed((folder / RECORD).read_bytes())
+        state = parsed((folder / "tracking" / "tracking.json").read_bytes())
         return state["ids"][record["key"]], tracking_of(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -252,7 +252,7 @@ def _read(client: MlflowClient, experiment_ids: list[str], query: str) -> list[T
 def _compared(parent: Run) -> dict[str, Any]:
     """Return what the tag says; nothing where a store cut it short."""
     try:
-        told = json.loads(parent.data.tags.get(COMPARED, "{}"))
+        told = parsed(parent.data.tags.get(COMPARED, "{}"))
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}

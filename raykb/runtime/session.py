@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from raykb.comparison import Comparison, Entry
 from raykb.config import build, flatten
 from raykb.data.images import ImageSet
+from raykb.engine.foreign import parsed
 from raykb.later import Later
 from raykb.runtime.mailbox import Letter
 from raykb.runtime.progress import Progress
@@ -206,7 +207,7 @@ class Session:
         Raises:
             Refused: it is another; both are told.
         """
-        before = json.loads(self.keep(name, json.dumps(record)))
+        before = parsed(self.keep(name, json.dumps(record)))
         other = [each for each in record if before.get(each) != record[each]]
         if other:
             now, then = ({each: told.get(each) for each in other} for told in (record, before))

@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from raykb.engine.faults import causes
+
 _STOP_S = 15.0  # for Ray to end what runs, after a signal
 _LAST_S = 45.0  # for the last words
 _WAKE_S = 0.2  # until the main thread is woken, and again
@@ -31,6 +33,11 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Return whether a signal to stop was the cause; Ray's own code raises a SystemError of it."""
+    return any(isinstance(each, Interrupted) for each in causes(error))
 
 
 class Stop:
@@ -66,7 +73,9 @@ class Stop:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def within(self, last: Callable[[int], None]) -> Iterator[None]:
+    def within(
+        self, last: Callable[[int], None], *, first: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
         """End the process soon after a signal, whatever the main thread and Ray do.
 
         A signal to the whole process group, as ``timeout`` and service managers send it, ends a
@@ -75,6 +84,7 @@ class Stop:
 
         Args:
             last: is called in a thread, with the exit status, before the process is ended.
+            first: is called in a thread as soon as a signal is heard.
         """
         heard, tell = socket.socketpair()
         tell.setblocking(False)
@@ -88,6 +98,7 @@ class Stop:
             with heard:
                 while number := next(iter(heard.recv(1)), 0):
                     if ours(number) or self.signal:
+                        first()
                         return end(number)
 
         def end(number: int) -> None:

@@ -12,13 +12,16 @@ import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from raykb.data.atomic import whole_file
+from raykb.engine.foreign import parsed
 
 _READ_BYTES = 1 << 18  # of the log at a time
+_LOOK_S = 0.1
 _WINDOW = 1024  # steps of a metric that may come in any order
 
 
@@ -26,26 +29,38 @@ class Spool:
     """An append-only log of operations, and how far they have been sent.
 
     One process at a time. A line that a crash or a full disk cut off is passed over.
+
+    Args:
+        folder: local; made if there is none.
+        patience_s: how long to wait for a process that uses it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, patience_s: float = 0.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log, self.state_file = folder / "tracking.jsonl", folder / "tracking.json"
         self._lock = os.open(folder / "tracking.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        end = time.monotonic() + patience_s
+        while not (mine := self._locked()) and time.monotonic() < end:
+            time.sleep(_LOOK_S)
+        if not mine:
             owner = os.pread(self._lock, 20, 0).decode()
             os.close(self._lock)
             raise RuntimeError(
                 f"spool: {folder} is in use by process {owner}; give each run a folder of its own, "
                 "or wait for that process to end"
-            ) from None
+            )
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         self._file = os.open(self.log, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         self.written = os.fstat(self._file).st_size
         self._torn = self.written > 0 and os.pread(self._file, 1, self.written - 1) != b"\n"
+
+    def _locked(self) -> bool:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Append a record; it outlives this process when the call returns."""
@@ -67,7 +82,7 @@ class Spool:
         records = []
         for line in data[:whole].splitlines():
             with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
+                records.append(parsed(line))
         return records, start + whole
 
     def records(self, start: int = 0) -> Iterator[dict[str, Any]]:
@@ -81,7 +96,7 @@ class Spool:
     def state(self) -> dict[str, Any]:
         """Return what :meth:`note` has written last; empty if there is nothing to read."""
         try:
-            state = json.loads(self.state_file.read_bytes())
+            state = parsed(self.state_file.read_bytes())
         except (OSError, ValueError):
             return {}
         return state if isinstance(state, dict) else {}

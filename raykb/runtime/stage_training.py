@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from raykb.config import build
+from raykb.engine.foreign import parsed
 from raykb.engine.loop import Evaluated, Shard, Training, Worker
 from raykb.engine.messages import gathered, told
 from raykb.engine.objective import Objective
@@ -183,7 +184,7 @@ def _speeds(grid: Grid, device: torch.device, uri: str) -> list[float] | None:
         return None
     storage, kept = open_storage(uri), None
     if grid.rank == 0 and storage.exists(SPEEDS):
-        record = json.loads(storage.read(SPEEDS))
+        record = parsed(storage.read(SPEEDS))
         kept = record["speeds"] if record["hosts"] == hosts else None
     if (known := told(kept, device=device)) is not None:
         return [float(speed) for speed in known]

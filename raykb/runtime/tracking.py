@@ -28,7 +28,6 @@ import contextlib
 import functools
 import getpass
 import importlib.metadata
-import json
 import logging
 import math
 import numbers
@@ -48,6 +47,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
+from raykb.engine.foreign import parsed
 from raykb.runtime.secrets import HIDDEN, document, hidden, redacted
 from raykb.runtime.sender import Sender, brief, sqlite_file
 from raykb.runtime.spool import Spool, Steps
@@ -326,6 +326,7 @@ class Tracker:
         artifact_root: folder or URI for the artifacts of a new experiment; by default
             ``mlartifacts`` beside the database, and for a server where the server says.
         backlog_mib: unsent data beyond which metrics, and only metrics, are dropped.
+        patience_s: how long to wait for another process to leave the spool.
 
     Raises:
         ValueError: bad arguments.
@@ -341,6 +342,7 @@ class Tracker:
         spool: Path,
         artifact_root: str | None = None,
         backlog_mib: float = 256.0,
+        patience_s: float = 0.0,
     ) -> None:
         if tracked_name(experiment) != experiment:
             raise ValueError(
@@ -359,7 +361,7 @@ class Tracker:
         self.uri = uri
         self._sender = Sender(uri, experiment, _artifact_root(uri, artifact_root))
         self._warn = self._sender.warn
-        self._spool = Spool(spool.absolute())
+        self._spool = Spool(spool.absolute(), patience_s=patience_s)
         self._backlog = int(backlog_mib * 2**20)
         self._steps: dict[tuple[str, str], Steps] = {}
         self._running: dict[str, None] = {}
@@ -574,7 +576,7 @@ def replay(spool: Path, *, uri: str | None = None, wait_s: float = 60.0) -> int:
         RuntimeError: the run is still going on.
     """
     try:
-        state = json.loads((spool / "tracking.json").read_bytes())
+        state = parsed((spool / "tracking.json").read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"spool: {spool} is not the spool of a run ({brief(error)})") from error
     uri = uri or state["uri"]

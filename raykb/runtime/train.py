@@ -4,7 +4,6 @@ Both run :mod:`raykb.runtime.work` in each worker. A training whose result is th
 again.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,13 @@ import ray
 from ray.exceptions import RayTaskError
 
 from raykb.engine import checkpoint
+from raykb.engine.foreign import parsed
 from raykb.later import Later
 from raykb.runtime.faults import is_loss, original
 from raykb.runtime.mailbox import Letter, closed, on_this_host, open_mailbox, taken
 from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.run_files import FINAL
+from raykb.runtime.signals import is_interrupt
 from raykb.runtime.storage import Storage
 from raykb.runtime.watch import Limits, hung, watched
 from raykb.runtime.work import DETAILS, TrainJob, record_of, run_alone
@@ -52,7 +53,7 @@ class Result:
     def details(self) -> dict[str, Any]:
         """Return what its evaluation found beyond figures; nothing if there was no such thing."""
         found: dict[str, Any] = (
-            json.loads(self.storage.read(DETAILS)) if self.storage.exists(DETAILS) else {}
+            parsed(self.storage.read(DETAILS)) if self.storage.exists(DETAILS) else {}
         )
         return found
 
@@ -113,7 +114,7 @@ def finished(storage: Storage, name: str, until: int | None = None) -> Result | 
     folder, file = storage.below(name), record_of(until)
     if not folder.exists(file):
         return None
-    record = json.loads(folder.read(file))
+    record = parsed(folder.read(file))
     told = record["metrics"], record["steps"], record["seconds"]
     return Result(name, *told, folder, record.get("cost", {}))
 
@@ -173,7 +174,8 @@ def train(
                 try:
                     results[job.name] = _result(reference, storage, job, began)
                 except Exception as error:
-                    if on_failure is None or isinstance(error, ResourceError):
+                    of_the_run = isinstance(error, ResourceError) or is_interrupt(error)
+                    if on_failure is None or of_the_run:
                         raise
                     _deliver(mailbox, on_letter, bugs)
                     results[job.name] = None
@@ -181,9 +183,10 @@ def train(
                 else:
                     on_result(results[job.name])  # type: ignore[arg-type]
         _deliver(mailbox, on_letter, bugs if on_failure else None)
-    except Exception:
-        closed(mailbox)
-        _end(list(running))
+    except Exception as error:
+        if not is_interrupt(error):  # who is told to stop is not given the time
+            closed(mailbox)
+            _end(list(running))
         raise
     finally:
         for reference in _unfinished(list(running)):

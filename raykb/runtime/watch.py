@@ -171,7 +171,7 @@ def _sentinel(told: dict[str, Any], board: int, stacks: int) -> Iterator[None]:
     sentinel = subprocess.Popen(
         [sys.executable, "-m", "raykb.runtime.sentinel"],
         pass_fds=(board, stacks),
-        env=os.environ | {"PYTHONPATH": _import_path()},
+        env=import_environment(),
         stdin=subprocess.PIPE,
         start_new_session=True,  # what is sent to all processes of the run is not meant for it
     )
@@ -185,10 +185,10 @@ def _sentinel(told: dict[str, Any], board: int, stacks: int) -> Iterator[None]:
         sentinel.wait()
 
 
-def _import_path() -> str:
-    """Return what brings raykb to a new process, wherever Ray put it."""
-    root = str(Path(raykb.__file__).resolve().parents[1])
-    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+def import_environment() -> dict[str, str]:
+    """Return the environment that brings raykb to a new process, wherever Ray put it."""
+    paths = [str(Path(raykb.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def hangs(storage: Storage, name: str, since: float = 0.0) -> list[str]:

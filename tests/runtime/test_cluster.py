@@ -14,11 +14,16 @@ import urllib.request
 import venv
 from pathlib import Path
 
+import in_process
 import pytest
 import ray
 import ray.cluster_utils
+from databases import new_database
+from mlflow import MlflowClient
 
 from raykb.runtime import connection
+from raykb.runtime.checking import check
+from raykb.runtime.lock import holder
 from raykb.runtime.session import Refused
 from raykb.runtime.storage import LocalStorage
 
@@ -31,7 +36,11 @@ TINY = [
     "--set=comparison.seeds=1",
 ]
 slow = pytest.mark.slow
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [
+    pytest.mark.timeout(600),
+    # MLflow's own use of SQLAlchemy
+    pytest.mark.filterwarnings("ignore:.*:sqlalchemy.exc.SADeprecationWarning"),
+]
 
 
 def free_port():
@@ -147,6 +156,74 @@ def test_a_job_needs_no_raykb_on_the_nodes_and_its_results_stay(interpreter, hea
     assert str(run) in output
     assert json.loads((run / "results.json").read_text())["search"]["candidates"] == 6
     assert (home / "mlflow.db").exists()
+
+
+def asked(environment, path, data=None):
+    """Return what the job server answers; with data it is told something."""
+    request = urllib.request.Request(
+        environment["RAY_API_SERVER_ADDRESS"] + path,
+        data=data,
+        headers={"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def statuses(database):
+    """Return how the runs of a database stand, by name."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+    places = [each.experiment_id for each in client.search_experiments()]
+    return {run.info.run_name: run.info.status for run in client.search_runs(places)}
+
+
+@slow
+@pytest.mark.timeout(1200)
+def test_a_job_that_is_stopped_is_killed_in_mlflow_and_a_second_one_goes_on_to_the_same_end(
+    interpreter, head, warm_ray, tmp_path
+):
+    folder, environment = head
+    training = [
+        "--smoke",
+        "--set=stream={name: in_place}",
+        "--set=recipe.steps=200",
+        "--set=recipe.save_every=5",
+        "--out",
+        "stopped",
+    ]
+    script = "pipelines/semi_train.py"
+    end = time.monotonic() + 800
+
+    def until(condition):
+        while not condition():
+            assert time.monotonic() < end, asked(environment, "/api/jobs/stopped/logs")["logs"]
+            time.sleep(0.1)
+
+    def status():
+        return asked(environment, "/api/jobs/stopped")["status"]
+
+    def is_at_an_end():
+        return status() not in ("PENDING", "RUNNING")
+
+    options = ["--working-dir", ".", "--no-wait", "--submission-id", "stopped"]
+    submit(interpreter, environment, *training, script=script, options=options)
+    run, database = folder / "home/raykb/stopped", folder / "home/raykb/mlflow.db"
+    until(lambda: any(run.glob("*/*/step-*/manifest.json")) or is_at_an_end())
+    asked(environment, "/api/jobs/stopped/stop", b"{}")
+    until(is_at_an_end)
+    assert status() == "STOPPED"
+    until(lambda: holder(LocalStorage(run)) == "")  # Ray has it STOPPED before its process ended
+    until(lambda: list(statuses(database).values()) == ["KILLED"] * 2)
+    assert not list(run.glob("*/*/result.json"))
+    assert check(LocalStorage(run), tracking_uri=f"sqlite:///{database}") == []
+
+    said = submit(interpreter, environment, "--resume", "stopped", script=script)
+    assert "goes on after step" in said
+    assert set(statuses(database).values()) == {"FINISHED"}
+    assert check(LocalStorage(run), tracking_uri=f"sqlite:///{database}") == []
+    new_database(tmp_path)
+    in_process.run("semi_train", tmp_path, *training)
+    (end_of_both,) = {path.relative_to(run) for path in run.glob("*/*/final.pt")}
+    assert (run / end_of_both).read_bytes() == (tmp_path / "stopped" / end_of_both).read_bytes()
 
 
 def status_of(url, token=None):

@@ -2,6 +2,9 @@
 
 import os
 import socket
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -88,12 +91,56 @@ def no_ray(monkeypatch):
     monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(connection.ray, "shutdown", lambda: None)
     monkeypatch.setattr(connection.ray, "init", lambda **options: None)
+    resources = {"object_store_memory": 64.0 * 2**20}
+    monkeypatch.setattr(connection.ray, "cluster_resources", lambda: resources)
 
     def at(address, mode):
         monkeypatch.setattr(connection.ray.util, "get_node_ip_address", lambda: address)
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
 
     return at
+
+
+SHARED = """
+    import numpy as np
+    import ray
+    from raykb.runtime.connection import connected
+
+    with connected(None):
+        values = ray.put(np.ones(2**24))
+        print(ray.get(ray.remote(lambda given: given.sum()).remote(values)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_with_little_shared_memory_it_is_said_and_what_is_larger_is_shared_nevertheless(tmp_path):
+    mount = 'mount -t tmpfs -o size=64m tmpfs /dev/shm && "$@"'
+    own = ["unshare", "--mount", "sh", "-c"]
+    if os.geteuid() or subprocess.run([*own, mount, "sh", "true"], capture_output=True).returncode:
+        pytest.skip("/dev/shm cannot be mounted for a process of its own here, as by root")
+    done = subprocess.run(
+        [*own, mount, "sh", sys.executable, "-c", textwrap.dedent(SHARED)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert float(done.stdout) == 2**24  # of 128 MiB, where 64 can be shared
+    assert "/dev/shm: 64 MiB are free, and Ray's object store is to hold" in done.stderr
+    assert "docker run --shm-size=8g" in done.stderr
+
+
+@pytest.mark.parametrize(("free", "told"), [(2**20, True), (2**30, False), (None, False)])
+def test_an_object_store_on_a_disk_is_said(no_ray, monkeypatch, capsys, free, told):
+    no_ray("127.0.0.1", "token")
+    monkeypatch.setattr(connection, "_free_to_share", lambda: free)
+    with connected(None):
+        pass
+    assert (
+        "1 MiB are free, and Ray's object store is to hold 64 MiB" in capsys.readouterr().err
+    ) == told
 
 
 @pytest.mark.parametrize("where", [None, "10.0.0.7:6379"])

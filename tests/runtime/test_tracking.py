@@ -25,7 +25,7 @@ from databases import new_database
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from raykb.runtime import sender, tracking
+from raykb.runtime import heir, sender, tracking
 from raykb.runtime.sender import sqlite_file
 from raykb.runtime.spool import Spool, Steps
 from raykb.runtime.tracking import Tracker, default_uri, environment_tags, replay, resolve_uri
@@ -434,6 +434,28 @@ def test_after_kill_9_runs_are_killed_until_they_go_on_and_every_point_is_there_
     assert run.data.tags["mlflow.parentRunId"] == run_of(uri, "parent").info.run_id
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_is_left_of_a_run_that_is_killed_its_heir_sends(uri, tmp_path):
+    """As of a job that Ray kills before all is sent: it has been told to stop, and no more."""
+    spool = tmp_path / "spool"
+    process = start(uri, spool, 1_000_000)
+    deadline = time.monotonic() + 400
+    while not _partly_sent(spool / "tracking.jsonl"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    sends = heir.appoint(spool, uri)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert sends.wait(timeout=400) == 0
+    assert {run_of(uri, name).info.status for name in ("parent", "child")} == {"KILLED"}
+    records = map(json.loads, (spool / "tracking.jsonl").read_bytes().splitlines())
+    steps = [record["step"] for record in records if record["op"] == "log"]
+    child = run_of(uri, "child").info.run_id
+    assert points(uri, child, "loss") == [(step, float(step)) for step in steps]
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_may_create_one_database_at_once(tmp_path, count):
@@ -686,6 +708,12 @@ def test_a_spool_serves_one_process(make, tmp_path):
         make()
     tracker.close()
     assert make().close() == 0
+
+
+def test_a_spool_that_is_in_use_is_waited_for(tmp_path):
+    first = Spool(tmp_path)
+    threading.Timer(0.3, first.close).start()
+    Spool(tmp_path, patience_s=400).close()
 
 
 def test_a_torn_line_is_passed_over(tmp_path):

@@ -5,6 +5,8 @@ import math
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,10 @@ from raykb.engine.loop import Evaluated, Training
 from raykb.engine.objective import CrossEntropy, LabelledBatch, Learner, Task, learning_step
 from raykb.engine.optim import cosine, scheduled, sgd, updater
 from raykb.runtime import mailbox as mailboxes
+from raykb.runtime import train as trainings
 from raykb.runtime.resources import ResourceError, WorkerResources
 from raykb.runtime.run_files import FINAL
+from raykb.runtime.signals import Interrupted, Stop, is_interrupt
 from raykb.runtime.storage import LocalStorage
 from raykb.runtime.train import call, finished, share, train
 from raykb.runtime.work import TrainJob
@@ -46,6 +50,8 @@ def build(worker, *, data, fault=None, marks=None, evaluate_every=0):
                 Path(marks, f"{worker.rank}-{step}-{os.getpid()}").touch()
             if fault == "bug" and step == 13:
                 raise ArithmeticError("a bug in step 13")
+            if fault == "wait" and step == 13:
+                time.sleep(3600)
             if fault == "exit" and step == 13:
                 sys.exit(3)
             if fault == "kill" and step == 13 and not Path(marks, "killed").exists():
@@ -281,3 +287,25 @@ def test_two_workers_train_as_one_and_survive_a_kill(data, tmp_path):
     assert first == 0
     pids = {mark.name.split("-")[2] for mark in marks.glob("0-*")}
     assert len(pids) == 2
+
+
+@pytest.mark.timeout(600)
+def test_a_signal_ends_trainings_at_once_whatever_ray_makes_of_it(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainings, "_GRACE_S", 3600.0)  # what a bug would give the others
+    stop = Stop()
+
+    def tell():
+        while not list(tmp_path.glob("0-13-*")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=tell, daemon=True).start()
+    holes = []
+    with stop.handles(), pytest.raises((Interrupted, SystemError)) as raised:
+        run(
+            tmp_path,
+            [job("a", data, fault="wait", marks=tmp_path)],
+            on_failure=lambda job, error: holes.append(job),
+        )
+    assert is_interrupt(raised.value)
+    assert holes == []

@@ -9,6 +9,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from importlib import import_module
 from pathlib import Path
 
 import nibabel
@@ -41,7 +42,14 @@ from raykb.engine import checkpoint
 from raykb.engine.foreign import DEEPEST, parsed, printable, read_text
 from raykb.nas.genotype import Genotype
 from raykb.runtime.array_files import ArrayFiles
+from raykb.runtime.checking import check
+from raykb.runtime.left import record_of
+from raykb.runtime.run_files import config_of
+from raykb.runtime.runs import run_in
 from raykb.runtime.secrets import redacted
+from raykb.runtime.spool import Spool
+from raykb.runtime.storage import LocalStorage
+from raykb.runtime.tracking import replay
 from raykb.segmentation.plans import Plan
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -330,6 +338,44 @@ def test_deep_json_in_files_of_data_is_refused(tmp_path: Path):
     pq.write_table(table.replace_schema_metadata({"classes": DEEP}), tmp_path / "deep.parquet")
     with pytest.raises(ValueError, match=r"deep\.parquet: .*more than 32 levels"):
         parquet_records(str(tmp_path / "deep.parquet"))
+
+
+def test_deep_json_in_a_run_directory_is_told_and_ends_nothing(tmp_path: Path):
+    """A run directory that somebody sent is checked, compared, predicted with and gone on with."""
+    run, good = LocalStorage(tmp_path), {"metrics": {}, "steps": 1, "seconds": 1.0}
+    for name, text in {
+        "run.json": json.dumps({"key": "k", "config": {}}),
+        "results.json": DEEP,
+        "ledger.jsonl": f"{DEEP}\n",
+        "deep/result.json": DEEP,
+        "good/result.json": json.dumps(good),
+        "good/config.json": DEEP,
+        "good/details.json": DEEP,
+        "tracking/tracking.json": DEEP,
+        "tracking/tracking.jsonl": f"{DEEP}\n" + '{"op": "spool"}\n',
+        "task.json": DEEP,
+    }.items():
+        run.write(name, text.encode())
+    found = {finding.where: finding.what for finding in check(run, under_way=False)}
+    for name in ("results.json", "deep/result.json", "good/config.json", "good/details.json"):
+        assert "more than 32 levels" in found[name], name
+    for read in (
+        lambda: config_of(run, run.below("good")),
+        lambda: list(run.records("ledger.jsonl")),
+        lambda: replay(tmp_path / "tracking"),
+        lambda: import_module("predict").task_of(run, {}),
+    ):
+        with pytest.raises(ValueError, match="more than 32 levels"):
+            read()
+    assert run_in(tmp_path) is None
+    spool = Spool(tmp_path / "tracking")
+    assert spool.state() == {}
+    assert list(spool.records()) == [{"op": "spool"}]
+    spool.close()
+    run.write("run.json", DEEP.encode())
+    for refuse in (record_of, config_of):
+        with pytest.raises(ValueError, match="more than 32 levels"):
+            refuse(run)
 
 
 def test_yaml_of_many_bytes_or_many_values_is_refused(tmp_path: Path):
