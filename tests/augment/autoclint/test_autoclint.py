@@ -95,6 +95,16 @@ def test_the_first_prediction_comes_after_exactly_thirty_steps():
     assert seen[0] == pytest.approx(30 * 0.01)
 
 
+def test_the_optimizer_whose_first_one_imports_for_seconds_is_there_before_the_clock_starts(
+    monkeypatch,
+):
+    data = GameData(part(60, 0), part(9, 1))
+    player = Player(AutoClint(steps=2), network_for(data), seed=0)
+    monkeypatch.setattr(torch.optim, "SGD", None)
+    player.train(data.train, 1000.0)
+    assert len(player.losses) == 1
+
+
 def test_a_game_with_a_held_clock_is_the_same_again_and_learns():
     (first, _, one), (_, _, two) = game(), game()
     assert one == two
