@@ -17,7 +17,8 @@ the very step and free messages, over the step from barrier to barrier.
 
 What two processes can reach on this machine is in the row "both halves at once": each computes its
 own stage on all micro-batches, no messages, no bubble. The bubble leaves m / (m + 1) of it, and
-3 m / (3 m + 1) where the backward pass is split (zero_bubble).
+3 m / (3 m + 1) where the backward pass is split (zero_bubble). With zbv each process has two of
+four stages, cut by time or each given half in two: 6 m / (6 m + 1).
 """
 
 import argparse
@@ -36,6 +37,7 @@ from torch.distributed.pipelining import (
     Schedule1F1B,
     ScheduleInterleavedZeroBubble,
     ScheduleLoopedBFS,
+    ScheduleZBVZeroBubble,
 )
 from torch.nn import functional as F
 
@@ -44,7 +46,7 @@ from raykb.gpipe.feed import Feed
 from raykb.gpipe.grid import Grid, make_grid
 from raykb.gpipe.partition import Partition, cut, flatten
 from raykb.gpipe.pipeline import Pipeline
-from raykb.gpipe.schedule import bubble_utilisation
+from raykb.gpipe.schedule import bubble_utilisation, stages_of
 from raykb.gpipe.trace import efficiency
 from raykb.models.resnet import small_resnet_sequential
 from raykb.report.tables import markdown
@@ -54,7 +56,8 @@ try:
 except ImportError:
     torchgpipe = None
 
-SCHEDULES = ("gpipe", "1f1b", "zero_bubble")
+SCHEDULES = ("gpipe", "1f1b", "zero_bubble", "zbv")
+PER_WORKER = {"zbv": 2}  # stages of a process; of the others 1
 CLASSES = 10
 ONE, HALVES = "one process, the same micro-batches", "both halves at once, no messages"
 
@@ -73,7 +76,7 @@ def resnet():
 MODELS = {"linear": linear, "resnet": resnet}
 
 
-class Half(nn.Module):
+class Piece(nn.Module):
     """A part of a model for the bare library: skips go along the wire."""
 
     def __init__(self, part):
@@ -87,11 +90,15 @@ class Half(nn.Module):
 
 @dataclass
 class Task:
-    """What all variants work on, in this process."""
+    """What all variants work on, in this process.
+
+    Attributes:
+        balances: layers of each stage, by stages of a process.
+    """
 
     grid: Grid
     layers: list[tuple[str, nn.Module]]
-    balance: list[int]
+    balances: dict[int, list[int]]
     x: Tensor
     y: Tensor
     micro_batches: int
@@ -104,12 +111,20 @@ class Task:
         """Return a copy of the model."""
         return nn.Sequential(*(copy.deepcopy(layer) for _, layer in self.layers))
 
-    def halves(self) -> list[nn.Module]:
-        """Return the two parts of a copy of the model."""
-        pieces = cut([(name, copy.deepcopy(layer)) for name, layer in self.layers], self.balance)
-        parts = [Partition(piece) for piece in pieces]
-        if any(part.popped for part in parts):
-            return [Half(part) for part in parts]
+    def balance(self, schedule: str) -> list[int]:
+        """Return the layers of each stage."""
+        return self.balances[PER_WORKER.get(schedule, 1)]
+
+    def crossing(self, schedule: str) -> bool:
+        """Return whether a skip goes from one stage to another."""
+        return any(part.popped for part in map(Partition, cut(self.layers, self.balance(schedule))))
+
+    def pieces(self, schedule: str = "1f1b") -> list[nn.Module]:
+        """Return the stages of a copy of the model."""
+        layers = [(name, copy.deepcopy(layer)) for name, layer in self.layers]
+        parts = [Partition(piece) for piece in cut(layers, self.balance(schedule))]
+        if self.crossing(schedule):
+            return [Piece(part) for part in parts]
         return [nn.Sequential(*part) for part in parts]
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,8 +150,8 @@ def one_process(task: Task, threads: int = 1) -> Variant:
 
 def both_halves(task: Task) -> Variant:
     """Return the loops over the micro-batches of each rank's own half, side by side."""
-    halves = task.halves()
-    half, between = halves[task.grid.rank], _between(task, halves)
+    halves = task.pieces()
+    half, between = halves[task.grid.rank], _between(task, halves)[1]
 
     def run():
         for x, y in task.chunks():
@@ -154,7 +169,7 @@ def raykb(task: Task, schedule: str, deferred: bool) -> tuple[Pipeline, Variant]
     """Return raykb's pipeline and its step."""
     pipeline = Pipeline(
         [(name, copy.deepcopy(layer)) for name, layer in task.layers],
-        task.balance,
+        task.balance(schedule),
         grid=task.grid,
         loss=lambda output, target, step: {"loss": F.cross_entropy(output, target)},
         micro_batches=task.micro_batches,
@@ -162,7 +177,7 @@ def raykb(task: Task, schedule: str, deferred: bool) -> tuple[Pipeline, Variant]
         checkpoint="never",
         deferred_batch_norm=deferred,
     )
-    feed = Feed(task.grid, 1)
+    feed = Feed(task.grid, pipeline.last_worker)
 
     def run():
         pipeline.step(feed((task.x, task.y, len(task.x)) if task.first else None), 0)
@@ -171,41 +186,47 @@ def raykb(task: Task, schedule: str, deferred: bool) -> tuple[Pipeline, Variant]
 
 
 def bare(task: Task, schedule: str) -> Variant:
-    """Return torch's own pipelining of the same halves by the same schedule."""
-    halves = task.halves()
-    half, between = halves[task.grid.rank], _between(task, halves)
-    with torch.no_grad():
-        out = copy.deepcopy(halves[1])(*between).requires_grad_()
-    stage = PipelineStage(
-        half,
-        task.grid.rank,
-        2,
-        torch.device("cpu"),
-        input_args=(next(task.chunks())[0],) if task.first else between,
-        output_args=between if task.first else out,
-        group=task.grid.row,
-    )
+    """Return torch's own pipelining of the same pieces by the same schedule."""
+    pieces = task.pieces(schedule)
+    own = stages_of(task.grid.rank, len(pieces), 2, schedule)
+    between, last = _between(task, pieces), len(pieces) - 1
+    stages = [
+        PipelineStage(
+            pieces[index],
+            index,
+            len(pieces),
+            torch.device("cpu"),
+            input_args=between[index],
+            output_args=between[index + 1][0] if index == last else between[index + 1],
+            group=task.grid.row,
+        )
+        for index in own
+    ]
     options = {"n_microbatches": task.micro_batches, "loss_fn": task.loss, "scale_grads": False}
     if schedule == "1f1b":
-        steps: Any = Schedule1F1B(stage, **options)
+        steps: Any = Schedule1F1B(*stages, **options)
     else:  # breadth first is the paper's order
-        several = {"gpipe": ScheduleLoopedBFS, "zero_bubble": ScheduleInterleavedZeroBubble}
-        steps = several[schedule]([stage], **options)
+        several = {
+            "gpipe": ScheduleLoopedBFS,
+            "zero_bubble": ScheduleInterleavedZeroBubble,
+            "zbv": ScheduleZBVZeroBubble,
+        }
+        steps = several[schedule](stages, **options)
+    given = (task.x,) if 0 in own else ()
+    target = {"target": task.y} if last in own else {}
+    kept = nn.ModuleList(pieces[index] for index in own)
 
     def run():
-        if task.first:
-            steps.step(task.x, return_outputs=False)
-        else:
-            steps.step(target=task.y, return_outputs=False)
+        steps.step(*given, **target, return_outputs=False)
 
-    return Variant(run, half.zero_grad)
+    return Variant(run, kept.zero_grad)
 
 
 def papers_library(task: Task, threads: int = 1) -> Variant:
     """Return torchgpipe's step, on rank 0."""
     model = torchgpipe.GPipe(
         task.whole(),
-        task.balance,
+        task.balance("gpipe"),
         devices=["cpu", "cpu"],
         chunks=task.micro_batches,
         checkpoint="never",
@@ -218,11 +239,14 @@ def papers_library(task: Task, threads: int = 1) -> Variant:
     return Variant(run, model.zero_grad, threads)
 
 
-def _between(task, halves):
-    """Return what the first half hands to the second for one micro-batch."""
-    with torch.no_grad():
-        out = copy.deepcopy(halves[0])(next(task.chunks())[0])
-    return tuple(t.requires_grad_() for t in (out if isinstance(out, tuple) else (out,)))
+def _between(task, pieces):
+    """Return what each piece is given for one micro-batch, and what the last one returns."""
+    found = [(next(task.chunks())[0],)]
+    for piece in pieces:
+        with torch.no_grad():
+            out = copy.deepcopy(piece)(*found[-1])
+        found.append(tuple(t.requires_grad_() for t in (out if isinstance(out, tuple) else (out,))))
+    return found
 
 
 def measure(rank: int, args: argparse.Namespace) -> Any:
@@ -230,7 +254,14 @@ def measure(rank: int, args: argparse.Namespace) -> Any:
     torch.manual_seed(0)
     model, shape = MODELS[args.model]()
     x, y = torch.randn(args.batch, *shape), torch.randint(CLASSES, (args.batch,))
-    agreed = [args.balance or balance_by_time(2, model, x[: args.batch // args.micro_batches])]
+    halves, small = args.balance, x[: args.batch // args.micro_batches]
+    quarters = [part for count in halves or () for part in (count - count // 2, count // 2)]
+    agreed = [
+        {
+            1: halves or balance_by_time(2, model, small),
+            2: quarters or balance_by_time(4, model, small),
+        }
+    ]
     dist.broadcast_object_list(agreed)
     task = Task(make_grid(2), flatten(model), agreed[0], x, y, args.micro_batches)
     normed = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -245,9 +276,9 @@ def measure(rank: int, args: argparse.Namespace) -> Any:
         pipelines[name], variants[name] = raykb(task, schedule, normed)
         if normed:
             variants[f"{name}, batch norm not deferred"] = raykb(task, schedule, False)[1]
-        variants[f"bare pipelining, {schedule}"] = bare(task, schedule)
-    crossing = any(part.popped for part in map(Partition, cut(task.layers, task.balance)))
-    if torchgpipe is not None and not crossing:  # its skips need its own decorator
+        if len(task.balance(schedule)) == 2 or not task.crossing(schedule):  # by one wire alone
+            variants[f"bare pipelining, {schedule}"] = bare(task, schedule)
+    if torchgpipe is not None and not task.crossing("gpipe"):  # its skips need its own decorator
         variants["torchgpipe"] = papers_library(task)
         variants["torchgpipe on all threads"] = papers_library(task, args.threads)
     runtime: dict[str, list[float]] = {name: [] for name in pipelines}
@@ -257,7 +288,7 @@ def measure(rank: int, args: argparse.Namespace) -> Any:
             spans = pipelines[name].spans()
             runtime[name].append(efficiency(spans, name.split(", ")[1], step_s=took)["runtime"])
 
-    return task.balance, interleaved(variants, args.repeats, after), runtime
+    return task.balances, interleaved(variants, args.repeats, after), runtime
 
 
 def main() -> None:
@@ -273,13 +304,14 @@ def main() -> None:
     print(machine("torch", "torchgpipe"), flush=True)
     if torchgpipe is None:
         print("torchgpipe is left out; pip install --no-deps torchgpipe, or 'raykb[bench]'")
-    balance, seconds, runtime = launch(measure, 2, args)
+    balances, seconds, runtime = launch(measure, 2, args)
     least = {name: min(times) for name, times in seconds.items()}
     rows = []
     for name, times in seconds.items():
         share = ""
-        if name.startswith("raykb"):
-            rival = seconds[name.replace("raykb", "bare pipelining").partition(", batch norm")[0]]
+        bare_name = name.replace("raykb", "bare pipelining").partition(", batch norm")[0]
+        if name.startswith("raykb") and bare_name in seconds:
+            rival = seconds[bare_name]
             turns = statistics.median(b / a for a, b in zip(times, rival, strict=True))
             share = f"{min(rival) / least[name]:.3f} ({turns:.3f})"
         factors = runtime.get(name)
@@ -287,11 +319,12 @@ def main() -> None:
         speed = [f"{args.batch / least[name]:.0f}", f"{least[ONE] / least[name]:.2f}"]
         rows.append([name, both(times), *speed, share, best])
     m = args.micro_batches
-    print(f"\n{args.model}, batch {args.batch} in {m} micro-batches, balance {balance}\n")
+    cuts = ", of zbv ".join(map(str, balances.values()))
+    print(f"\n{args.model}, batch {args.batch} in {m} micro-batches, balance {cuts}\n")
     print(markdown(["variant", "ms", "samples/s", "speed-up", "of bare", "runtime"], rows))
     print()
     for schedule in SCHEDULES:
-        share = bubble_utilisation(2, m, schedule=schedule)
+        share = bubble_utilisation(2, m, PER_WORKER.get(schedule, 1), schedule)
         bound = share * least[ONE] / least[HALVES]
         print(f"speed-up bound of {schedule}: {2 * share:.2f}, on this machine {bound:.2f}")
     if "torchgpipe" in least:
