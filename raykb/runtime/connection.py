@@ -23,6 +23,7 @@ JOB_ENVIRONMENT = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 EXIT_FAILED, EXIT_REFUSED = 1, 2
 _SHARED = "/dev/shm"
+_LATE = "timed out during startup"  # the only sign of it in Ray's exception, which is of no type
 
 
 def cluster_address() -> str | None:
@@ -88,7 +89,16 @@ def connected(where: str | None) -> Iterator[None]:
         paths = [str(_package().parent), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # workers inherit it
         free = _free_to_share()
-        ray.init(address="local", include_dashboard=False, **quiet)
+        try:
+            ray.init(address="local", include_dashboard=False, **quiet)
+        except Exception as error:
+            if _LATE not in str(error):
+                raise
+            raise Refused(
+                f"Ray did not start within the 30 s that it gives itself, on {os.cpu_count()} CPUs "
+                f"at a load of {os.getloadavg()[0]:.1f}; go on by --resume when they have less to "
+                "do, or run `ray start --head` once, whose Ray all runs use"
+            ) from error
         _say_if_on_disk(free, ray.cluster_resources().get("object_store_memory", 0.0))
     else:
         try:

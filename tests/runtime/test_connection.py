@@ -143,6 +143,15 @@ def test_an_object_store_on_a_disk_is_said(no_ray, monkeypatch, capsys, free, to
     ) == told
 
 
+def test_a_ray_that_does_not_start_in_time_is_said_in_a_line(no_ray, monkeypatch):
+    def late(**_):
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(connection.ray, "init", late)
+    with pytest.raises(Refused, match=r"within the 30 s .* go on by --resume"), connected(None):
+        pass
+
+
 @pytest.mark.parametrize("where", [None, "10.0.0.7:6379"])
 @pytest.mark.parametrize(
     ("address", "mode", "told"),
