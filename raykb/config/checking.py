@@ -108,7 +108,10 @@ def _check_rows(
         yield f"{named_by}: {shown(over)}, {unknown(over, entries)}"
         return
     for label, row in rows.items():
-        yield from _check_entry(row, entries[over], schema, f"{place}.{label}")
+        where = f"{place}.{label}"
+        for problem in _check_entry(row, entries[over], schema, where):
+            of_another = problem.startswith(f"{where}.name: ") and "name" in row
+            yield problem + f"; {named_by} is {over}, so it is a section like {over}" * of_another
 
 
 def _bound(

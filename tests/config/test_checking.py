@@ -301,12 +301,15 @@ def test_rows_are_checked_like_the_section_that_they_are_of():
     rivals = {
         "loose": {"name": "tiny", "widht": 2},
         "nameless": {"depth": 2},
+        "other": {"name": "poly"},
         "given": {"name": "net", "classes": 3, "deep": 4},
         "flat": 3,
     }
     assert problems_of(check, rows(rivals=rivals), ROWS) == [
         "comparison.rivals.loose.widht: unknown (did you mean 'width'?)",
         "comparison.rivals.nameless.name: missing; one of net, tiny",
+        'comparison.rivals.other.name: "poly", unknown; known: net, tiny; comparison.over is '
+        "model, so it is a section like model",
         "comparison.rivals.given.classes: given by the program; leave it out",
         "comparison.rivals.given.deep: is called comparison.rivals.given.depth now",
         "comparison.rivals.given.depth: missing; int",
