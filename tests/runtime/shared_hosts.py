@@ -91,24 +91,36 @@ class TwoHosts:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
         command += [f"--node-ip-address={self.hosts[side]}", f"--num-cpus={self._cpus}"]
         command += ["--object-store-memory=100000000"]
+        self._nodes.append(self._launched(side, self.on(side, *command)))
+
+    def _launched(self, side, command):
         with (self._folder / f"node-{side}.log").open("w") as log:
-            process = subprocess.Popen(
-                self.on(side, *command),
-                env=self._environment(),
-                stdout=log,
-                stderr=subprocess.STDOUT,
+            return subprocess.Popen(
+                command, env=self._environment(), stdout=log, stderr=subprocess.STDOUT
             )
-        self._nodes.append(process)
 
     def _environment(self):
         # a temporary folder of its own: its note of a running cluster is for nobody else
         return os.environ | {"RAY_TMPDIR": str(self._folder), "RAY_ADDRESS": self.address}
 
-    def _until(self, code, seconds=90):
+    def _until(self, code, seconds=400):
+        """Wait; a node that gave up, as Ray does on a busy machine after 30 s, is started again."""
         end = time.monotonic() + seconds
-        while (done := self.command(sys.executable, "-c", code)).returncode:
+        while trouble := self._trouble(code):
             logs = [log.read_text() for log in self._folder.glob("node-*.log")]
-            assert time.monotonic() < end, "\n".join([done.stderr, *logs])
+            assert time.monotonic() < end, "\n".join([trouble, *logs])
+            for side, node in enumerate(self._nodes):
+                if node.poll() is not None:
+                    self._empty(side)
+                    self._nodes[side] = self._launched(side, node.args)
+
+    def _trouble(self, code):
+        """Return what keeps the code from its end on the first host; nothing where nothing does."""
+        try:
+            done = self.command(sys.executable, "-c", code, timeout_s=100)
+        except subprocess.TimeoutExpired as error:
+            return str(error)
+        return done.stderr if done.returncode else ""
 
     def command(self, *arguments, timeout_s=200):
         """Run a command on the first host; return what :func:`subprocess.run` returns."""
@@ -162,7 +174,12 @@ class TwoHosts:
                 process.kill()
                 process.wait()
         for side, space in enumerate(self._spaces):
-            for pid in self.pids(side):
-                os.kill(pid, signal.SIGKILL)
+            self._empty(side)
             subprocess.run(["ip", "netns", "del", space], capture_output=True)
         subprocess.run(["ip", "link", "del", self._cables[0]], capture_output=True)
+
+    def _empty(self, side):
+        """End whatever is on a host."""
+        for pid in self.pids(side):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
