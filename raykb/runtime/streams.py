@@ -38,7 +38,7 @@ ray_data = Later("ray.data")
 backpressure = Later("ray.data._internal.execution.backpressure_policy")
 _PIECES = 1024  # of one execution of Ray Data, at most; then follows the next
 _BLOCKS = 12  # that the budget should have room for, so that several are made at a time
-_FEWEST = 6  # that it must have: one in the training, three on their way there, two being freed
+_FEWEST = 7  # that it must have: one in the training, three on their way there, three being freed
 _LOOK_S = 0.5
 _ANSWER_S = 2.0
 _SETTLE_S = 2.0
@@ -232,7 +232,7 @@ class _Pipeline:
             )
         self.steps = min(feed.block_steps, max(1, int(budget // (_BLOCKS * step_bytes))))
         # less those being freed
-        self.window = Window(int(budget // (self.steps * step_bytes)) - 2)
+        self.window = Window(int(budget // (self.steps * step_bytes)) - 3)
         self._feed, self.rank, self._size = feed, rank, size
 
     def first(self, step: int) -> Iterator[dict[str, Any]]:

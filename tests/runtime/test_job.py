@@ -156,7 +156,7 @@ def test_who_stops_it_while_data_are_read_gets_a_line_and_no_traceback(tmp_path,
     (tmp_path / "config.yaml").write_text("storage: runs\n")
 
     def prepare(config):
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt  # of a signal; a background process of a shell ignores SIGINT
 
     options = {"description": "", "default": tmp_path / "config.yaml", "schema": {}}
     code = job.launch(lambda session, ready: None, **options, prepare=prepare, argv=[])

@@ -275,7 +275,7 @@ STEP_BYTES = 12 * (2 * 3 * 16 * 16 + 3 * 8)
 
 def test_a_step_that_does_not_fit_into_the_store_is_refused(files):
     feed = RayData(source(files), store_mib=0.05)
-    least = rf"{6 * STEP_BYTES / 2**20:.3g}"
+    least = rf"{streams._FEWEST * STEP_BYTES / 2**20:.3g}"
     with pytest.raises(ValueError, match=rf"store_mib: 0\.05 MiB .*must be at least {least}"):
         feed.batches(0, Worker())
     assert streams._Pipeline(RayData(source(files), store_mib=0.5), 0, 1, STEP_BYTES).steps == 2
@@ -285,7 +285,7 @@ def test_a_step_that_does_not_fit_into_the_store_is_refused(files):
 
 def test_trainings_side_by_side_share_the_store(files):
     half = ray.cluster_resources()["object_store_memory"] / 2
-    crowd = int(half / (6 * STEP_BYTES)) + 1
+    crowd = int(half / (streams._FEWEST * STEP_BYTES)) + 1
     with pytest.raises(ValueError, match="store_mib: "):
         RayData(source(files), trainings=crowd).batches(0, Worker())
     RayData(source(files), trainings=crowd // 2).batches(0, Worker())
