@@ -98,7 +98,8 @@ class Stop:
             with heard:
                 while number := next(iter(heard.recv(1)), 0):
                     if ours(number) or self.signal:
-                        first()
+                        with contextlib.suppress(OSError):  # it ends in time nevertheless
+                            first()
                         return end(number)
 
         def end(number: int) -> None:

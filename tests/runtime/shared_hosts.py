@@ -14,7 +14,10 @@ _MOST_SHARES = 2**18  # that the kernel takes; others have 1024 each
 
 def can_be_slowed():
     """Return whether this process may make groups with shares of the cores (cgroup, version 1)."""
-    return _CORES.is_dir() and os.access(_cores_of_own(), os.W_OK)
+    try:
+        return _CORES.is_dir() and os.access(_cores_of_own(), os.W_OK)
+    except (OSError, ValueError):  # this process is in no such group
+        return False
 
 
 def _cores_of_own():
